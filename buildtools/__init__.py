@@ -1,0 +1,1 @@
+"""Build-time helpers that setup.py and the CUDA report share; not installed."""

@@ -1,0 +1,14 @@
+"""The compiler flags of every kernel: setup.py builds with them, the CUDA report looks at them."""
+
+# The same arithmetic on every instruction set: no contraction, nothing reordered. errno and traps
+# are given up because they keep square roots and comparisons from being vectorised.
+CXX_NUMERICS = ["-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+
+# The same on a GPU: no contraction, IEEE division and square root, denormals kept.
+NVCC_NUMERICS = ["--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false"]
+
+CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", *CXX_NUMERICS]
+
+# Line numbers cost nothing at run time and let compute-sanitizer name the line it complains about.
+NVCC_FLAGS = ["-std=c++20", "-O3", "-lineinfo", *NVCC_NUMERICS]
+NVCC_FLAGS += ["-Xcompiler=" + ",".join(["-fvisibility=hidden", *CXX_NUMERICS])]

@@ -1,0 +1,67 @@
+"""`python -m fusedstep`: what was built, with what, why CUDA was left out, what the machine has."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from fusedstep import build
+
+
+def built() -> Iterator[tuple[str, str]]:
+    """Rows about the build, as recorded in the modules."""
+    facts = build.FACTS
+    yield "version", facts["version"]
+    yield "python", facts["python"]
+    yield "torch", f"{facts['torch']}, stable ABI of {facts['torch_target']}"
+    yield "pybind11", facts["pybind11"]
+    yield "compiler", f"{facts['compiler']} {facts['cxx_flags']}"
+    if facts["cuda_reason"]:
+        yield "CUDA", f"left out: {facts['cuda_reason']}"
+    else:
+        yield "CUDA", f"{facts['cuda']} for {facts['cuda_archs']}"
+        yield "nvcc", facts["cuda_flags"]
+
+
+def loaded() -> Iterator[tuple[str, str]]:
+    """Rows about this process: the torch in use and which modules serve it."""
+    yield "torch", torch.__version__
+    yield "_C", build._C.__file__
+    yield "_C_cuda", build.CUDA_REASON or build._C_cuda.__file__
+
+
+def processor_name() -> str:
+    """The CPU's marketing name where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def machine() -> Iterator[tuple[str, str]]:
+    """Rows about the machine: the processor, then each GPU that torch sees."""
+    yield "CPU", f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}"
+    yield "threads", f"{torch.get_num_threads()} for torch, {os.cpu_count()} processors"
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        yield f"GPU {index}", f"{gpu.name}, {gpu.major}.{gpu.minor}, {gpu.total_memory >> 30} GiB"
+    if not torch.cuda.device_count():
+        yield "GPU", "none that torch sees"
+
+
+def main() -> None:
+    """Prints the three tables."""
+    for title, rows in (("built", built()), ("loaded", loaded()), ("machine", machine())):
+        print(title)
+        for name, value in rows:
+            print(f"  {name:<9} {value}")
+
+
+if __name__ == "__main__":
+    main()

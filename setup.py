@@ -1,0 +1,137 @@
+"""Builds the two C++ modules: _C (op schemas, CPU kernels) and _C_cuda (CUDA kernels).
+
+Both are written against torch's stable ABI, so one build serves every torch from 2.11 on. pybind11
+cannot target Python's limited API: there is one wheel for each Python version.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # pip's build backend leaves the project's folder out
+
+try:
+    import pybind11
+    import setuptools
+    import torch
+except ModuleNotFoundError as error:
+    sys.exit(f"fusedstep: building without isolation needs {error.name}: pip install {error.name}")
+
+from setuptools.command.build import build
+
+from buildtools import cuda
+from buildtools.facts import write_header
+from buildtools.flags import CXX_FLAGS, NVCC_FLAGS
+
+FOUND = cuda.find_toolkit()
+if FOUND:
+    os.environ["CUDA_HOME"] = str(FOUND)  # torch would take the folder of a wrapper called nvcc
+
+from torch.utils import cpp_extension  # reads CUDA_HOME when it is imported
+
+MINIMUM_TORCH = (2, 11)
+GENERATED = ROOT / "build" / "generated"
+OBJECTS = ROOT / "build" / "objects"
+
+
+def check_tools() -> None:
+    """Ends with one sentence where torch or setuptools is too old for this file."""
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
+        sys.exit(f"fusedstep: building needs torch >= 2.11, found {torch.__version__}")
+    if int(setuptools.__version__.split(".")[0]) < 77:
+        sys.exit(f"fusedstep: building needs setuptools >= 77, found {setuptools.__version__}")
+
+
+def plan_cuda() -> cuda.CudaPlan:
+    """Decides about CUDA as FUSEDSTEP_CUDA says and prints what was decided."""
+    root = FOUND
+    if root is None and cpp_extension.CUDA_HOME and cuda.is_toolkit(Path(cpp_extension.CUDA_HOME)):
+        root = Path(cpp_extension.CUDA_HOME)  # torch knows the usual place of installation
+    setting = os.environ.get("FUSEDSTEP_CUDA", "auto")
+    try:
+        plan = cuda.decide(setting, torch.__version__, torch.version.cuda, root)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"fusedstep: {error}")
+    if plan.root and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        codes = cuda.nvcc_output(plan.root, "--list-gpu-code").split()
+        built_for = torch._C._cuda_getArchFlags()  # cuda.get_arch_list() is empty without a GPU
+        os.environ["TORCH_CUDA_ARCH_LIST"] = cuda.default_archs(built_for, codes)
+    print(f"fusedstep: CUDA module {f'left out: {plan.reason}' if plan.reason else 'is built'}")
+    return plan
+
+
+def bound_jobs() -> None:
+    """Limits ninja to the CPUs given and to 2 GiB of memory for each compiler; MAX_JOBS wins."""
+    cpus = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    os.environ.setdefault("MAX_JOBS", str(max(1, min(cpus, memory // 2**31))))
+
+
+def build_facts(plan: cuda.CudaPlan, version: str) -> dict[str, str]:
+    """What `python -m fusedstep` tells about this build."""
+    return {
+        "version": version,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "torch": torch.__version__,
+        "torch_target": ".".join(map(str, MINIMUM_TORCH)),
+        "pybind11": pybind11.__version__,
+        "cxx_flags": " ".join(CXX_FLAGS),
+        "cuda": plan.version,
+        "cuda_archs": os.environ["TORCH_CUDA_ARCH_LIST"] if plan.root else "",
+        "cuda_flags": " ".join(NVCC_FLAGS) if plan.root else "",
+        "cuda_reason": plan.reason,
+    }
+
+
+class BuildFromEmpty(build):
+    """Empties build_lib first: a wheel would pack modules that an earlier build left there."""
+
+    def run(self) -> None:
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
+class BuildModules(cpp_extension.BuildExtension):
+    """Compiles with ninja, in one folder for all kinds of build so that objects are re-used."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.build_temp = str(OBJECTS)
+
+    def run(self) -> None:
+        facts = build_facts(PLAN, self.distribution.get_version())
+        write_header(GENERATED / "build_facts_table.h", facts)
+        bound_jobs()
+        super().run()
+
+
+def module(name: str, sources: list[str], device: str, libraries: list[str], macros: list):
+    """One C++ module; it links only what it uses, so that _C loads on a torch without CUDA."""
+    return setuptools.Extension(
+        f"fusedstep.{name}",
+        sorted(str(path.relative_to(ROOT)) for glob in sources for path in ROOT.glob(glob)),
+        include_dirs=[
+            *[str(ROOT), str(GENERATED), pybind11.get_include()],
+            *cpp_extension.include_paths(device),
+        ],
+        library_dirs=cpp_extension.library_paths(device),
+        libraries=libraries,
+        define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000"), *macros],
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        language="c++",
+    )
+
+
+check_tools()
+PLAN = plan_cuda()
+MODULES = [module("_C", ["csrc/*.cpp", "kernels/cpu/*.cpp"], "cpu", ["torch_cpu"], [])]
+if PLAN.root:
+    sources = ["csrc/cuda/*.cpp", "kernels/cuda/*.cu"]
+    libraries = ["torch_cpu", "torch_cuda", "cudart"]
+    MODULES.append(module("_C_cuda", sources, "cuda", libraries, [("USE_CUDA", None)]))
+
+setuptools.setup(ext_modules=MODULES, cmdclass={"build": BuildFromEmpty, "build_ext": BuildModules})
