@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # pip's build backend leaves the project's folder out
 
 try:
+    import ninja
     import pybind11
     import setuptools
     import torch
@@ -39,11 +40,13 @@ OBJECTS = ROOT / "build" / "objects"
 
 
 def check_tools() -> None:
-    """Ends with one sentence where torch or setuptools is too old for this file."""
+    """Ends with one sentence where torch or setuptools is too old; puts ninja on PATH."""
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
         sys.exit(f"fusedstep: building needs torch >= 2.11, found {torch.__version__}")
     if int(setuptools.__version__.split(".")[0]) < 77:
         sys.exit(f"fusedstep: building needs setuptools >= 77, found {setuptools.__version__}")
+    # torch runs ninja by its bare name, which a virtual environment that is not activated hides.
+    os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", os.defpath)])
 
 
 def plan_cuda() -> cuda.CudaPlan:

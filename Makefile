@@ -1,0 +1,122 @@
+# `make train` and `make test` are all that a fresh machine needs; `make help` lists every target.
+SHELL := bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+SECOND := .venv-second
+PY := $(VENV)/bin/python
+IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+JOBS := $(or $(MAX_JOBS),$(shell getconf _NPROCESSORS_ONLN))
+
+# Which torch, as a pip requirement: the one to build against, and the one to load that build under.
+FUSEDSTEP_TORCH ?= torch
+FUSEDSTEP_SECOND_TORCH ?= torch==2.13.0
+BUILD_REQUIRES := "setuptools>=77" "pybind11>=3.0" ninja
+
+SOURCES := setup.py pyproject.toml $(wildcard buildtools/*.py) \
+           $(shell find csrc kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+CXX_FILES = $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: train
+train: setup ## train a language model with torch's step and with fusedstep's; ARGS="..."
+	$(PY) bench/train_lm.py $(ARGS)
+
+.PHONY: test
+test: test-kernels test-second test-python ## every test that this machine can run
+
+.PHONY: setup
+setup: $(VENV)/built ## make the virtual environment and build the extension in it
+
+.PHONY: test-kernels
+test-kernels: $(VENV)/cmake # the CUDA kernels' source on the CPU, under sanitizers
+	$(IN_VENV) cmake -S . -B build/cmake -G Ninja
+	$(IN_VENV) cmake --build build/cmake --parallel $(JOBS)
+	$(IN_VENV) ctest --test-dir build/cmake --output-on-failure
+
+.PHONY: test-python
+test-python: setup
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+.PHONY: test-second
+ifeq ($(FUSEDSTEP_SECOND_TORCH),$(FUSEDSTEP_TORCH))
+test-second:
+	@echo "FUSEDSTEP_SECOND_TORCH is FUSEDSTEP_TORCH: no second torch to repeat the suite under"
+else
+test-second: setup $(SECOND)/installed # the files that were built for the first torch
+	PYTHONPATH="$(CURDIR)/python" $(SECOND)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+endif
+
+.PHONY: bench
+bench: setup ## time the step against torch's; ARGS="..."
+	$(PY) bench/step.py $(ARGS)
+
+.PHONY: cuda-report
+cuda-report: setup ## compile the CUDA kernels and check registers, spills and load widths
+	$(PY) tests/cuda/report.py $(ARGS)
+
+# No virtual environment and no network: PYTHON has torch and what a build needs.
+.PHONY: gpu-check
+gpu-check: ## prove and time everything on this machine's GPU, with PYTHON (python3)
+	arch=$${TORCH_CUDA_ARCH_LIST:-$$($(PYTHON) -c \
+	  'import torch; print("%d.%d" % torch.cuda.get_device_capability())')} && \
+	FUSEDSTEP_CUDA=1 TORCH_CUDA_ARCH_LIST=$$arch $(PYTHON) setup.py -q build_ext --inplace
+	PYTHONPATH="$(CURDIR)/python" $(PYTHON) bench/gpu_check.py $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/lint ## check the format of all code and run ruff
+	$(IN_VENV) clang-format --dry-run -Werror $(CXX_FILES)
+	$(IN_VENV) ruff check .
+	$(IN_VENV) ruff format --check .
+
+.PHONY: format
+format: $(VENV)/lint ## format all code
+	$(IN_VENV) clang-format -i $(CXX_FILES)
+	$(IN_VENV) ruff check --fix .
+	$(IN_VENV) ruff format .
+
+.PHONY: clean
+clean: ## remove what was built, keep the virtual environments
+	rm -rf build dist python/*.egg-info python/fusedstep/*.so $(VENV)/built
+
+# The files below stand for steps that are done. A file of settings is rewritten only when a setting
+# changes, so that exactly then all that follows is done again.
+.PHONY: FORCE
+FORCE:
+
+$(VENV)/created $(SECOND)/created: %/created:
+	$(PYTHON) -m venv $*
+	touch $@
+
+$(VENV)/settings: SETTINGS = torch $(FUSEDSTEP_TORCH) cuda $(FUSEDSTEP_CUDA) $(TORCH_CUDA_ARCH_LIST)
+$(SECOND)/settings: SETTINGS = torch $(FUSEDSTEP_SECOND_TORCH)
+$(VENV)/settings $(SECOND)/settings: %/settings: FORCE | %/created
+	@cmp -s $@ <(echo '$(SETTINGS)') || echo '$(SETTINGS)' > $@
+
+$(VENV)/torch: $(VENV)/settings
+	$(PY) -m pip install "$(FUSEDSTEP_TORCH)" $(BUILD_REQUIRES)
+	touch $@
+
+$(VENV)/built: $(VENV)/torch $(SOURCES)
+	$(PY) -m pip install -q --no-build-isolation -e '.[bench,test]'
+	touch $@
+
+$(SECOND)/installed: $(SECOND)/settings | $(VENV)/built
+	$(SECOND)/bin/python -m pip install "$(FUSEDSTEP_SECOND_TORCH)" numpy \
+	  $$($(PY) buildtools/extras.py test)
+	touch $@
+
+$(VENV)/lint: pyproject.toml | $(VENV)/built
+	$(PY) -m pip install -q $$($(PY) buildtools/extras.py lint)
+	touch $@
+
+# cmake and ctest of the machine where it has them, else those of the package index.
+$(VENV)/cmake: | $(VENV)/torch
+	{ command -v cmake && command -v ctest; } || $(PY) -m pip install -q cmake
+	touch $@

@@ -1,0 +1,50 @@
+"""What all tests share: the `gpu` marker, the device fixture, and the count of skips by reason."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import settings
+
+from fusedstep import build
+
+# A busy machine is slow, not wrong: no example may fail for the time it took. CI repeats itself.
+settings.register_profile(
+    "fusedstep", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI"))
+)
+settings.load_profile("fusedstep")
+
+
+def gpu_lack() -> str:
+    """Why tests marked `gpu` cannot run here; "" where they can."""
+    if not torch.cuda.is_available():
+        return "needs a CUDA device, torch sees none"
+    if build.CUDA_REASON:
+        return f"needs the CUDA module, which is {build.CUDA_REASON}"
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests marked `gpu` where they cannot run."""
+    reason = gpu_lack()
+    for item in items:
+        if reason and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device in turn: a test that takes it runs on the CPU and, if there is one, the GPU."""
+    return torch.device(request.param)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Ends the report with the number of skipped tests for each reason."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    terminalreporter.section(f"skipped: {len(skipped)}, torch {torch.__version__}")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:5d}  {reason}")
