@@ -1,0 +1,50 @@
+// Adam's step as ops, for either device: arguments checked, table filled or compared, passes run.
+#pragma once
+
+#include "csrc/adam_groups.h"
+#include "csrc/step_options.h"
+
+namespace fusedstep {
+
+template <typename Passes>
+struct AdamOps {
+  static void adam_(const Tensors& params, const Tensors& grads, const Tensors& exp_avgs,
+                    const Tensors& exp_avg_sqs, const Tensors& max_exp_avg_sqs,
+                    const Tensors& steps, const std::vector<int64_t>& group_sizes,
+                    const std::vector<double>& groups, const Tensors& lrs,
+                    std::optional<Tensor> norm, std::optional<Tensor> grad_scale,
+                    std::optional<Tensor> found_inf, double max_norm, bool skip_nonfinite) {
+    TensorTable table;
+    const auto adam = assign_adam(table, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs,
+                                  steps, group_sizes, groups, lrs);
+    const StepOptions options{norm, grad_scale, found_inf, max_norm, skip_nonfinite};
+    options.check("adam_", params[0]);
+    Passes(table, adam, false).adam(options.clip());
+  }
+
+  // norm_type 0: `norm` is given, or not wanted.
+  static bool table_adam_(int64_t table, const OptionalTensors& grads,
+                          const std::vector<double>& groups, const Tensors& lrs,
+                          std::optional<Tensor> norm, double norm_type,
+                          std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
+                          double max_norm, bool skip_nonfinite) {
+    auto& tensors = *reinterpret_cast<TensorTable*>(table);
+    if (!tensors.refresh(grads)) {
+      return false;
+    }
+    const Tensor& reference = tensors.slots()[0].param;
+    const auto adam = adam_groups("table_adam_", groups, lrs, reference);
+    const StepOptions options{norm, grad_scale, found_inf, max_norm, skip_nonfinite};
+    options.check("table_adam_", reference);
+    Passes passes(tensors, adam, true);
+    if (norm_type > 0) {
+      require(norm.has_value(), "table_adam_", "norm", -1, "be given to be computed", "None");
+      passes.norm(require_norm("table_adam_", norm_type), data_or_null<float>(grad_scale),
+                  data_or_null<double>(norm));
+    }
+    passes.adam(options.clip());
+    return true;
+  }
+};
+
+}  // namespace fusedstep

@@ -1,0 +1,57 @@
+// Every check of an op's arguments, in one wording. Python refuses bad input first, with ValueError
+// and TypeError (python/fusedstep/checks.py); these guard those who call the ops themselves.
+#pragma once
+
+#include <string>
+
+#include "csrc/tensor.h"
+
+namespace fusedstep {
+
+// "<function>: <argument>[i] must <property>, got <value>"; i < 0: no index.
+template <typename Value>
+void require(bool holds, const char* function, const char* argument, int64_t i,
+             const char* property, const Value& value) {
+  if (!holds) {
+    const std::string index = i < 0 ? "" : "[" + std::to_string(i) + "]";
+    STD_TORCH_CHECK(false, function, ": ", argument, index, " must ", property, ", got ", value);
+  }
+}
+
+inline void require_length(const char* function, const char* argument, size_t length,
+                           size_t expected) {
+  require(length == expected, function, argument, -1,
+          ("have length " + std::to_string(expected)).c_str(), length);
+}
+
+inline Dtype require_dtype(const char* function, const char* argument, int64_t i,
+                           const Tensor& tensor) {
+  const auto dtype = dtype_of(tensor);
+  require(dtype.has_value() && is_strided(tensor), function, argument, i,
+          "be a dense float32, float64, bfloat16 or float16 tensor", "another dtype or layout");
+  return *dtype;
+}
+
+inline void require_same_device(const char* function, const char* argument, int64_t i,
+                                const Tensor& tensor, const Tensor& reference) {
+  require(same_device(tensor, reference), function, argument, i,
+          "be on the device of the first tensor", tensor.get_device());
+}
+
+inline void require_scalar(const char* function, const char* argument, int64_t i,
+                           const Tensor& tensor, Dtype dtype, const Tensor& reference) {
+  require(tensor.numel() == 1 && dtype_of(tensor) == dtype, function, argument, i,
+          dtype == Dtype::kFloat64 ? "be one float64 value" : "be one float32 value",
+          std::to_string(tensor.numel()) + " values or another dtype");
+  require_same_device(function, argument, i, tensor, reference);
+}
+
+inline void require_scalar(const char* function, const char* argument,
+                           const std::optional<Tensor>& tensor, Dtype dtype,
+                           const Tensor& reference) {
+  if (tensor.has_value()) {
+    require_scalar(function, argument, -1, *tensor, dtype, reference);
+  }
+}
+
+}  // namespace fusedstep

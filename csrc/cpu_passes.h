@@ -1,0 +1,62 @@
+// Runs the CPU kernels over a tensor table on torch's threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
+#include "csrc/group_bytes.h"
+#include "csrc/tensor_table.h"
+#include "kernels/common/clip.h"
+#include "kernels/cpu/norm.h"
+#include "kernels/cpu/rules.h"
+
+namespace fusedstep {
+
+// Calls f(begin, end) on ranges of chunks with even shares of the work, in parallel.
+template <typename F>
+void for_shares(const Layout& layout, const F& f) {
+  constexpr int64_t kWorthAThread = 16384;  // elements
+  const int64_t useful = layout.cost.back() / kWorthAThread + 1;
+  const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), useful);
+  if (workers == 1) {
+    f(0, layout.num_chunks());
+    return;
+  }
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
+    f(share_begin(layout, first, workers), share_begin(layout, last, workers));
+  });
+}
+
+// The passes over one table. The CPU reads the table where it is, however long it lives.
+class CpuPasses {
+ public:
+  CpuPasses(TensorTable& table, GroupBytes groups, bool /*lives_on*/)
+      : table_(table), host_(table.host(groups.data)) {}
+
+  void norm(Norm norm, const float* grad_scale, double* out) {
+    auto& partials = table_.partials;
+    partials.resize(host_.num_chunks);
+    for_shares(table_.layout(), [&](int64_t begin, int64_t end) {
+      cpu::norm_chunks(host_, norm, begin, end, partials.data());
+    });
+    *out = cpu::fold_partials(norm, partials.data(), host_.num_chunks, grad_scale);
+  }
+
+  void adam(const Clip& clip) { step(cpu::adam_chunks, clip); }
+  void scale(const Clip& clip) { step(cpu::scale_chunks, clip); }
+
+ private:
+  using StepChunks = void(const Table&, const Clip&, int64_t begin, int64_t end);
+
+  void step(StepChunks* step_chunks, const Clip& clip) {
+    for_shares(table_.layout(),
+               [&](int64_t begin, int64_t end) { step_chunks(host_, clip, begin, end); });
+    cpu::advance_steps(host_, static_cast<int64_t>(table_.layout().rows.size()), clip);
+  }
+
+  TensorTable& table_;
+  Table host_;
+};
+
+}  // namespace fusedstep

@@ -1,0 +1,68 @@
+// Runs the GPU kernels over a tensor table on torch's current stream.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <optional>
+
+#include "csrc/cuda/device_table.h"
+#include "csrc/group_bytes.h"
+#include "kernels/common/clip.h"
+#include "kernels/cuda/norm.h"
+#include "kernels/cuda/rules.h"
+
+namespace fusedstep::cuda {
+
+// The passes over one table, with its device and stream current. `lives_on`: whether the table
+// outlives the op, so that its copy on the device is worth keeping.
+class Passes {
+ public:
+  Passes(TensorTable& table, GroupBytes groups, bool lives_on)
+      : guard_(device_index(table)),
+        stream_(current_stream(device_index(table))),
+        launches_(table.layout().launches) {
+    if (!lives_on) {
+      borrowed_.emplace(stream_);
+    }
+    device_ = lives_on ? &device_side(table) : &**borrowed_;
+    device_->synchronize(table, groups.data, groups.bytes, stream_);
+  }
+
+  void norm(Norm norm, const float* grad_scale, double* out) {
+    check(norm_pass(device_->view(), norm, grad_scale, device_->partials(), device_->ticket(), out,
+                    stream_),
+          "launching the norm pass");
+  }
+
+  void adam(const Clip& clip) { step(adam_pass, clip); }
+  void scale(const Clip& clip) { step(scale_pass, clip); }
+
+ private:
+  using StepPass = cudaError_t(const Table&, const Clip&, const Launch&, unsigned*, cudaStream_t);
+
+  void step(StepPass* step_pass, const Clip& clip) {
+    for (const Launch& launch : launches_) {
+      check(step_pass(device_->view(), clip, launch, device_->finished(), stream_),
+            "launching the step pass");
+    }
+  }
+
+  static int32_t device_index(const TensorTable& table) {
+    return table.slots()[0].param.get_device();
+  }
+
+  static cudaStream_t current_stream(int32_t device) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+    return static_cast<cudaStream_t>(stream);
+  }
+
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
+  const std::vector<Launch>& launches_;
+  std::optional<BorrowedDeviceTable> borrowed_;
+  DeviceTable* device_;
+};
+
+}  // namespace fusedstep::cuda

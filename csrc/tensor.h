@@ -1,0 +1,70 @@
+// What the adapters ask of a torch tensor, through the stable C interface.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "kernels/common/dtypes.h"
+
+namespace fusedstep {
+
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+using OptionalTensors = std::vector<std::optional<Tensor>>;
+
+// The kernels' name for a tensor's dtype; nothing where they do not know it.
+inline std::optional<Dtype> dtype_of(const Tensor& tensor) {
+  using torch::headeronly::ScalarType;
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      return std::nullopt;
+  }
+}
+
+inline bool is_strided(const Tensor& tensor) {
+  int32_t layout;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  return layout == aoti_torch_layout_strided();
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.get_device() == b.get_device() && a.is_cuda() == b.is_cuda();
+}
+
+// Whether element i lies at the same place in both. Strides of dimensions of one element do not count.
+inline bool same_layout(const Tensor& a, const Tensor& b) {
+  const int64_t dim = a.dim();
+  if (dim != b.dim()) {
+    return false;
+  }
+  const int64_t numel = a.numel();
+  int64_t *a_sizes, *b_sizes, *a_strides, *b_strides;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(a.get(), &a_sizes));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(b.get(), &b_sizes));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(a.get(), &a_strides));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(b.get(), &b_strides));
+  for (int64_t d = 0; d < dim; ++d) {
+    if (a_sizes[d] != b_sizes[d] ||
+        (numel > 0 && a_sizes[d] != 1 && a_strides[d] != b_strides[d])) {
+      return false;
+    }
+  }
+  return true;
+}
+
+template <typename T>
+T* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? static_cast<T*>(tensor->data_ptr()) : nullptr;
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,67 @@
+// Keeps the tensor table of a list of tensors: built once, compared with the tensors at every step.
+#pragma once
+
+#include <memory>
+
+#include "csrc/tensor.h"
+#include "kernels/common/layout.h"
+
+namespace fusedstep {
+
+// What a device keeps beside the table in host memory, e.g. its copy on a GPU.
+struct DeviceSide {
+  virtual ~DeviceSide() = default;
+};
+
+class TensorTable {
+ public:
+  // One parameter: its tensors, and its row without the gradient. The states are in the compute
+  // type and the layout of the parameter; the step, where there is one, is a float32 scalar.
+  struct Slot {
+    Tensor param;
+    Tensors states;
+    std::optional<Tensor> step;
+    Row row;
+  };
+
+  // The parameters of an optimizer, group after group. `states` lists all first states, then all
+  // second ones, ...; `state_counts[g]` says how many states the parameters of group g have.
+  void assign(const char* function, const Tensors& params, const Tensors& states,
+              const Tensors& steps, const std::vector<int64_t>& group_sizes,
+              const std::vector<int64_t>& state_counts);
+
+  // Tensors that a rule without state rewrites or that are only read: gradients to be clipped.
+  void assign(const char* function, const Tensors& tensors);
+
+  // Compares everything with what the table says and takes over the addresses of the gradients.
+  // False, and nothing changed, where a parameter or state has moved or a gradient's layout,
+  // device or dtype does not fit: then the caller has to assign anew.
+  bool refresh(const OptionalTensors& grads);
+
+  const Layout& layout() const { return layout_; }
+  const std::vector<void*>& grads() const { return grads_; }
+  const std::vector<Slot>& slots() const { return slots_; }
+  bool empty() const { return layout_.rows.empty(); }
+
+  // Counts how often the rows were laid out anew; a copy on a device is good for one version.
+  int64_t layout_version() const { return layout_version_; }
+
+  // The table over host memory.
+  Table host(const void* groups) const;
+
+  std::unique_ptr<DeviceSide> device_side;
+  std::vector<double> partials;  // the norm's, where it is reduced on the CPU
+
+ private:
+  bool unmoved(const Slot& slot) const;
+  void lay_out(const std::vector<int32_t>& active, const std::vector<Dtype>& grad_dtypes);
+
+  std::vector<Slot> slots_;
+  std::vector<int32_t> active_;      // slots that have a gradient, in order
+  std::vector<Dtype> grad_dtypes_;   // of the active slots
+  Layout layout_;                    // of the active slots
+  std::vector<void*> grads_;         // in the order of the layout's rows
+  int64_t layout_version_ = 0;
+};
+
+}  // namespace fusedstep

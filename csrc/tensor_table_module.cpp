@@ -1,0 +1,63 @@
+// fusedstep._C.TensorTable: the table's lifetime, and what tests and `python -m fusedstep` may ask of it.
+#include "csrc/tensor_table_module.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "csrc/tensor_table.h"
+
+namespace py = pybind11;
+
+namespace fusedstep {
+namespace {
+
+void table_assign(int64_t table, const Tensors& params, const Tensors& states,
+                  const Tensors& steps, const std::vector<int64_t>& group_sizes,
+                  const std::vector<int64_t>& state_counts) {
+  reinterpret_cast<TensorTable*>(table)->assign("table_assign", params, states, steps,
+                                                group_sizes, state_counts);
+}
+
+// Whether dicts[i][key], for every key that it has, is still the very object that `objects`
+// lists. A state that somebody replaced must not go on being written in its old place.
+bool same_objects(const py::list& dicts, const py::tuple& keys, const py::list& objects) {
+  size_t next = 0;
+  for (const py::handle dict : dicts) {
+    for (const py::handle key : keys) {
+      PyObject* value = PyDict_GetItemWithError(dict.ptr(), key.ptr());  // borrowed
+      if (value == nullptr) {
+        if (PyErr_Occurred()) {
+          throw py::error_already_set();
+        }
+        continue;
+      }
+      if (next >= objects.size() || PyList_GET_ITEM(objects.ptr(), next) != value) {
+        return false;
+      }
+      ++next;
+    }
+  }
+  return next == objects.size();
+}
+
+}  // namespace
+
+void bind_tensor_table(py::module_& m) {
+  py::class_<TensorTable>(m, "TensorTable")
+      .def(py::init<>())
+      .def_property_readonly("address",
+                             [](TensorTable& table) { return reinterpret_cast<int64_t>(&table); })
+      .def_property_readonly("num_rows",
+                             [](const TensorTable& table) { return table.layout().rows.size(); })
+      .def_property_readonly("num_chunks",
+                             [](const TensorTable& table) { return table.layout().num_chunks(); })
+      .def_property_readonly(
+          "num_launches", [](const TensorTable& table) { return table.layout().launches.size(); })
+      .def_property_readonly("layout_version", &TensorTable::layout_version);
+  m.def("same_objects", &same_objects, py::arg("dicts"), py::arg("keys"), py::arg("objects"));
+}
+
+}  // namespace fusedstep
+
+STABLE_TORCH_LIBRARY_IMPL(fusedstep, CompositeExplicitAutograd, m) {
+  m.impl("table_assign", TORCH_BOX(&fusedstep::table_assign));
+}

@@ -1,0 +1,101 @@
+// The four storage types of parameters and gradients, and their conversions: the same bits on every device.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "kernels/common/macros.h"
+
+namespace fusedstep {
+
+enum class Dtype : uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+// The type a parameter is computed in: double for float64, float for everything else.
+template <typename Storage>
+using Compute = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
+
+template <typename To, typename From>
+FUSEDSTEP_HD To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+FUSEDSTEP_HD float widen(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+
+// Shifts exponent and mantissa into float's place, then corrects the bias by an exact
+// multiplication, which also normalises subnormals. Branch-free so that loops vectorise.
+FUSEDSTEP_HD float widen(Half x) {
+  const uint32_t magnitude = (x.bits & 0x7fffu) << 13;
+  const float finite = bit_cast<float>(magnitude) * 0x1p112f;
+  const uint32_t special = magnitude | 0x7f800000u;  // infinity and NaN keep their mantissa
+  const uint32_t bits = magnitude >= (0x7c00u << 13) ? special : bit_cast<uint32_t>(finite);
+  return bit_cast<float>(bits | (x.bits & 0x8000u) << 16);
+}
+
+// Round to nearest, ties to even. Every NaN becomes 0x7fff, as the GPU's own conversion does.
+FUSEDSTEP_HD BFloat16 round_to_bfloat16(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return BFloat16{static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : rounded)};
+}
+
+FUSEDSTEP_HD Half round_to_half(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  // Normal range: rebias the exponent by 127 - 15 and round the 13 bits that fall away.
+  const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Below 2^-14: adding 0.5 aligns the mantissa at half's subnormal unit; the adder rounds.
+  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  uint32_t result = magnitude < 0x38800000u ? subnormal : normal;
+  result = magnitude >= 0x477ff000u ? 0x7c00u : result;  // 65520 and above round to infinity
+  result = magnitude > 0x7f800000u ? 0x7fffu : result | (bits >> 16 & 0x8000u);
+  return Half{static_cast<uint16_t>(result)};
+}
+
+// Storage to compute type and back. A float64 gradient of a narrower parameter rounds once, to float.
+template <typename T, typename Storage>
+FUSEDSTEP_HD T load_as(Storage x) {
+  if constexpr (std::is_arithmetic_v<Storage>) {
+    return static_cast<T>(x);
+  } else {
+    return static_cast<T>(widen(x));
+  }
+}
+
+template <typename Storage, typename T>
+FUSEDSTEP_HD Storage store_as(T x) {
+  if constexpr (std::is_same_v<Storage, BFloat16>) {
+    return round_to_bfloat16(static_cast<float>(x));
+  } else if constexpr (std::is_same_v<Storage, Half>) {
+    return round_to_half(static_cast<float>(x));
+  } else {
+    return static_cast<Storage>(x);
+  }
+}
+
+// Calls f with a value of the storage type that `dtype` names, e.g. to pick a template.
+template <typename F>
+FUSEDSTEP_HD auto with_storage(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return f(double{});
+    case Dtype::kBFloat16:
+      return f(BFloat16{});
+    case Dtype::kFloat16:
+      return f(Half{});
+    default:
+      return f(float{});
+  }
+}
+
+}  // namespace fusedstep

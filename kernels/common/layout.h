@@ -1,0 +1,80 @@
+// Builds a tensor table on the host: rows sorted by dtypes, chunks numbered, one launch per combination.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/common/table.h"
+
+namespace fusedstep {
+
+// A run of chunks whose rows have the same dtypes: one kernel launch.
+struct Launch {
+  Dtype param_dtype;
+  Dtype grad_dtype;
+  int64_t first_chunk;
+  int64_t num_chunks;
+};
+
+struct Layout {
+  std::vector<Row> rows;
+  std::vector<int32_t> order;        // rows[i] was listed as number order[i]
+  std::vector<int32_t> row_of_chunk;
+  std::vector<int64_t> cost;         // [chunks + 1] work before each chunk, to share it out evenly
+  std::vector<Launch> launches;
+  int64_t num_chunks() const { return static_cast<int64_t>(row_of_chunk.size()); }
+};
+
+// Work of a chunk beyond its elements, in elements: look-ups, coefficients, the end of the loops.
+constexpr int64_t kChunkOverhead = 512;
+
+// `listed`: rows in the caller's order, with everything set but first_chunk and first_partial.
+inline Layout make_layout(const std::vector<Row>& listed) {
+  Layout layout;
+  std::vector<int64_t> first_partial(listed.size());
+  int64_t chunks = 0;
+  for (size_t i = 0; i < listed.size(); ++i) {
+    layout.order.push_back(static_cast<int32_t>(i));
+    first_partial[i] = chunks;
+    chunks += chunks_of(listed[i].size);
+  }
+  const auto dtypes = [&](int32_t i) {
+    return static_cast<int>(listed[i].param_dtype) * 16 + static_cast<int>(listed[i].grad_dtype);
+  };
+  std::stable_sort(layout.order.begin(), layout.order.end(),
+                   [&](int32_t a, int32_t b) { return dtypes(a) < dtypes(b); });
+
+  layout.row_of_chunk.reserve(chunks);
+  layout.cost.reserve(chunks + 1);
+  layout.cost.push_back(0);
+  for (const int32_t listed_as : layout.order) {
+    Row row = listed[listed_as];
+    row.first_chunk = layout.num_chunks();
+    row.first_partial = first_partial[listed_as];
+    const bool same_launch = !layout.rows.empty() &&
+                             layout.rows.back().param_dtype == row.param_dtype &&
+                             layout.rows.back().grad_dtype == row.grad_dtype;
+    if (!same_launch) {
+      layout.launches.push_back({row.param_dtype, row.grad_dtype, row.first_chunk, 0});
+    }
+    const int64_t row_chunks = chunks_of(row.size);
+    layout.launches.back().num_chunks += row_chunks;
+    for (int64_t k = 0; k < row_chunks; ++k) {
+      layout.row_of_chunk.push_back(static_cast<int32_t>(layout.rows.size()));
+      const int64_t size = std::min(kChunkSize, row.size - k * kChunkSize);
+      layout.cost.push_back(layout.cost.back() + size + kChunkOverhead);
+    }
+    layout.rows.push_back(row);
+  }
+  return layout;
+}
+
+// The first chunk of worker `worker` of `workers`; shares are even in work, not in chunks.
+inline int64_t share_begin(const Layout& layout, int64_t worker, int64_t workers) {
+  const double target = static_cast<double>(layout.cost.back()) * worker / workers;
+  const auto at = std::lower_bound(layout.cost.begin(), layout.cost.end(),
+                                   static_cast<int64_t>(target));
+  return std::min<int64_t>(at - layout.cost.begin(), layout.num_chunks());
+}
+
+}  // namespace fusedstep

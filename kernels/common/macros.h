@@ -1,0 +1,34 @@
+// The few macros that let one source be compiled by a C++ compiler, by nvcc and by the SIMT harness.
+#pragma once
+
+#if defined(__CUDACC__)
+#define FUSEDSTEP_HD __host__ __device__ __forceinline__
+#else
+#define FUSEDSTEP_HD inline __attribute__((always_inline))
+#endif
+
+// An array shared by the threads of a block. The harness (tests/simt) hands out one whose every
+// access is checked for bounds, initialisation and races.
+#if defined(FUSEDSTEP_SIMT)
+#define FUSEDSTEP_SHARED(type, name, count) auto name = ::simt::shared<type, __COUNTER__>(count)
+#else
+#define FUSEDSTEP_SHARED(type, name, count) __shared__ type name[count]
+#endif
+
+// One CPU function compiled for several instruction sets; the loader picks. Contraction is off
+// (-ffp-contract=off), so all of them give the same bits.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define FUSEDSTEP_CLONES \
+  __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define FUSEDSTEP_CLONES
+#endif
+
+// The iterations of the next loop are independent of one another.
+#if defined(__GNUC__) && !defined(__clang__)
+#define FUSEDSTEP_IVDEP _Pragma("GCC ivdep")
+#elif defined(__clang__)
+#define FUSEDSTEP_IVDEP _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define FUSEDSTEP_IVDEP
+#endif

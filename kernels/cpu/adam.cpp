@@ -1,0 +1,13 @@
+// The step pass of kernels/rules/adam.h on the CPU.
+#include "kernels/rules/adam.h"
+
+#include "kernels/cpu/rules.h"
+#include "kernels/cpu/step.h"
+
+namespace fusedstep::cpu {
+
+void adam_chunks(const Table& table, const Clip& clip, int64_t begin, int64_t end) {
+  step_chunks<Adam>(table, clip, begin, end);
+}
+
+}  // namespace fusedstep::cpu
