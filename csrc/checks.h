@@ -2,6 +2,8 @@
 // and TypeError (python/fusedstep/checks.py); these guard those who call the ops themselves.
 #pragma once
 
+#include <sstream>
+#include <stdexcept>
 #include <string>
 
 #include "csrc/tensor.h"
@@ -13,8 +15,13 @@ template <typename Value>
 void require(bool holds, const char* function, const char* argument, int64_t i,
              const char* property, const Value& value) {
   if (!holds) {
-    const std::string index = i < 0 ? "" : "[" + std::to_string(i) + "]";
-    STD_TORCH_CHECK(false, function, ": ", argument, index, " must ", property, ", got ", value);
+    std::ostringstream message;
+    message << function << ": " << argument;
+    if (i >= 0) {
+      message << "[" << i << "]";
+    }
+    message << " must " << property << ", got " << value;
+    throw std::runtime_error(message.str());  // torch's own macro would add the file's path
   }
 }
 

@@ -39,6 +39,19 @@ bool same_objects(const py::list& dicts, const py::tuple& keys, const py::list& 
   return next == objects.size();
 }
 
+// Whether two lists hold the same objects in the same order.
+bool same_items(const py::list& a, const py::list& b) {
+  if (a.size() != b.size()) {
+    return false;
+  }
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (PyList_GET_ITEM(a.ptr(), i) != PyList_GET_ITEM(b.ptr(), i)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 void bind_tensor_table(py::module_& m) {
@@ -54,6 +67,7 @@ void bind_tensor_table(py::module_& m) {
           "num_launches", [](const TensorTable& table) { return table.layout().launches.size(); })
       .def_property_readonly("layout_version", &TensorTable::layout_version);
   m.def("same_objects", &same_objects, py::arg("dicts"), py::arg("keys"), py::arg("objects"));
+  m.def("same_items", &same_items, py::arg("a"), py::arg("b"));
 }
 
 }  // namespace fusedstep

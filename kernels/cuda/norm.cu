@@ -116,7 +116,7 @@ __device__ double chunk_partial(const Storage* x, int size) {
   return partial;
 }
 
-// By the last block, with all partials written: thread l is lane l.
+// By the last block, with all partials written: thread l is lane l. Thread 0 gets the result.
 template <Norm norm>
 __device__ double fold_partials(const double* partials, int64_t count) {
   FUSEDSTEP_SHARED(double, lanes, kLanes);
@@ -132,7 +132,7 @@ __device__ double fold_partials(const double* partials, int64_t count) {
                                          static_cast<double>(lanes[threadIdx.x + half]));
     }
   }
-  return lanes[0];  // read by thread 0 alone, which wrote it
+  return threadIdx.x == 0 ? static_cast<double>(lanes[0]) : 0;  // only thread 0 may: it wrote it
 }
 
 template <Norm norm>

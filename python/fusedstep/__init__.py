@@ -1,6 +1,20 @@
 """Fused gradient clipping and optimizer steps for PyTorch, one formula for CPU and CUDA."""
 
-from fusedstep import build
+from fusedstep import build  # first: it loads the C++ modules that the others call
 
-__all__ = ["build"]
-__version__ = "0.1.0"
+__version__ = build.FACTS["version"]
+
+from fusedstep import ops, schedules
+from fusedstep.clip import clip_grad_norm_, get_total_norm
+from fusedstep.optim import AdamW
+from fusedstep.param_groups import param_groups
+
+__all__ = [
+    "AdamW",
+    "build",
+    "clip_grad_norm_",
+    "get_total_norm",
+    "ops",
+    "param_groups",
+    "schedules",
+]

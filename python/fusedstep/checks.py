@@ -1,0 +1,69 @@
+"""Every refusal of a user's argument, in one wording, before anything is written."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from fusedstep import build
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPE_NAMES = "float32, float64, bfloat16 or float16"
+NORM_TYPES = (2.0, 1.0, math.inf)
+
+
+def refuse(
+    function: str, argument: str, must: str, got: Any, kind: type[Exception] = ValueError
+) -> NoReturn:
+    """Raises `kind` with the message `<function>: <argument> must <must>, got <got>`."""
+    raise kind(f"{function}: {argument} must {must}, got {got}")
+
+
+def require_number(function: str, argument: str, value: Any, must: str = "be 0 or more") -> float:
+    """`value` as a float that is not NaN and not negative; a 1-element tensor counts as its value.
+
+    Reading the value of a tensor on a GPU waits for it; callers keep such tensors away from here.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        refuse(function, argument, "be a number", type(value).__name__, TypeError)
+    if isinstance(value, Tensor) and value.numel() != 1:
+        refuse(function, argument, "have one element", tuple(value.shape))
+    number = float(value)
+    if not number >= 0:
+        refuse(function, argument, must, number)
+    return number
+
+
+def require_beta(function: str, argument: str, value: Any) -> float:
+    """`value` as a float in [0, 1)."""
+    beta = require_number(function, argument, value, "be at least 0 and below 1")
+    if beta >= 1:
+        refuse(function, argument, "be at least 0 and below 1", beta)
+    return beta
+
+
+def require_norm_type(function: str, value: Any) -> float:
+    """`value` as 2.0, 1.0 or inf; "inf" is taken for inf, as torch does."""
+    try:
+        norm_type = float(value)
+    except (TypeError, ValueError):
+        refuse(function, "norm_type", "be 2, 1 or inf", repr(value), TypeError)
+    if norm_type not in NORM_TYPES:
+        refuse(function, "norm_type", "be 2, 1 or inf", norm_type)
+    return norm_type
+
+
+def require_dense(function: str, argument: str, tensor: Any) -> None:
+    """A strided tensor of a supported dtype on a device for which there are kernels."""
+    if not isinstance(tensor, Tensor):
+        refuse(function, argument, "be a tensor", type(tensor).__name__, TypeError)
+    if tensor.layout != torch.strided:
+        refuse(function, argument, "be dense", tensor.layout, TypeError)
+    if tensor.dtype not in DTYPES:
+        refuse(function, argument, f"be {DTYPE_NAMES}", tensor.dtype, TypeError)
+    if tensor.device.type not in ("cpu", "cuda"):
+        refuse(function, argument, "be on a CPU or a CUDA device", tensor.device)
+    build.require_cuda(tensor.device)

@@ -1,0 +1,32 @@
+"""What torch.compile and FakeTensor need to know of the ops: results without running them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# The ops that only write to their arguments: nothing to compute, nothing returned.
+_WRITERS = ("clip_by_norm_", "adam_", "table_assign")
+# The ops over a table of remembered tensors: eager mode only, but opcheck asks for a fake.
+_TABLE_STEPS = ("table_norm_", "table_adam_")
+
+
+@torch.library.register_fake("fusedstep::total_norm")
+def _(tensors: list[Tensor], norm_type: float = 2.0, grad_scale: Tensor | None = None) -> Tensor:
+    return torch.empty((), dtype=torch.float64, device=tensors[0].device)
+
+
+def _writes(*arguments: Any, **options: Any) -> None:
+    return None
+
+
+def _succeeds(*arguments: Any, **options: Any) -> bool:
+    return True
+
+
+for _name in _WRITERS:
+    torch.library.register_fake(f"fusedstep::{_name}", _writes)
+for _name in _TABLE_STEPS:
+    torch.library.register_fake(f"fusedstep::{_name}", _succeeds)

@@ -1,0 +1,5 @@
+"""The optimizers, one file each; what they share is in base.py and plan.py."""
+
+from fusedstep.optim.adamw import AdamW
+
+__all__ = ["AdamW"]

@@ -1,0 +1,110 @@
+"""AdamW: Loshchilov and Hutter 2019, Algorithm 2. The formula itself is in kernels/rules/adam.h."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedstep.checks import require_beta, require_number
+from fusedstep.optim.base import FusedOptimizer
+
+
+class AdamW(FusedOptimizer, torch.optim.AdamW):
+    """torch.optim.AdamW with the global-norm clip inside `step()`, in two launches a step.
+
+    Decoupled weight decay: Loshchilov and Hutter 2019, Algorithm 2,
+    https://arxiv.org/abs/1711.05101; `amsgrad`: Reddi, Kale and Kumar 2018, Algorithm 2.
+
+    Arguments, defaults, state and checkpoints are those of torch.optim.AdamW, and these more:
+
+    Args:
+        max_norm: clip all groups' gradients together to this norm (in units of the gradient) inside
+            `step()`, by torch's coefficient min(1, max_norm / (norm + 1e-6)). `.grad` itself is not
+            rewritten. None: no clip.
+        norm_type: 2, 1 or inf.
+        nonfinite: "propagate" as torch; "skip": where a gradient or the norm is not finite,
+            parameters, state and step counts stay as they were, decided on the device; "error":
+            RuntimeError in that case, nothing changed (this waits for the device).
+
+    Parameters are float32, float64, bfloat16 or float16; gradients may be of another of these. State
+    is float32, or float64 for float64 parameters. `fused=False` or `foreach=True` selects torch's
+    own step. GradScaler's loss scale is divided out as the gradient is read.
+
+    Raises:
+        ValueError, TypeError: `AdamW: <argument> must <property>, got <value>`, with nothing changed.
+        RuntimeError: `differentiable=True`, as torch's fused step.
+    """
+
+    _table_op = torch.ops.fusedstep.table_adam_.default
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        nonfinite: str = "propagate",
+    ) -> None:
+        native = fused is not False and not (foreach and not fused)
+        self._set_options(max_norm, norm_type, nonfinite, native)
+        if native:
+            given = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+            adam_fields("AdamW", given | dict(maximize=maximize, amsgrad=amsgrad), "")
+        super().__init__(
+            params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach,
+            capturable=capturable, differentiable=differentiable, fused=True if native else fused,
+        )  # fmt: skip
+
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        names = ("exp_avg", "exp_avg_sq")
+        return (*names, "max_exp_avg_sq") if group["amsgrad"] else names
+
+    def _fields(self, group: dict[str, Any], where: str) -> list[float]:
+        return adam_fields(type(self).__name__, group, where)
+
+
+def adam_fields(function: str, group: dict[str, Any], where: str) -> list[float]:
+    """The numbers of a parameter group, checked, in the order of csrc/adam_groups.h.
+
+    A learning rate that is a tensor is left where it is: the kernels read it there.
+    """
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    eps, weight_decay = group["eps"], group["weight_decay"]
+    reads_lr = isinstance(lr, Tensor)
+    plain = (0.0 if reads_lr else lr, beta1, beta2, eps, weight_decay)
+    if not (all(type(x) is float and x >= 0 for x in plain) and beta1 < 1 and beta2 < 1):
+        plain = _checked(function, group, where)
+    decoupled = 1.0
+    flags = (decoupled, float(group["maximize"]), float(group["amsgrad"]), float(reads_lr))
+    return [*plain, *flags]
+
+
+def _checked(function: str, group: dict[str, Any], where: str) -> tuple[float, ...]:
+    """The same numbers one by one, with a message for the first that is wrong."""
+
+    def label(key: str) -> str:
+        return f"{where}['{key}']" if where else key
+
+    def number(key: str) -> float:
+        return require_number(function, label(key), group[key])
+
+    betas = group["betas"]
+    return (
+        0.0 if isinstance(group["lr"], Tensor) else number("lr"),
+        require_beta(function, f"{label('betas')}[0]", betas[0]),
+        require_beta(function, f"{label('betas')}[1]", betas[1]),
+        number("eps"),
+        number("weight_decay"),
+    )

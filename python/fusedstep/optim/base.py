@@ -1,0 +1,270 @@
+"""What every fused optimizer does beside its rule: clip, skip, loss scale, plans, checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fusedstep import _C
+from fusedstep.checks import refuse, require_dense, require_norm_type, require_number
+from fusedstep.optim.plan import Named, Plan, compute_dtype, require_gradient
+from fusedstep.overlap import refuse_overlap
+
+NONFINITE = ("propagate", "skip", "error")
+Work = list[tuple[torch.device, Plan, list[Tensor | None]]]
+
+
+class FusedOptimizer(torch.optim.Optimizer):
+    """Mixed in before a class of torch.optim, of which it replaces the step and nothing else.
+
+    With `fused=False` or `foreach=True` the step is torch's own, which serves as the reference.
+    """
+
+    _table_op: ClassVar[Any]  # the op that applies the rule to a table
+
+    # What the class of a rule says of a parameter group: the names of its states, and its
+    # numbers, checked, in the order of the rule's adapter in csrc/. `where`: how to call the group.
+    _state_names: Callable[[dict[str, Any]], Sequence[str]]
+    _fields: Callable[[dict[str, Any], str], list[float]]
+
+    def _set_options(
+        self, max_norm: float | None, norm_type: float, nonfinite: str, native: bool
+    ) -> None:
+        """Checks and keeps the arguments that torch's class lacks; to be called before its __init__."""
+        name = type(self).__name__
+        if max_norm is not None:
+            max_norm = require_number(name, "max_norm", max_norm)
+        norm_type = require_norm_type(name, norm_type)
+        if nonfinite not in NONFINITE:
+            refuse(name, "nonfinite", f"be one of {', '.join(NONFINITE)}", repr(nonfinite))
+        if not native and (max_norm is not None or nonfinite != "propagate"):
+            must = "be left out where fused=False or foreach=True asks for torch's own step"
+            refuse(name, "max_norm and nonfinite", must, f"{max_norm} and {nonfinite!r}")
+        self.max_norm = max_norm
+        self.norm_type = norm_type
+        self.nonfinite = nonfinite
+        self._native = native
+        self._forget()
+
+    def _forget(self) -> None:
+        self._plans: dict[torch.device, Plan] = {}
+        self._listed: list[Tensor] = []
+        self._stateless: list[Tensor] = []  # parameters that never had a gradient
+        self._norm: Tensor | None = None
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """The gradients' norm before clipping in the last step: 0-d float32 on the parameters' device.
+
+        None before the first step and where neither `max_norm` nor `nonfinite` asked for it.
+        """
+        return None if self._norm is None else self._norm.to(torch.float32)
+
+    # --- the step ---------------------------------------------------------------------------
+
+    @torch._dynamo.disable
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update. `closure` re-evaluates the model and returns the loss, as in torch.optim."""
+        if not self._native:
+            step = super().step.__func__
+            step = step.__wrapped__ if getattr(step, "hooked", False) else step  # hooks run once
+            return step(self, closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self._step()
+        return loss
+
+    def _step(self) -> None:
+        if not self._plans_fit():
+            self._make_plans()
+        work: Work = []
+        for device, plan in self._plans.items():
+            grads = plan.grads()
+            if any(grad is not None for grad in grads):
+                work.append((device, plan, grads))
+        if not work:
+            return
+        fields = self._all_fields()
+        wants_norm = self.max_norm is not None or self.nonfinite != "propagate"
+        max_norm = -1.0 if self.max_norm is None else self.max_norm
+        total = self._norm_of_devices(work) if wants_norm and len(work) > 1 else None
+        for device, plan, grads in work:
+            if device.type == "cuda":
+                self._require_capturable()
+            norm, norm_type = None, 0.0  # 0: the op computes no norm
+            if total is not None:
+                norm = total.to(device)
+            elif wants_norm:
+                norm, norm_type = torch.empty((), dtype=torch.float64, device=device), self.norm_type
+            self._run(
+                plan, self._table_op, grads, fields, self._lr_tensors(device), norm, norm_type,
+                self._scalar("grad_scale", device), self._scalar("found_inf", device), max_norm,
+                self.nonfinite != "propagate",
+            )  # fmt: skip
+            total = norm if total is None else total
+            written = [p for p, grad in zip(plan.params, grads, strict=True) if grad is not None]
+            torch.autograd.graph.increment_version(written)
+        self._norm = total
+        if self.nonfinite == "error":
+            self._raise_nonfinite()
+
+    def _run(self, plan: Plan, op: Any, grads: list[Tensor | None], *arguments: Any) -> None:
+        if not plan.run(op, grads, *arguments):
+            self._make_plans()  # something moved: check everything and look again
+            if not plan.run(op, grads, *arguments):
+                plan.run_by_copies(op, grads, *arguments)
+
+    def _norm_of_devices(self, work: Work) -> Tensor:
+        """The norm over several devices: the norm of their norms, 0-d float64 on the first."""
+        norms = []
+        for device, plan, grads in work:
+            norm = torch.empty((), dtype=torch.float64, device=device)
+            scale = self._scalar("grad_scale", device)
+            op = torch.ops.fusedstep.table_norm_.default
+            self._run(plan, op, grads, norm, self.norm_type, scale)
+            norms.append(norm.to(work[0][0]))
+        return torch.ops.fusedstep.total_norm(norms, self.norm_type)
+
+    def _all_fields(self) -> list[float]:
+        return list(
+            chain.from_iterable(
+                self._fields(group, f"param_groups[{g}]")
+                for g, group in enumerate(self.param_groups)
+            )
+        )
+
+    def _scalar(self, name: str, device: torch.device) -> Tensor | None:
+        """GradScaler's `grad_scale` or `found_inf`, where it has set one, on `device`."""
+        value = getattr(self, name, None)
+        return None if value is None else value.to(device, torch.float32, non_blocking=True)
+
+    def _lr_tensors(self, device: torch.device) -> list[Tensor]:
+        rates = (group["lr"] for group in self.param_groups)
+        return [
+            lr.to(device, torch.float32, non_blocking=True) for lr in rates if isinstance(lr, Tensor)
+        ]
+
+    def _raise_nonfinite(self) -> None:
+        found_inf = getattr(self, "found_inf", None)
+        skipped_by_scaler = found_inf is not None and bool(found_inf)
+        norm = float(self.grad_norm)
+        if not math.isfinite(norm) and not skipped_by_scaler:
+            raise RuntimeError(
+                f"{type(self).__name__}: the gradients' norm must be finite where "
+                f"nonfinite='error', got {norm}; nothing was changed"
+            )
+
+    def _require_capturable(self) -> None:
+        if torch.cuda.is_current_stream_capturing() and not all(
+            group["capturable"] for group in self.param_groups
+        ):
+            raise RuntimeError(
+                f"{type(self).__name__}: capturable must be True in every parameter group while a "
+                "CUDA graph is captured, got False"
+            )
+
+    # --- plans ------------------------------------------------------------------------------
+
+    def _plans_fit(self) -> bool:
+        listed = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        return (
+            bool(self._plans)
+            and _C.same_items(listed, self._listed)
+            and all(param.grad is None for param in self._stateless)
+            and not any(plan.states_replaced() for plan in self._plans.values())
+        )
+
+    def _make_plans(self) -> None:
+        """Checks all parameters and gradients, then makes state and tables for those that need them."""
+        name = type(self).__name__
+        self._all_fields()
+        listed: list[Tensor] = []
+        stateless: list[Tensor] = []
+        by_device: dict[torch.device, list[list[Named]]] = {}
+        for g, group in enumerate(self.param_groups):
+            for param in group["params"]:
+                label = f"params[{len(listed)}]"
+                listed.append(param)
+                require_dense(name, label, param)
+                require_gradient(name, label, param)
+                if param.grad is None and not self.state.get(param):
+                    stateless.append(param)
+                    continue
+                groups = by_device.setdefault(param.device, [[] for _ in self.param_groups])
+                groups[g].append((label, param))
+        for groups in by_device.values():
+            labels, params = zip(*chain.from_iterable(groups), strict=True)
+            refuse_overlap(name, labels, params)
+
+        names = [tuple(self._state_names(group)) for group in self.param_groups]
+        for device, groups in by_device.items():
+            plan = self._plans.setdefault(device, Plan(name))
+            plan.rebuild(groups, names, self.state)
+        for device in self._plans.keys() - by_device.keys():
+            del self._plans[device]
+        self._listed, self._stateless = listed, stateless
+
+    # --- torch.optim's protocol -------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch.optim.Optimizer's; also refuses what the step would refuse."""
+        super().add_param_group(param_group)
+        if not self._native:
+            return
+        try:
+            group, where = self.param_groups[-1], f"param_groups[{len(self.param_groups) - 1}]"
+            for i, param in enumerate(group["params"]):
+                require_dense(type(self).__name__, f"{where}['params'][{i}]", param)
+            self._fields(group, where)
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        options = ("max_norm", "norm_type", "nonfinite", "_native")
+        return super().__getstate__() | {option: getattr(self, option) for option in options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+        if self._native:
+            self._step_supports_amp_scaling = True
+            for group in self.param_groups:  # a checkpoint may come from another implementation
+                group["fused"], group["foreach"] = True, None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch.optim.Optimizer's, but state keeps its precision.
+
+        torch casts floating-point state to the parameter's dtype, which would round the float32
+        moments of a bfloat16 parameter. Those are taken from the checkpoint instead.
+        """
+        loaded: dict[str, Any] = {}
+        # Registered last, this sees the dictionary as the user's own hooks leave it.
+        hook = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
+        plans = self._plans
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        if self._native:
+            self._restore_precision(loaded)
+            self._plans = plans  # for their tables: captured graphs may point to them
+            self._listed = []
+
+    def _restore_precision(self, loaded: dict[str, Any]) -> None:
+        saved = chain.from_iterable(group["params"] for group in loaded["param_groups"])
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for key, param in zip(saved, params, strict=True):
+            dtype = compute_dtype(param.dtype)
+            for name, value in loaded["state"].get(key, {}).items():
+                cast = isinstance(value, Tensor) and value.is_floating_point() and name != "step"
+                if cast and value.dtype != param.dtype and dtype != param.dtype:
+                    self.state[param][name] = value.to(param.device, dtype, copy=True)

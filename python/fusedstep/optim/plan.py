@@ -1,0 +1,152 @@
+"""What an optimizer remembers of the parameters of one device between steps: lists and a C++ table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedstep import _C
+from fusedstep.checks import refuse, require_dense
+from fusedstep.overlap import is_dense, memory_layout, same_strides
+
+_GRAD = attrgetter("grad")
+Named = tuple[str, Tensor]  # a parameter and how messages call it
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype a parameter is computed in, and its state kept in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Plan:
+    """The parameters of one device that have state, group after group, and the table over them.
+
+    The table outlives changes of the parameters: a captured CUDA graph may still point to it.
+    """
+
+    def __init__(self, function: str) -> None:
+        self.function = function
+        self.table = _C.TensorTable()
+        self.params: list[Tensor] = []
+        self._states: list[dict[str, Tensor]] = []
+        self._state_keys: tuple[str, ...] = ()
+        self._state_tensors: list[Tensor] = []
+        self._strided: list[int] = []  # indices of parameters whose elements have gaps
+
+    def rebuild(
+        self,
+        groups: list[list[Named]],
+        names: list[Sequence[str]],
+        state: dict[Tensor, dict[str, Tensor]],
+    ) -> None:
+        """Takes over the parameters of each group, already checked; `names[g]` are its states."""
+        self.params = [param for _, param in chain.from_iterable(groups)]
+        self._strided = [i for i, param in enumerate(self.params) if not is_dense(param)]
+        for group, keys in zip(groups, names, strict=True):
+            for _, param in group:
+                prepare_state(param, state[param], keys)
+        self._states = [state[param] for param in self.params]
+        self._state_keys = tuple(dict.fromkeys(chain(("step",), *names)))
+        self._state_tensors = [s[k] for s in self._states for k in self._state_keys if k in s]
+        self._group_sizes = [len(group) for group in groups]
+        self._state_counts = [len(keys) for keys in names]
+        self._state_lists = [
+            state[param][keys[k]]
+            for k in range(max(self._state_counts))
+            for group, keys in zip(groups, names, strict=True)
+            for _, param in group
+            if k < len(keys)
+        ]
+        if not self._strided:
+            self._assign(self.params)
+
+    def _assign(self, params: list[Tensor]) -> None:
+        torch.ops.fusedstep.table_assign(
+            self.table.address, params, self._state_lists, [s["step"] for s in self._states],
+            self._group_sizes, self._state_counts,
+        )  # fmt: skip
+
+    def states_replaced(self) -> bool:
+        """Whether somebody put another tensor into the state of a parameter."""
+        return not _C.same_objects(self._states, self._state_keys, self._state_tensors)
+
+    def grads(self) -> list[Tensor | None]:
+        """The parameters' present gradients."""
+        return list(map(_GRAD, self.params))
+
+    def run(self, op: Callable[..., bool], grads: list[Tensor | None], *arguments: Any) -> bool:
+        """Calls a table op; False, with nothing written, where the plan no longer fits the tensors."""
+        return not self._strided and op(self.table.address, grads, *arguments)
+
+    def run_by_copies(
+        self, op: Callable[..., bool], grads: list[Tensor | None], *arguments: Any
+    ) -> None:
+        """The same for parameters with gaps and gradients of other strides, through gapless copies."""
+        params = list(self.params)
+        for i in self._strided:
+            params[i] = torch.empty_like(params[i]).copy_(params[i])
+        grads = [
+            grad if grad is None or same_strides(grad, param.stride()) else in_layout_of(param, grad)
+            for param, grad in zip(params, grads, strict=True)
+        ]
+        self._assign(params)
+        if not op(self.table.address, grads, *arguments):
+            raise RuntimeError(f"{self.function}: the table refused tensors that were just checked")
+        for i in self._strided:
+            self.params[i].copy_(params[i])
+
+
+def in_layout_of(param: Tensor, tensor: Tensor) -> Tensor:
+    """A copy of `tensor` whose elements lie in memory in the order of those of `param`."""
+    return torch.empty_strided(
+        tensor.shape, memory_layout(param), dtype=tensor.dtype, device=tensor.device
+    ).copy_(tensor)
+
+
+def prepare_state(param: Tensor, state: dict[str, Tensor], names: Sequence[str]) -> None:
+    """Makes missing state, and puts loaded state into the device, dtype and layout that kernels need."""
+    step = state.get("step")
+    if step is None:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+    elif not _is_scalar_for(param, step):
+        step = step if isinstance(step, Tensor) else torch.tensor(float(step))
+        state["step"] = step.to(param.device, torch.float32).reshape(())
+    dtype = compute_dtype(param.dtype)
+    for name in names:
+        old = state.get(name)
+        fits = (
+            old is not None
+            and old.dtype == dtype
+            and old.device == param.device
+            and same_strides(old, memory_layout(param))
+        )
+        if not fits:
+            new = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            state[name] = new if old is None else new.copy_(old)
+
+
+def _is_scalar_for(param: Tensor, step: Any) -> bool:
+    return (
+        isinstance(step, Tensor)
+        and step.dtype == torch.float32
+        and step.device == param.device
+        and step.numel() == 1
+    )
+
+
+def require_gradient(function: str, name: str, param: Tensor) -> None:
+    """The gradient of `param` must be something the kernels can read."""
+    grad = param.grad
+    if grad is None:
+        return
+    require_dense(function, f"{name}.grad", grad)
+    if grad.device != param.device:
+        refuse(function, f"{name}.grad", f"be on {param.device}, as its parameter", grad.device)
+    if grad.shape != param.shape:
+        must = f"have its parameter's shape {tuple(param.shape)}"
+        refuse(function, f"{name}.grad", must, tuple(grad.shape))

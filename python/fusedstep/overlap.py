@@ -1,0 +1,80 @@
+"""Finds tensors that share memory: writing to both at once would be a race."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fusedstep.checks import refuse
+
+
+def memory_layout(tensor: Tensor) -> tuple[int, ...]:
+    """The strides torch.empty_like gives: those of `tensor` itself if its elements lie gapless."""
+    if tensor.is_contiguous():
+        return tensor.stride()
+    return torch.empty_like(tensor, memory_format=torch.preserve_format).stride()
+
+
+def same_strides(a: Tensor, strides: Sequence[int]) -> bool:
+    """Whether the strides of `a` are these, where they matter: dimensions of one element do not."""
+    if a.numel() == 0:
+        return True
+    return all(x == y for n, x, y in zip(a.shape, a.stride(), strides, strict=True) if n != 1)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements lie in memory without gap or overlap, in whatever order of dimensions."""
+    return tensor.is_contiguous() or same_strides(tensor, memory_layout(tensor))
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """First and one past the last byte that the elements can lie in."""
+    last = sum((n - 1) * abs(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _addresses(tensor: Tensor) -> Tensor:
+    """The address of every element."""
+    address = torch.zeros((), dtype=torch.int64)
+    for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        address = address.unsqueeze(-1) + torch.arange(n) * (stride * tensor.element_size())
+    return address.flatten() + tensor.data_ptr()
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two elements share memory, as in an expanded tensor."""
+    if tensor.numel() < 2 or is_dense(tensor):
+        return False
+    addresses = _addresses(tensor)
+    return addresses.unique().numel() < addresses.numel()
+
+
+def find_overlap(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
+    """Indices (i, j), i < j, of two tensors of one device that share an element; None if there are none.
+
+    Sorting by address makes this linear but for tensors whose spans interleave, such as two
+    column blocks of one matrix; those are compared element by element.
+    """
+    spans = sorted((*_span(t), i) for i, t in enumerate(tensors) if t.numel() > 0)
+    open_spans: list[tuple[int, int]] = []  # (end, index) of spans that reach past the present one
+    for begin, end, i in spans:
+        open_spans = [(e, j) for e, j in open_spans if e > begin]
+        for _, j in open_spans:
+            a, b = tensors[i], tensors[j]
+            both_dense = is_dense(a) and is_dense(b)
+            if both_dense or torch.isin(_addresses(a), _addresses(b)).any():
+                return (min(i, j), max(i, j))
+        open_spans.append((end, i))
+    return None
+
+
+def refuse_overlap(function: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+    """ValueError where two of the tensors, all of one device, or two elements of one share memory."""
+    for name, tensor in zip(names, tensors, strict=True):
+        if overlaps_itself(tensor):
+            refuse(function, name, "not overlap itself", f"strides {tensor.stride()}")
+    pair = find_overlap(tensors)
+    if pair is not None:
+        refuse(function, names[pair[1]], f"not overlap {names[pair[0]]}", "shared memory")
