@@ -99,11 +99,11 @@ class BuildFromEmpty(build):
 
 
 class BuildModules(cpp_extension.BuildExtension):
-    """Compiles with ninja, in one folder for all kinds of build so that objects are re-used."""
+    """Compiles with ninja; every kind of build uses the same folder and re-uses its objects."""
 
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.build_temp = str(OBJECTS)
+    def build_extension(self, ext: setuptools.Extension) -> None:
+        self.build_temp = str(OBJECTS / ext.name)  # a source of both has other flags in each
+        super().build_extension(ext)
 
     def run(self) -> None:
         facts = build_facts(PLAN, self.distribution.get_version())
@@ -133,7 +133,8 @@ check_tools()
 PLAN = plan_cuda()
 MODULES = [module("_C", ["csrc/*.cpp", "kernels/cpu/*.cpp"], "cpu", ["torch_cpu"], [])]
 if PLAN.root:
-    sources = ["csrc/cuda/*.cpp", "kernels/cuda/*.cu"]
+    # The tensor table is used from both modules, which do not link to one another.
+    sources = ["csrc/tensor_table.cpp", "csrc/cuda/*.cpp", "kernels/cuda/*.cu"]
     libraries = ["torch_cpu", "torch_cuda", "cudart"]
     MODULES.append(module("_C_cuda", sources, "cuda", libraries, [("USE_CUDA", None)]))
 

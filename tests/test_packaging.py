@@ -87,7 +87,8 @@ def test_old_torch_and_missing_module_are_one_sentence(monkeypatch: pytest.Monke
 
 
 def test_facts_belong_to_these_sources() -> None:
-    assert build.FACTS["version"] == fusedstep.__version__
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert build.FACTS["version"] == declared[1]
     assert build.FACTS["python"].split(".")[:2] == [str(part) for part in sys.version_info[:2]]
     assert bool(build.FACTS["cuda"]) != bool(build.FACTS["cuda_reason"])
 
@@ -97,7 +98,7 @@ def test_modules_use_only_the_stable_abi() -> None:
     for path in Path(build._C.__file__).parent.glob("_C*.so"):
         command = ["nm", "--dynamic", "--undefined-only", str(path)]
         names = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert "aoti_torch" in names or "torch_library" in names or "cuda" in path.name
+        assert "torch_library" in names or "aoti_torch" in names, "the modules register no op"
         assert not re.findall(r"\b_Z\w*(?:c10|at|torch)\d\w*", names), path.name
 
 
