@@ -1,0 +1,1 @@
+"""The parts of train_lm.py: text, model, recipe, training run, checkpoint and report."""
