@@ -23,14 +23,14 @@ template <Norm norm, typename T>
 FUSEDSTEP_CLONES void add_rows(const T* x, int n, T scale, T* lanes) {
   T sums[kLanes];
   std::copy(lanes, lanes + kLanes, sums);
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
+  const T* const end = x + n;
+  for (; end - x >= kLanes; x += kLanes) {
     for (int l = 0; l < kLanes; ++l) {
-      sums[l] = accumulate<norm>(sums[l], x[i + l] * scale);
+      sums[l] = accumulate<norm>(sums[l], x[l] * scale);
     }
   }
-  for (int l = 0; i + l < n; ++l) {
-    sums[l] = accumulate<norm>(sums[l], x[i + l] * scale);
+  for (int l = 0; l < end - x; ++l) {
+    sums[l] = accumulate<norm>(sums[l], x[l] * scale);
   }
   std::copy(sums, sums + kLanes, lanes);
 }
