@@ -1,7 +1,7 @@
-// The norm pass on the GPU: the order of kernels/common/norm.h, a warp a strip, eight lanes a thread.
-#include "kernels/cuda/norm.h"
-
+// The norm pass on the GPU: the order of kernels/common/norm.h, a warp a strip, eight lanes a
+// thread.
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/norm.h"
 #include "kernels/cuda/vector.h"
 
 namespace fusedstep::cuda {
@@ -9,14 +9,15 @@ namespace {
 
 constexpr int kLanesPerThread = kLanes / kWarp;
 constexpr unsigned kFullMask = 0xffffffffu;
+constexpr int kLoadsInFlight = 8;  // of 16 bytes, by each thread
+constexpr int kNormBlocks = 4;     // that must fit a multiprocessor at once: up to 64 registers
 
 // Which lanes a thread holds: `kPacks` groups of `kPack` neighbours, a pack being one 16-byte load.
 // Group k of thread t begins at lane k * 32 * kPack + t * kPack, so each load of a warp is one run.
 template <typename Storage>
 struct LaneMap {
-  static constexpr int kPack = kAccess / sizeof(Storage) < kLanesPerThread
-                                   ? kAccess / sizeof(Storage)
-                                   : kLanesPerThread;
+  static constexpr int kPack =
+      kAccess / sizeof(Storage) < kLanesPerThread ? kAccess / sizeof(Storage) : kLanesPerThread;
   static constexpr int kPacks = kLanesPerThread / kPack;
   static FUSEDSTEP_HD int first_lane(int thread, int pack) {
     return (pack * kWarp + thread) * kPack;
@@ -58,27 +59,37 @@ __device__ T fold_warp(T (&lanes)[Map::kPacks][Map::kPack]) {
 template <Norm norm, typename T, typename Storage>
 __device__ T sum_strip(const Storage* x, int from, int to, T scale) {
   using Map = LaneMap<Storage>;
+  constexpr int kRowsAtOnce = kLoadsInFlight / Map::kPacks;
   const int thread = threadIdx.x % kWarp;
-  const bool aligned = aligned_for<Storage, Map::kPack>(x);
+  const bool packs = from < to && aligned_for<Storage, Map::kPack>(x);
+  const int whole = packs ? to - (to - from) % kLanes : from;
   T lanes[Map::kPacks][Map::kPack] = {};
-#pragma unroll 4
-  for (int row = from; row < to; row += kLanes) {
-    const bool whole = aligned && row + kLanes <= to;
+  // No branch inside, so that the loads of all rows at once precede the first addition.
+#pragma unroll kRowsAtOnce
+  for (int row = from; row < whole; row += kLanes) {
 #pragma unroll
     for (int k = 0; k < Map::kPacks; ++k) {
-      const int at = row + Map::first_lane(thread, k);
-      T values[Map::kPack] = {};
-      if (whole) {
-        load_pack(x + at, values);
-      } else {
-#pragma unroll
-        for (int j = 0; j < Map::kPack; ++j) {
-          values[j] = at + j < to ? load_as<T>(x[at + j]) : T{0};
-        }
-      }
+      T values[Map::kPack];
+      load_pack(x + row + Map::first_lane(thread, k), values);
 #pragma unroll
       for (int j = 0; j < Map::kPack; ++j) {
         lanes[k][j] = accumulate<norm>(lanes[k][j], values[j] * scale);
+      }
+    }
+  }
+  // The last row where it is not full; every row where packs would not be aligned.
+#pragma unroll 1
+  for (int row = whole; row < to; row += kLanes) {
+#pragma unroll
+    for (int k = 0; k < Map::kPacks; ++k) {
+      const int at = row + Map::first_lane(thread, k);
+#pragma unroll
+      for (int j = 0; j < Map::kPack; ++j) {
+        T value[1] = {};
+        if (at + j < to) {
+          load_pack(x + at + j, value);
+        }
+        lanes[k][j] = accumulate<norm>(lanes[k][j], value[0] * scale);
       }
     }
   }
@@ -136,7 +147,7 @@ __device__ double fold_partials(const double* partials, int64_t count) {
 }
 
 template <Norm norm>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kNormBlocks)
     norm_kernel(const Table table, const float* grad_scale, double* partials, unsigned* ticket,
                 double* out) {
   const Chunk chunk = locate(table, blockIdx.x);
