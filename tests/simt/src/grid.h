@@ -3,10 +3,8 @@
 
 #include <array>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -44,8 +42,17 @@ struct Thread {
   unsigned warp() const { return number / kWarp; }
 };
 
-// clock[a][b]: up to which of lane b's intervals between __syncwarps lane a has seen everything.
 struct Warp {
+  // Lanes that wait in one collective until all that its mask names have come.
+  struct Meeting {
+    const char* name;
+    unsigned mask;
+    unsigned arrived;
+  };
+  std::vector<Meeting> meetings;
+  Thread* lanes = nullptr;  // of the block's threads
+  unsigned gone = 0;        // lanes that have returned or do not exist
+  // clock[a][b]: up to which of lane b's intervals between __syncwarps lane a has seen everything.
   std::array<std::array<std::uint32_t, kWarp>, kWarp> clock{};
 };
 
@@ -59,12 +66,11 @@ struct Block {
   unsigned holding = 0;        // of those, how many brought a true predicate
   Thread* finished = nullptr;  // one that has returned
   unsigned num_finished = 0;
-  std::deque<Thread> threads;
+  std::vector<Thread> threads;
   std::vector<Thread*> runnable;
   std::vector<Warp> warps;
   std::vector<std::shared_ptr<SharedArray>> arrays;
 
-  Thread* lane(unsigned warp, unsigned lane);  // null past the end of the block
   void wake(Thread& thread);
 };
 
@@ -85,21 +91,32 @@ struct Grid {
 };
 
 extern Grid* grid;  // null outside a launch
-extern std::mt19937_64 generator;
 
-inline unsigned draw(std::size_t bound) { return static_cast<unsigned>(generator() % bound); }
+// splitmix64 (https://prng.di.unimi.it/splitmix64.c): a number is drawn at every switch.
+struct Generator {
+  using result_type = std::uint64_t;
+  static constexpr result_type min() { return 0; }
+  static constexpr result_type max() { return ~result_type{0}; }
+  result_type state = 0;
+  result_type operator()() {
+    result_type z = state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+};
+extern Generator generator;
+
+// From 0 to bound - 1.
+inline unsigned draw(std::size_t bound) {
+  return static_cast<unsigned>((generator() >> 32) * bound >> 32);
+}
 
 // Gives up the processor after setting Thread::state.
 void wait(Thread& thread);
 
 // A thread has returned from the kernel: an error if another waits for it.
 void leave_block(Thread& thread);
-
-// While held, the current thread is not preempted: what intrinsics change must not be seen half
-// done, and the harness shares instrumented functions of the standard library with the kernels.
-// wait() and an Error need no release.
-unsigned hold_preemption();
-void release_preemption(unsigned held);
 
 std::string describe(uint3 index);
 std::string describe(const Thread& thread);       // "block (0, 0, 0) thread (3, 0, 0)"

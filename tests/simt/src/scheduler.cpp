@@ -8,7 +8,7 @@
 namespace simt {
 
 Grid* grid = nullptr;
-std::mt19937_64 generator;
+Generator generator;
 
 namespace {
 
@@ -49,23 +49,22 @@ Thread::Thread(Block* block, uint3 index, unsigned number)
 }
 
 Block::Block(uint3 index, dim3 size) : index(index) {
-  unsigned number = 0;
+  threads.reserve(std::size_t{size.x} * size.y * size.z);  // they are pointed to
   for (unsigned z = 0; z < size.z; ++z) {
     for (unsigned y = 0; y < size.y; ++y) {
       for (unsigned x = 0; x < size.x; ++x) {
-        runnable.push_back(&threads.emplace_back(this, uint3{x, y, z}, number++));
+        const auto number = static_cast<unsigned>(threads.size());
+        runnable.push_back(&threads.emplace_back(this, uint3{x, y, z}, number));
       }
     }
   }
-  warps.resize((number + kWarp - 1) / kWarp);
-  for (Warp& warp : warps) {
-    for (unsigned lane = 0; lane < kWarp; ++lane) warp.clock[lane][lane] = 1;
+  warps.resize((threads.size() + kWarp - 1) / kWarp);
+  for (std::size_t w = 0; w < warps.size(); ++w) {
+    warps[w].lanes = &threads[w * kWarp];
+    const std::size_t lanes = std::min<std::size_t>(kWarp, threads.size() - w * kWarp);
+    warps[w].gone = lanes < kWarp ? ~0u << lanes : 0;
+    for (unsigned lane = 0; lane < kWarp; ++lane) warps[w].clock[lane][lane] = 1;
   }
-}
-
-Thread* Block::lane(unsigned warp, unsigned lane) {
-  const std::size_t number = std::size_t{warp} * kWarp + lane;
-  return number < threads.size() ? &threads[number] : nullptr;
 }
 
 // The current thread returns to the list when it gives way.
@@ -76,17 +75,20 @@ void Block::wake(Thread& thread) {
 
 // Stays with a block for a while: some launches run blocks side by side, others nearly one by one.
 Block* Grid::pick_block() {
-  std::vector<Block*> candidates;
+  std::size_t candidates = 0;
   for (const auto& block : resident) {
     if (block->runnable.empty()) continue;
     if (block.get() == last && stay > 0) {
       --stay;
       return last;
     }
-    candidates.push_back(block.get());
+    ++candidates;
   }
-  if (candidates.empty()) throw Error(describe_deadlock(*this));
-  last = candidates[draw(candidates.size())];
+  if (candidates == 0) throw Error(describe_deadlock(*this));
+  std::size_t chosen = draw(candidates);
+  for (const auto& block : resident) {
+    if (!block->runnable.empty() && chosen-- == 0) last = block.get();
+  }
   stay = draw(loyalty);
   return last;
 }
@@ -140,7 +142,7 @@ unsigned lane() { return grid->current->lane(); }
 
 void configure(const Options& options) {
   current_options = options;
-  generator.seed(options.seed);
+  generator.state = options.seed;
 }
 
 const Options& options() { return current_options; }
@@ -154,7 +156,11 @@ void launch(dim3 size, dim3 block_size, const std::function<void()>& kernel) {
   grid = &running;
   gridDim = size;
   blockDim = block_size;
-  running.run(size);
+  try {
+    running.run(size);
+  } catch (const Error& error) {
+    throw Error(std::string(error.what()) + " (seed " + std::to_string(current_options.seed) + ")");
+  }
 }
 
 extern "C" void __sanitizer_cov_trace_pc() {

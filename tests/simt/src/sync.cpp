@@ -1,17 +1,19 @@
 // Barriers, shuffles and votes: who must arrive, what is wrong if somebody else does, what each
 // gets.
 #include <algorithm>
-#include <string_view>
+#include <bit>
+#include <cstring>
 
 #include "grid.h"
 
 namespace simt {
 namespace {
 
+bool same_text(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
+
 bool same_place(const Where& a, const Where& b) {
   return a.line() == b.line() && a.column() == b.column() &&
-         std::string_view(a.file_name()) == b.file_name() &&
-         std::string_view(a.function_name()) == b.function_name();
+         same_text(a.file_name(), b.file_name()) && same_text(a.function_name(), b.function_name());
 }
 
 // Every lane learns what the others of the mask did before.
@@ -28,38 +30,36 @@ void order_lanes(Warp& warp, unsigned mask) {
   }
 }
 
-// Refuses what CUDA leaves undefined; returns whether all lanes of the mask are there.
-bool collective_complete(const Thread& self) {
-  if ((self.mask >> self.lane() & 1u) == 0) {
-    throw Error("a lane is missing in its own mask: " + describe(self) + " in " +
-                describe_wait(self));
-  }
+// Refuses what CUDA leaves undefined and nothing later could put right.
+void check_mask(const Thread& self) {
+  const auto refuse = [&](const std::string& what) {
+    throw Error(what + ": " + describe(self) + " in " + describe_wait(self));
+  };
+  const unsigned gone = self.block->warps[self.warp()].gone & self.mask;
+  if ((self.mask >> self.lane() & 1u) == 0) refuse("a lane is missing in its own mask");
   if ((self.mask >> self.source & 1u) == 0) {
-    throw Error("a lane reads from lane " + std::to_string(self.source) +
-                ", which its mask does not name: " + describe(self) + " in " + describe_wait(self));
+    refuse("a lane reads from lane " + std::to_string(self.source) +
+           ", which its mask does not name");
   }
-  bool complete = true;
-  for (unsigned lane = 0; lane < kWarp; ++lane) {
-    const bool named = self.mask >> lane & 1u;
-    const Thread* other = self.block->lane(self.warp(), lane);
-    const bool gone = other == nullptr || other->state == Thread::State::finished;
-    if (gone) {
-      if (named) {
-        throw Error("a mask names lane " + std::to_string(lane) + ", which " +
-                    (other == nullptr ? "does not exist" : "has returned") + ": " + describe(self) +
-                    " in " + describe_wait(self));
-      }
-      continue;
-    }
-    const bool waits = other->state == Thread::State::at_collective;
-    const bool same =
-        waits && other->mask == self.mask && std::string_view(other->name) == self.name;
-    if (waits && !same && (named || (other->mask >> self.lane() & 1u))) {
-      throw Error("lanes meet in different collectives: " + describe(self) + " in " +
-                  describe_wait(self) + ", " + describe(*other) + " in " + describe_wait(*other));
-    }
-    complete &= !named || same;
+  if (gone != 0) {
+    refuse("a mask names lane " + std::to_string(std::countr_zero(gone)) +
+           ", which has returned or does not exist");
   }
+}
+
+// Whether all lanes of the mask are there, now that `self` is. Lanes that meet in vain, since masks
+// or collectives differ, show up in the end as a deadlock or as a thread that returns.
+bool join_meeting(const Thread& self) {
+  auto& meetings = self.block->warps[self.warp()].meetings;
+  auto meeting = std::find_if(meetings.begin(), meetings.end(), [&](const Warp::Meeting& other) {
+    return other.mask == self.mask && same_text(other.name, self.name);
+  });
+  if (meeting == meetings.end()) {
+    meeting = meetings.insert(meeting, {self.name, self.mask, 0});
+  }
+  meeting->arrived |= 1u << self.lane();
+  const bool complete = meeting->arrived == meeting->mask;
+  if (complete) meetings.erase(meeting);
   return complete;
 }
 
@@ -74,22 +74,26 @@ std::uint64_t collective(const char* name, unsigned mask, bool predicate, std::u
   self.value = value;
   self.source = source;
   self.state = Thread::State::at_collective;
-  if (collective_complete(self)) complete(self);
+  check_mask(self);
+  if (join_meeting(self)) complete(self);
   wait(self);
   return self.result;
 }
 
 template <typename F>
 void for_each_lane(const Thread& self, F&& f) {
+  Thread* lanes = self.block->warps[self.warp()].lanes;
   for (unsigned lane = 0; lane < kWarp; ++lane) {
-    if (self.mask >> lane & 1u) f(*self.block->lane(self.warp(), lane));
+    if (self.mask >> lane & 1u) f(lanes[lane]);
   }
 }
 
 void complete_shuffle(Thread& self) {
-  for_each_lane(
-      self, [](Thread& lane) { lane.result = lane.block->lane(lane.warp(), lane.source)->value; });
-  for_each_lane(self, [](Thread& lane) { lane.block->wake(lane); });
+  const Thread* lanes = self.block->warps[self.warp()].lanes;
+  for_each_lane(self, [&](Thread& lane) {
+    lane.result = lanes[lane.source].value;
+    lane.block->wake(lane);
+  });
 }
 
 void complete_vote(Thread& self) {
@@ -158,19 +162,17 @@ unsigned block_barrier(const char* name, bool predicate, const Where& where) {
 
 void leave_block(Thread& self) {
   Block& block = *self.block;
+  Warp& warp = block.warps[self.warp()];
   const Thread* waiting = block.first_at_barrier;
-  for (unsigned i = 0; i < kWarp && waiting == nullptr; ++i) {
-    const Thread* other = block.lane(self.warp(), i);
-    if (other != nullptr && other->state == Thread::State::at_collective &&
-        (other->mask >> self.lane() & 1u)) {
-      waiting = other;
-    }
+  for (const Warp::Meeting& meeting : warp.meetings) {
+    if (meeting.mask >> self.lane() & 1u) waiting = &warp.lanes[std::countr_zero(meeting.arrived)];
   }
   if (waiting != nullptr) {
     throw Error("a thread returns while another waits for it: " + describe(self) + " returned, " +
                 describe(*waiting) + " in " + describe_wait(*waiting));
   }
   self.state = Thread::State::finished;
+  warp.gone |= 1u << self.lane();
   block.finished = &self;
   ++block.num_finished;
 }

@@ -92,8 +92,10 @@ namespace simt {
 template <typename T, typename Update>
 T atomic(T* address, Update update) {
   yield();
+  const unsigned held = hold_preemption();
   const T old = *address;
   *address = update(old);
+  release_preemption(held);
   yield();
   return old;
 }

@@ -52,6 +52,12 @@ void launch(dim3 grid, dim3 block, const std::function<void()>& kernel);
 void yield();
 unsigned lane();
 
+// While held, the current thread is not preempted: what intrinsics change must not be seen half
+// done, and the harness shares instrumented functions of the standard library with the kernels.
+// wait() and an Error need no release.
+unsigned hold_preemption();
+void release_preemption(unsigned held);
+
 // Waits for all threads of the block; returns for how many of them `predicate` held.
 unsigned block_barrier(const char* name, bool predicate, const Where& where);
 

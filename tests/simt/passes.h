@@ -1,0 +1,59 @@
+// Runs the passes over a Problem: by the CPU kernels, and by the CUDA kernels' source in the
+// harness.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "kernels/cpu/norm.h"
+#include "kernels/cpu/rules.h"
+#include "kernels/cuda/norm.h"
+#include "kernels/cuda/rules.h"
+#include "tests/simt/check.h"
+#include "tests/simt/problem.h"
+
+namespace fusedstep {
+
+inline bool same_bits(double a, double b) {
+  return std::bit_cast<uint64_t>(a) == std::bit_cast<uint64_t>(b) ||
+         (std::isnan(a) && std::isnan(b));
+}
+
+inline double norm_on_cpu(const Table& table, Norm norm, const float* grad_scale) {
+  std::vector<double> partials(static_cast<size_t>(table.num_chunks));
+  cpu::norm_chunks(table, norm, 0, table.num_chunks, partials.data());
+  return cpu::fold_partials(norm, partials.data(), table.num_chunks, grad_scale);
+}
+
+inline double norm_in_harness(const Table& table, Norm norm, const float* grad_scale) {
+  std::vector<double> partials(static_cast<size_t>(table.num_chunks), NAN);
+  const auto ticket = std::make_unique<unsigned>(0);
+  const auto out = std::make_unique<double>(NAN);
+  CHECK(cuda::norm_pass(table, norm, grad_scale, partials.data(), ticket.get(), out.get(),
+                        nullptr) == cudaSuccess);
+  CHECK(*ticket == 0);
+  return *out;
+}
+
+template <typename Chunks>
+void step_on_cpu(Chunks* step_chunks, const Problem& problem, const void* groups,
+                 const Clip& clip) {
+  const Table table = problem.table(groups);
+  step_chunks(table, clip, 0, table.num_chunks);
+  cpu::advance_steps(table, static_cast<int64_t>(problem.layout().rows.size()), clip);
+}
+
+template <typename Pass>
+void step_in_harness(Pass* step_pass, const Problem& problem, const void* groups,
+                     const Clip& clip) {
+  const size_t rows = problem.layout().rows.size();
+  const auto finished = std::make_unique<unsigned[]>(rows);
+  for (const Launch& launch : problem.layout().launches) {
+    CHECK(step_pass(problem.table(groups), clip, launch, finished.get(), nullptr) == cudaSuccess);
+  }
+  for (size_t i = 0; i < rows; ++i) CHECK(finished[i] == 0);
+}
+
+}  // namespace fusedstep
