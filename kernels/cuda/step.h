@@ -16,6 +16,10 @@ constexpr int kStepPack = sizeof(Compute<Param>) == sizeof(double)              
                           : sizeof(Param) < sizeof(float) || sizeof(Grad) < sizeof(float) ? 8
                                                                                           : 4;
 
+// Blocks that must fit a multiprocessor at once: up to 128 registers a thread. Without this number
+// nvcc aims at 64 or 80, and spills what division, square root and two variants need beyond.
+constexpr int kStepBlocks = 2;
+
 // The arrays of one chunk, from its first element.
 template <typename Variant, typename Param, typename Grad>
 struct Arrays {
@@ -98,9 +102,12 @@ __device__ void update_chunk(const Arrays<Variant, Param, Grad>& arrays, int siz
   for (int i = begin + thread * n; i < end; i += kThreads * n) {
     arrays.template update<n>(i, c);
   }
+  // Not unrolled: a head or a tail takes few turns.
+#pragma unroll 1
   for (int i = thread; i < begin; i += kThreads) {
     arrays.template update<1>(i, c);
   }
+#pragma unroll 1
   for (int i = end + thread; i < size; i += kThreads) {
     arrays.template update<1>(i, c);
   }
@@ -116,7 +123,7 @@ inline __device__ void advance_step(const Row& row, unsigned* finished) {
 }
 
 template <typename Rule, typename Param, typename Grad>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kStepBlocks)
     step_kernel(const Table table, const Clip clip, int64_t first_chunk, unsigned* finished) {
   using T = Compute<Param>;
   const Decision decision = decide(clip);
