@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "kernels/common/dtypes.h"
 
@@ -42,20 +41,21 @@ FUSEDSTEP_HD void load_pack(const Storage* from, T (&to)[n]) {
 template <typename Pack>
 FUSEDSTEP_HD void store(const Pack& pack, Pack* to) {
 #if defined(__CUDA_ARCH__)
-  // nvcc may take an assignment apart into stores of single elements, these it may not.
-  constexpr int kWidth = alignof(Pack);
-  using Word = std::conditional_t<
-      kWidth == 16, uint4,
-      std::conditional_t<kWidth == 8, uint2, std::conditional_t<kWidth == 4, unsigned, uint16_t>>>;
-  Word words[sizeof(Pack) / kWidth];
-  memcpy(words, &pack, sizeof(Pack));
+  if constexpr (sizeof(Pack) >= kAccess) {
+    // Said in PTX: nvcc may take an assignment apart into stores of single elements.
+    uint4 words[sizeof(Pack) / kAccess];
+    memcpy(words, &pack, sizeof(Pack));
 #pragma unroll
-  for (int w = 0; w < static_cast<int>(sizeof(Pack)) / kWidth; ++w) {
-    __stwb(reinterpret_cast<Word*>(to) + w, words[w]);
+    for (int w = 0; w < static_cast<int>(sizeof(Pack)) / kAccess; ++w) {
+      asm volatile(
+          "st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(reinterpret_cast<uint4*>(to) + w),
+          "r"(words[w].x), "r"(words[w].y), "r"(words[w].z), "r"(words[w].w)
+          : "memory");
+    }
+    return;
   }
-#else
-  *to = pack;
 #endif
+  *to = pack;
 }
 
 template <int n, typename T, typename Storage>
