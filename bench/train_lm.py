@@ -116,7 +116,7 @@ def make_repeatable(device: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 done, 2 for what the user should change, 130 after Ctrl-C."""
-    console = Console()
+    console = Console(markup=False, highlight=False)
     try:
         given = parse(arguments)
         recipe = choose_recipe(given)
@@ -128,7 +128,8 @@ def main(arguments: list[str]) -> int:
 
         documents = read_documents(given.data)
         if documents.left_out:
-            console.print(f"Left out as no UTF-8 text: {', '.join(documents.left_out)}")
+            count, first = len(documents.left_out), documents.left_out[0]
+            console.print(f"Left out {count} of the files, as no UTF-8 text: {first} first of all.")
         corpus = tokenise(documents, TOKENS[given.size], console.print)
         finished = compare(
             recipe, corpus, given.out, console, resume=given.resume, save_every=given.save_every

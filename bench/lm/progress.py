@@ -41,7 +41,7 @@ class Display:
             self._bar.update(self._task, completed=record["step"], rate=record["rate"])
             self._live.update(Group(self._table(record), self._bar))
         elif record["step"] % max(1, self._total // LINES) == 0 or record["step"] == self._total:
-            self._console.print(self._line(record), highlight=False, soft_wrap=True)
+            self._console.print(self._line(record), soft_wrap=True)
 
     def _table(self, record: dict) -> Table:
         table = Table("run", box=None, expand=True)

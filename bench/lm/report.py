@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+import fusedstep
+
 from .comparison import NAMES, Comparison
 from .files import write_whole
 
@@ -37,7 +39,7 @@ def results(comparison: Comparison) -> dict:
 
 def table(found: dict) -> Table:
     """`results` for people."""
-    view = Table("", title="Same seed, same batches", title_style="bold", caption_justify="left")
+    view = Table("", title="Same seed, same batches", title_style="bold")
     for heading in (*NAMES, ""):
         view.add_column(heading, justify="right")
     losses, speeds = found["validation_loss"], found["median_tokens_per_second"]
@@ -57,9 +59,11 @@ def table(found: dict) -> Table:
         *(f"{speeds[name]:,.0f}" for name in NAMES),
         f"ratio {speeds['fusedstep'] / speeds['torch']:.2f}",
     )
+    view.caption_justify, view.caption_style = "left", ""
     view.caption = (
         f"Largest difference between the parameters: {found['largest_parameter_difference']:.2e}, "
-        f"in {found['largest_parameter_difference_in']}."
+        f"in {found['largest_parameter_difference_in']}. The two ways "
+        f"round the norm differently, and training magnifies every difference."
     )
     return view
 
@@ -83,6 +87,7 @@ def machine(device: str) -> dict[str, str | int]:
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
+        "fusedstep": fusedstep.__version__,
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
         "python": platform.python_version(),

@@ -25,7 +25,7 @@ def compare(
     kept = out / "checkpoint.pt"
     if resume:
         checkpoint.resume(comparison, corpus.fingerprint, kept)
-        console.print(f"Continuing after step {len(comparison.steps)}.", highlight=False)
+        console.print(f"Continuing after step {len(comparison.steps)}.")
     _introduce(comparison, corpus, console)
 
     done = len(comparison.steps)
@@ -40,7 +40,6 @@ def compare(
         console.print(
             f"Stopped after step {len(comparison.steps)} of {recipe.steps}; "
             f"the same command with --resume continues.",
-            highlight=False,
         )
         return False
 
@@ -48,7 +47,7 @@ def compare(
     report.write_json(comparison, found, out / "results.json")
     figure.draw(comparison, found, out / "losses.png")
     console.print(report.table(found))
-    console.print(f"Figure, figures and checkpoint: {out}", highlight=False, soft_wrap=True)
+    console.print(f"Figure, figures and checkpoint: {out}", soft_wrap=True)
     return True
 
 
@@ -61,5 +60,4 @@ def _introduce(comparison: Comparison, corpus: Corpus, console: Console) -> None
         f"{sum(parameters) / 1e6:.2f} M parameters in {len(parameters)} tensors; "
         f"{recipe.steps} steps on {recipe.device} in {recipe.precision}. "
         f"A uniform guess has a loss of {math.log(recipe.shape.vocabulary):.2f} nats.",
-        highlight=False,
     )
