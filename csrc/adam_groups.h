@@ -54,7 +54,7 @@ inline std::vector<AdamGroup> assign_adam(TensorTable& table, const Tensors& par
   states.insert(states.end(), exp_avg_sqs.begin(), exp_avg_sqs.end());
   states.insert(states.end(), max_exp_avg_sqs.begin(), max_exp_avg_sqs.end());
   table.assign(kFunction, params, states, steps, group_sizes, state_counts);
-  require(table.refresh(OptionalTensors(grads.begin(), grads.end())), kFunction, "grads", -1,
+  require(table.refresh(grads, {}), kFunction, "grads", -1,
           "have their parameters' device, shape and strides and a supported dtype", "others");
   return groups;
 }

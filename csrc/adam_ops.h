@@ -23,13 +23,13 @@ struct AdamOps {
   }
 
   // norm_type 0: `norm` is given, or not wanted.
-  static bool table_adam_(int64_t table, const OptionalTensors& grads,
+  static bool table_adam_(int64_t table, const Tensors& grads, const std::vector<int64_t>& missing,
                           const std::vector<double>& groups, const Tensors& lrs,
                           std::optional<Tensor> norm, double norm_type,
                           std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
                           double max_norm, bool skip_nonfinite) {
     auto& tensors = *reinterpret_cast<TensorTable*>(table);
-    if (!tensors.refresh(grads)) {
+    if (!tensors.refresh(grads, missing)) {
       return false;
     }
     const Tensor& reference = tensors.slots()[0].param;

@@ -32,10 +32,10 @@ struct ClipOps {
     Passes(table, kGroups, false).scale(options.clip());
   }
 
-  static bool table_norm_(int64_t table, const OptionalTensors& grads, const Tensor& norm,
-                          double norm_type, std::optional<Tensor> grad_scale) {
+  static bool table_norm_(int64_t table, const Tensors& grads, const std::vector<int64_t>& missing,
+                          const Tensor& norm, double norm_type, std::optional<Tensor> grad_scale) {
     auto& tensors = *reinterpret_cast<TensorTable*>(table);
-    if (!tensors.refresh(grads)) {
+    if (!tensors.refresh(grads, missing)) {
       return false;
     }
     Passes(tensors, kGroups, true)

@@ -21,10 +21,10 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
       "table_assign(int table, Tensor[] params, Tensor[] states, Tensor[] steps, "
       "int[] group_sizes, int[] state_counts) -> ()");
   m.def(
-      "table_norm_(int table, Tensor?[] grads, Tensor(a!) norm, float norm_type, "
+      "table_norm_(int table, Tensor[] grads, int[] missing, Tensor(a!) norm, float norm_type, "
       "Tensor? grad_scale) -> bool");
   m.def(
-      "table_adam_(int table, Tensor?[] grads, float[] groups, Tensor[] lrs, Tensor(a!)? norm, "
-      "float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
+      "table_adam_(int table, Tensor[] grads, int[] missing, float[] groups, Tensor[] lrs, "
+      "Tensor(a!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
       "bool skip_nonfinite) -> bool");
 }

@@ -12,23 +12,20 @@ namespace fusedstep {
 
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
-using OptionalTensors = std::vector<std::optional<Tensor>>;
 
 // The kernels' name for a tensor's dtype; nothing where they do not know it.
 inline std::optional<Dtype> dtype_of(const Tensor& tensor) {
-  using torch::headeronly::ScalarType;
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::kFloat32;
-    case ScalarType::Double:
-      return Dtype::kFloat64;
-    case ScalarType::BFloat16:
-      return Dtype::kBFloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    default:
-      return std::nullopt;
+  // Asked for every tensor at every step, so torch's codes are looked up once.
+  static const int32_t kCodes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(),
+                                   aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16()};
+  int32_t code;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kBFloat16, Dtype::kFloat16}) {
+    if (code == kCodes[static_cast<int>(dtype)]) {
+      return dtype;
+    }
   }
+  return std::nullopt;
 }
 
 inline bool is_strided(const Tensor& tensor) {

@@ -75,7 +75,7 @@ void TensorTable::assign(const char* function, const Tensors& tensors) {
   }
   slots_ = std::move(slots);
   lay_out({}, {});
-  refresh(OptionalTensors(tensors.begin(), tensors.end()));
+  refresh(tensors, {});
 }
 
 bool TensorTable::unmoved(const Slot& slot) const {
@@ -91,8 +91,8 @@ bool TensorTable::unmoved(const Slot& slot) const {
   return !slot.step.has_value() || slot.step->data_ptr() == slot.row.step;
 }
 
-bool TensorTable::refresh(const OptionalTensors& grads) {
-  if (grads.size() != slots_.size()) {
+bool TensorTable::refresh(const Tensors& grads, const std::vector<int64_t>& missing) {
+  if (grads.size() + missing.size() != slots_.size()) {
     return false;
   }
   std::vector<int32_t> active;
@@ -101,11 +101,15 @@ bool TensorTable::refresh(const OptionalTensors& grads) {
   active.reserve(grads.size());
   dtypes.reserve(grads.size());
   addresses.reserve(grads.size());
-  for (size_t i = 0; i < grads.size(); ++i) {
-    if (!grads[i].has_value()) {
+  for (size_t i = 0, skipped = 0; i < slots_.size(); ++i) {
+    if (skipped < missing.size() && missing[skipped] == static_cast<int64_t>(i)) {
+      ++skipped;
       continue;
     }
-    const Tensor& grad = *grads[i];
+    if (active.size() == grads.size()) {
+      return false;  // `missing` is not ascending or names what does not exist
+    }
+    const Tensor& grad = grads[active.size()];
     const Slot& slot = slots_[i];
     const auto dtype = dtype_of(grad);
     if (!dtype.has_value() || !is_strided(grad) || !same_device(grad, slot.param) ||

@@ -33,10 +33,11 @@ class TensorTable {
   // Tensors that a rule without state rewrites or that are only read: gradients to be clipped.
   void assign(const char* function, const Tensors& tensors);
 
-  // Compares everything with what the table says and takes over the addresses of the gradients.
-  // False, and nothing changed, where a parameter or state has moved or a gradient's layout,
-  // device or dtype does not fit: then the caller has to assign anew.
-  bool refresh(const OptionalTensors& grads);
+  // Compares everything with what the table says and takes over the addresses of the gradients;
+  // `missing`, ascending, are the parameters that have none. False, and nothing changed, where a
+  // parameter or state has moved or a gradient's layout, device or dtype does not fit: then the
+  // caller has to assign anew.
+  bool refresh(const Tensors& grads, const std::vector<int64_t>& missing);
 
   const Layout& layout() const { return layout_; }
   const std::vector<void*>& grads() const { return grads_; }

@@ -8,6 +8,8 @@
 namespace fusedstep::cpu {
 namespace {
 
+constexpr int kMaxStrip = kChunkSize / kStrips;
+
 template <Norm norm, typename T>
 FUSEDSTEP_HD T fold_lanes(T* lanes) {
   for (int half = kLanes / 2; half > 0; half /= 2) {
@@ -18,44 +20,30 @@ FUSEDSTEP_HD T fold_lanes(T* lanes) {
   return lanes[0];
 }
 
-// Adds `n` elements, a whole number of rows but for the last, to the lanes.
 template <Norm norm, typename T>
-FUSEDSTEP_CLONES void add_rows(const T* x, int n, T scale, T* lanes) {
-  T sums[kLanes];
-  std::copy(lanes, lanes + kLanes, sums);
+FUSEDSTEP_CLONES T sum_strip(const T* x, int n, T scale) {
+  alignas(64) T lanes[kLanes] = {};
   const T* const end = x + n;
   for (; end - x >= kLanes; x += kLanes) {
     for (int l = 0; l < kLanes; ++l) {
-      sums[l] = accumulate<norm>(sums[l], x[l] * scale);
+      lanes[l] = accumulate<norm>(lanes[l], x[l] * scale);
     }
   }
   for (int l = 0; l < end - x; ++l) {
-    sums[l] = accumulate<norm>(sums[l], x[l] * scale);
+    lanes[l] = accumulate<norm>(lanes[l], x[l] * scale);
   }
-  std::copy(sums, sums + kLanes, lanes);
-}
-
-template <Norm norm, typename T>
-FUSEDSTEP_CLONES T fold_strip(T* lanes) {
   return fold_lanes<norm>(lanes);
 }
 
 template <Norm norm, typename T>
 T sum_chunk(void* data, Dtype dtype, const Chunk& chunk, T scale) {
-  static_assert(kTile % kLanes == 0, "a tile must hold whole rows");
-  alignas(64) T buffer[kTile];
-  alignas(64) T lanes[kLanes];
+  alignas(64) T buffer[kMaxStrip];
   const int strip = rows_of_strip(chunk.size) * kLanes;
   T total = 0;
-  for (int from = 0; from < chunk.size; from += strip) {
-    const int to = std::min(from + strip, chunk.size);
-    const int tile = stored_as_computed<T>(dtype) ? strip : kTile;
-    std::fill(lanes, lanes + kLanes, T{0});
-    for (int i = from; i < to; i += tile) {
-      const int n = std::min(tile, to - i);
-      add_rows<norm>(load_tile<T>(data, dtype, chunk.begin + i, n, buffer), n, scale, lanes);
-    }
-    total = combine<norm>(total, fold_strip<norm>(lanes));
+  for (int i = 0; i < chunk.size; i += strip) {
+    const int n = std::min(strip, chunk.size - i);
+    const T* x = load_tile<T>(data, dtype, chunk.begin + i, n, buffer);
+    total = combine<norm>(total, sum_strip<norm>(x, n, scale));
   }
   return total;
 }

@@ -16,7 +16,6 @@ from fusedstep.optim.plan import Named, Plan, compute_dtype, require_gradient
 from fusedstep.overlap import refuse_overlap
 
 NONFINITE = ("propagate", "skip", "error")
-Work = list[tuple[torch.device, Plan, list[Tensor | None]]]
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -85,18 +84,14 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _step(self) -> None:
         if not self._plans_fit():
             self._make_plans()
-        work: Work = []
-        for device, plan in self._plans.items():
-            grads = plan.grads()
-            if any(grad is not None for grad in grads):
-                work.append((device, plan, grads))
+        work = {device: plan for device, plan in self._plans.items() if plan.look()}
         if not work:
             return
         fields = self._all_fields()
         wants_norm = self.max_norm is not None or self.nonfinite != "propagate"
         max_norm = -1.0 if self.max_norm is None else self.max_norm
         total = self._norm_of_devices(work) if wants_norm and len(work) > 1 else None
-        for device, plan, grads in work:
+        for device, plan in work.items():
             if device.type == "cuda":
                 self._require_capturable()
             norm, norm_type = None, 0.0  # 0: the op computes no norm
@@ -105,32 +100,31 @@ class FusedOptimizer(torch.optim.Optimizer):
             elif wants_norm:
                 norm, norm_type = torch.empty((), dtype=torch.float64, device=device), self.norm_type
             self._run(
-                plan, self._table_op, grads, fields, self._lr_tensors(device), norm, norm_type,
+                plan, self._table_op, fields, self._lr_tensors(device), norm, norm_type,
                 self._scalar("grad_scale", device), self._scalar("found_inf", device), max_norm,
                 self.nonfinite != "propagate",
             )  # fmt: skip
             total = norm if total is None else total
-            written = [p for p, grad in zip(plan.params, grads, strict=True) if grad is not None]
-            torch.autograd.graph.increment_version(written)
+            plan.count_version()
         self._norm = total
         if self.nonfinite == "error":
             self._raise_nonfinite()
 
-    def _run(self, plan: Plan, op: Any, grads: list[Tensor | None], *arguments: Any) -> None:
-        if not plan.run(op, grads, *arguments):
-            self._make_plans()  # something moved: check everything and look again
-            if not plan.run(op, grads, *arguments):
-                plan.run_by_copies(op, grads, *arguments)
+    def _run(self, plan: Plan, op: Any, *arguments: Any) -> None:
+        if not plan.run(op, *arguments):
+            self._make_plans()  # something moved: check everything and try again
+            if not plan.run(op, *arguments):
+                plan.run_by_copies(op, *arguments)
 
-    def _norm_of_devices(self, work: Work) -> Tensor:
+    def _norm_of_devices(self, work: dict[torch.device, Plan]) -> Tensor:
         """The norm over several devices: the norm of their norms, 0-d float64 on the first."""
         norms = []
-        for device, plan, grads in work:
+        for device, plan in work.items():
             norm = torch.empty((), dtype=torch.float64, device=device)
             scale = self._scalar("grad_scale", device)
             op = torch.ops.fusedstep.table_norm_.default
-            self._run(plan, op, grads, norm, self.norm_type, scale)
-            norms.append(norm.to(work[0][0]))
+            self._run(plan, op, norm, self.norm_type, scale)
+            norms.append(norm.to(next(iter(work))))
         return torch.ops.fusedstep.total_norm(norms, self.norm_type)
 
     def _all_fields(self) -> list[float]:

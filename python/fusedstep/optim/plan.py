@@ -75,30 +75,41 @@ class Plan:
         """Whether somebody put another tensor into the state of a parameter."""
         return not _C.same_objects(self._states, self._state_keys, self._state_tensors)
 
-    def grads(self) -> list[Tensor | None]:
-        """The parameters' present gradients."""
-        return list(map(_GRAD, self.params))
+    def look(self) -> bool:
+        """Notes the gradients there are now; False where there is none."""
+        grads = list(map(_GRAD, self.params))
+        self._grads = [grad for grad in grads if grad is not None]
+        self._missing: list[int] = []
+        self._written = self.params
+        if len(self._grads) < len(grads):
+            self._missing = [i for i, grad in enumerate(grads) if grad is None]
+            self._written = [p for p, g in zip(self.params, grads, strict=True) if g is not None]
+        return bool(self._grads)
 
-    def run(self, op: Callable[..., bool], grads: list[Tensor | None], *arguments: Any) -> bool:
+    def run(self, op: Callable[..., bool], *arguments: Any) -> bool:
         """Calls a table op; False, with nothing written, where the plan no longer fits the tensors."""
-        return not self._strided and op(self.table.address, grads, *arguments)
+        return not self._strided and op(self.table.address, self._grads, self._missing, *arguments)
 
-    def run_by_copies(
-        self, op: Callable[..., bool], grads: list[Tensor | None], *arguments: Any
-    ) -> None:
+    def run_by_copies(self, op: Callable[..., bool], *arguments: Any) -> None:
         """The same for parameters with gaps and gradients of other strides, through gapless copies."""
         params = list(self.params)
         for i in self._strided:
             params[i] = torch.empty_like(params[i]).copy_(params[i])
+        missing = set(self._missing)
+        with_grad = (param for i, param in enumerate(params) if i not in missing)
         grads = [
-            grad if grad is None or same_strides(grad, param.stride()) else in_layout_of(param, grad)
-            for param, grad in zip(params, grads, strict=True)
+            grad if same_strides(grad, param.stride()) else in_layout_of(param, grad)
+            for param, grad in zip(with_grad, self._grads, strict=True)
         ]
         self._assign(params)
-        if not op(self.table.address, grads, *arguments):
+        if not op(self.table.address, grads, self._missing, *arguments):
             raise RuntimeError(f"{self.function}: the table refused tensors that were just checked")
         for i in self._strided:
             self.params[i].copy_(params[i])
+
+    def count_version(self) -> None:
+        """Tells autograd that the parameters were written, so that a stale backward raises."""
+        torch.autograd.graph.increment_version(self._written)
 
 
 def in_layout_of(param: Tensor, tensor: Tensor) -> Tensor:
