@@ -2,7 +2,7 @@
 
 from fusedstep import build  # first: it loads the C++ modules that the others call
 
-__version__ = "0.1.0"
+__version__ = build.FACTS["version"]
 
 from fusedstep import ops, schedules
 from fusedstep.clip import clip_grad_norm_, get_total_norm

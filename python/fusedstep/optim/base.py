@@ -66,7 +66,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # --- the step ---------------------------------------------------------------------------
 
-    @torch._dynamo.disable
+    @torch._disable_dynamo
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update. `closure` re-evaluates the model and returns the loss, as in torch.optim."""
         if not self._native:
