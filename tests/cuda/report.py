@@ -1,0 +1,135 @@
+"""Compiles the CUDA kernels as the build does and checks what the compiler made of each of them.
+
+    python -m tests.cuda.report              print the report; status 1 where a kernel got worse
+    python -m tests.cuda.report --update     write what was found to expected.json
+
+No kernel may spill, use local memory or access global memory by generic instructions in a loop;
+its main loops read and write 16 bytes at once; registers and the number of main loops are compared
+with expected.json. Status 2 where nvcc or nvdisasm is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from buildtools import cuda
+from tests.cuda import nvcc, sass
+from tests.cuda.verdict import Kernel, faults, readable, worse
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ARCH = "sm_90"
+EXPECTED = Path(__file__).with_name("expected.json")
+
+
+class Missing(Exception):
+    """A tool that the report needs is not there; the message says what to do."""
+
+
+def demangle(names: Iterable[str]) -> list[str]:
+    """The signatures behind mangled names, by the binutils' c++filt."""
+    try:
+        result = subprocess.run(
+            ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
+        )
+    except FileNotFoundError as error:
+        raise Missing("no c++filt on PATH: install the binutils") from error
+    return result.stdout.split("\n")
+
+
+def inspect(toolkit: Path, nvdisasm: Path, source: Path, flags: list[str]) -> list[Kernel]:
+    """Compiles one source and returns its kernels; `flags` in front of the build's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernels.cubin"
+        resources = nvcc.compile_cubin(toolkit, source, cubin, ARCH, flags)
+        code = sass.disassemble(nvdisasm, cubin)
+    names = dict(zip(resources, demangle(resources), strict=False))
+    return [Kernel(readable(names[key]), resources[key], code[key]) for key in resources]
+
+
+def describe(loops: list[sass.Loop], operation: str) -> str:
+    """`5x16 4x16`: how many accesses of how many bytes, loop after loop."""
+    counts = [sorted(loop.widths(operation).items(), reverse=True) for loop in loops]
+    return " ".join("+".join(f"{n}x{width}" for width, n in count) or "-" for count in counts)
+
+
+def expectation(release: str, kernels: list[Kernel]) -> str:
+    """The text of expected.json: a line for each kernel."""
+    rows = sorted(f'  "{kernel.name}": {json.dumps(kernel.summary())}' for kernel in kernels)
+    return f'{{\n "nvcc": "{release}",\n "kernels": {{\n' + ",\n".join(rows) + "\n }\n}\n"
+
+
+def show(kernels: list[Kernel]) -> None:
+    """Prints one line a kernel."""
+    width = max(len(kernel.name) for kernel in kernels)
+    print(f"{'':{width}}  registers  spilled  stack  local  shared  main loops: loads | stores")
+    for kernel in kernels:
+        r = kernel.resources
+        loops = kernel.main_loops
+        print(
+            f"{kernel.name:{width}}  {r.registers:9}  {r.spill_stores + r.spill_loads:7}  "
+            f"{r.stack:5}  {kernel.code.local_accesses:5}  {r.shared:6}  "
+            f"{describe(loops, 'load')} | {describe(loops, 'store')}"
+        )
+
+
+def find_tools() -> tuple[Path, Path]:
+    """The toolkit's root and nvdisasm."""
+    toolkit = cuda.find_toolkit()
+    if toolkit is None:
+        raise Missing("no CUDA toolkit: neither CUDA_HOME nor an nvcc on PATH leads to one")
+    nvdisasm = sass.find_disassembler(toolkit)
+    if nvdisasm is None:
+        raise Missing(
+            "no nvdisasm in the toolkit, on PATH or in Triton's package, so that the width of "
+            "loads cannot be read: pip install nvidia-cuda-nvdisasm"
+        )
+    return toolkit, nvdisasm
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--update", action="store_true", help=f"write {EXPECTED.name}")
+    update = parser.parse_args().update
+    try:
+        toolkit, nvdisasm = find_tools()
+        flags = nvcc.build_flags(toolkit)
+        sources = sorted((ROOT / "kernels" / "cuda").glob("*.cu"))
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            lists = pool.map(lambda source: inspect(toolkit, nvdisasm, source, flags), sources)
+            kernels = [kernel for found in lists for kernel in found]
+    except Missing as error:
+        print(f"cuda-report: {error}")
+        return 2
+    release = cuda.toolkit_version(toolkit)
+    print(f"nvcc {release} for {ARCH}: {' '.join(flags)}")
+    show(kernels)
+
+    lines = [line for kernel in kernels for line in faults(kernel)]
+    if update and not lines:
+        EXPECTED.write_text(expectation(release, kernels))
+        print(f"\n{len(kernels)} kernels written to {EXPECTED.name}")
+        return 0
+    expected = json.loads(EXPECTED.read_text())
+    for kernel in kernels:
+        lines += worse(kernel, expected["kernels"].get(kernel.name))
+    gone = expected["kernels"].keys() - {kernel.name for kernel in kernels}
+    lines += [f"{name}: is in {EXPECTED.name} but not in the build" for name in sorted(gone)]
+    if lines:
+        print("\n" + "\n".join(lines))
+        if release != expected["nvcc"]:
+            print(f"(expected.json comes from nvcc {expected['nvcc']}, this is {release})")
+        return 1
+    print(f"\n{len(kernels)} kernels: no spill, no local memory, as expected or better")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
