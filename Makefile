@@ -59,7 +59,7 @@ bench: setup ## time the step against torch's; ARGS="..."
 
 .PHONY: cuda-report
 cuda-report: setup ## compile the CUDA kernels and check registers, spills and load widths
-	$(PY) tests/cuda/report.py $(ARGS)
+	$(PY) -m tests.cuda.report $(ARGS)
 
 # No virtual environment and no network: PYTHON has torch and what a build needs.
 .PHONY: gpu-check
@@ -109,7 +109,7 @@ $(VENV)/built: $(VENV)/torch $(SOURCES)
 
 $(SECOND)/installed: $(SECOND)/settings | $(VENV)/built
 	$(SECOND)/bin/python -m pip install "$(FUSEDSTEP_SECOND_TORCH)" numpy \
-	  $$($(PY) buildtools/extras.py test)
+	  $$($(PY) buildtools/extras.py bench test)
 	touch $@
 
 $(VENV)/lint: pyproject.toml | $(VENV)/built
