@@ -1,10 +1,10 @@
-"""Prints the requirements of one extra of the installed project: `python extras.py test`.
+"""Prints the requirements of extras of the installed project: `python extras.py bench test`.
 
-They install the extra without installing, and so rebuilding, the project itself.
+They install what an extra asks for without installing, and so rebuilding, the project itself.
 """
 
 import sys
 from importlib.metadata import requires
 
-marker = f'extra == "{sys.argv[1]}"'
-print(*(line.split(";")[0].strip() for line in requires("fusedstep") if line.endswith(marker)))
+markers = tuple(f'extra == "{extra}"' for extra in sys.argv[1:])
+print(*(line.split(";")[0].strip() for line in requires("fusedstep") if line.endswith(markers)))
