@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedstep.checks import require_beta, require_number
+from fusedstep.checks import refuse, require_beta, require_number
 from fusedstep.optim.base import FusedOptimizer
 
 
@@ -80,8 +80,11 @@ def adam_fields(function: str, group: dict[str, Any], where: str) -> list[float]
 
     A learning rate that is a tensor is left where it is: the kernels read it there.
     """
-    lr, (beta1, beta2) = group["lr"], group["betas"]
-    eps, weight_decay = group["eps"], group["weight_decay"]
+    lr, betas, eps, weight_decay = (group[key] for key in ("lr", "betas", "eps", "weight_decay"))
+    try:
+        beta1, beta2 = betas
+    except (TypeError, ValueError):
+        refuse(function, _label(where, "betas"), "be a pair of numbers", repr(betas))
     reads_lr = isinstance(lr, Tensor)
     plain = (0.0 if reads_lr else lr, beta1, beta2, eps, weight_decay)
     if not (all(type(x) is float and x >= 0 for x in plain) and beta1 < 1 and beta2 < 1):
@@ -94,17 +97,19 @@ def adam_fields(function: str, group: dict[str, Any], where: str) -> list[float]
 def _checked(function: str, group: dict[str, Any], where: str) -> tuple[float, ...]:
     """The same numbers one by one, with a message for the first that is wrong."""
 
-    def label(key: str) -> str:
-        return f"{where}['{key}']" if where else key
-
     def number(key: str) -> float:
-        return require_number(function, label(key), group[key])
+        return require_number(function, _label(where, key), group[key])
 
-    betas = group["betas"]
+    betas = _label(where, "betas")
     return (
         0.0 if isinstance(group["lr"], Tensor) else number("lr"),
-        require_beta(function, f"{label('betas')}[0]", betas[0]),
-        require_beta(function, f"{label('betas')}[1]", betas[1]),
+        require_beta(function, f"{betas}[0]", group["betas"][0]),
+        require_beta(function, f"{betas}[1]", group["betas"][1]),
         number("eps"),
         number("weight_decay"),
     )
+
+
+def _label(where: str, key: str) -> str:
+    """How a message calls an entry of the group `where`, or the constructor's argument itself."""
+    return f"{where}['{key}']" if where else key
