@@ -64,8 +64,9 @@ cuda-report: setup ## compile the CUDA kernels and check registers, spills and l
 # No virtual environment and no network: PYTHON has torch and what a build needs.
 .PHONY: gpu-check
 gpu-check: ## prove and time everything on this machine's GPU, with PYTHON (python3)
-	arch=$${TORCH_CUDA_ARCH_LIST:-$$($(PYTHON) -c \
-	  'import torch; print("%d.%d" % torch.cuda.get_device_capability())')} && \
+	@arch=$$($(PYTHON) -c 'import sys, torch; \
+	  torch.cuda.is_available() or sys.exit("gpu-check: torch sees no CUDA device"); \
+	  print("%d.%d" % torch.cuda.get_device_capability())') && \
 	FUSEDSTEP_CUDA=1 TORCH_CUDA_ARCH_LIST=$$arch $(PYTHON) setup.py -q build_ext --inplace
 	PYTHONPATH="$(CURDIR)/python" $(PYTHON) bench/gpu_check.py $(ARGS)
 
