@@ -58,7 +58,8 @@ def test_a_rate_rises_then_falls_between_its_bounds(warmup, decay, peak, share):
     ]
     assert rates[:warmup] == sorted(rates[:warmup])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
-    assert all(0 <= rate <= peak for rate in rates)
+    assert all(share * peak <= rate <= peak for rate in rates[warmup:])
+    assert all(0 <= rate <= peak for rate in rates[:warmup])
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def warmup_cosine(
     if step >= max_steps:
         return min_lr
     progress = (step - warmup_steps) / (max_steps - warmup_steps)
-    return min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (max_lr - min_lr)
+    fallen = 0.5 * (1 - math.cos(math.pi * progress))
+    return max(min_lr, max_lr - fallen * (max_lr - min_lr))  # rounding could undershoot
 
 
 def batch_size_ramp(tokens: int, *, start: int, end: int, ramp_tokens: int) -> int:
