@@ -20,6 +20,8 @@ TINY = ["--size", "tiny", "--device", "cpu"]
 @pytest.fixture(scope="module")
 def train_lm():
     """The program as a module, found as Python finds it when it is run as a script."""
+    for package in ("matplotlib", "rich", "tokenizers"):
+        pytest.importorskip(package, reason=f"needs the bench extra: {package}")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCH))
         import train_lm
@@ -121,10 +123,10 @@ def test_a_finished_run_resumed_shows_its_results_again(train_lm, text, capsys):
     assert Path("runs/train_lm/results.json").read_text() == before
 
 
-def test_ctrl_c_in_a_process_of_its_own(text, tmp_path):
+def test_ctrl_c_in_a_process_of_its_own(train_lm, text):
     arguments = [*TINY, "--data", str(text), "--steps", "100000", "--save-every", "1"]
     running = subprocess.Popen(
-        [sys.executable, str(BENCH / "train_lm.py"), *arguments],
+        [sys.executable, train_lm.__file__, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

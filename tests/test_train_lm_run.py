@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+pytest.importorskip("tokenizers", reason="needs the bench extra: tokenizers")
+
 from bench.lm import checkpoint
 from bench.lm.comparison import NAMES, Comparison
 from bench.lm.corpus import Corpus

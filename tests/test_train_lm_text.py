@@ -7,6 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
+pytest.importorskip("tokenizers", reason="needs the bench extra: tokenizers")
+
 from bench.lm import corpus as corpus_module
 from bench.lm.corpus import tokenise, windows
 from bench.lm.documents import Document, read_documents, split_by_file

@@ -10,8 +10,9 @@ from pathlib import Path
 from .errors import InputError
 
 VALIDATION_SHARE = 0.1
-# Other people's packages, and tests: they are full of literal data that is no language.
-NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+# Other people's packages; tests, full of literal data; and pydoc's topics, one file of generated
+# English as long as a whole tenth of the rest, which would make up most of one part of the split.
+NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"}
 
 
 @dataclass(frozen=True)

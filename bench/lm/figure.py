@@ -91,4 +91,4 @@ def _times(axes: Axes, comparison: Comparison, found: dict) -> None:
     # Outliers, where the machine did something else, are cut off: they would flatten the rest.
     axes.set_ylim(0, 2 * max(found["median_optimizer_ms"].values()))
     axes.set_title("Clip + optimizer step, ms", loc="left")
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(loc="lower left", framealpha=0.85, edgecolor="none")

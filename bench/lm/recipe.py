@@ -72,7 +72,7 @@ SIZES = {
     # About two minutes for both runs on two CPU cores.
     "small": Recipe(
         Shape(vocabulary=4096, context=128, layers=4, heads=4, width=128),
-        steps=400,
+        steps=500,
         first_batch=4,
         batch=12,
         micro_batch=8,
