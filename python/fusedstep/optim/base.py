@@ -54,6 +54,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._plans: dict[torch.device, Plan] = {}
         self._listed: list[Tensor] = []
         self._stateless: list[Tensor] = []  # parameters that never had a gradient
+        self._entries: list[dict[str, Any]] = []  # of self.state, which users may clear or refill
         self._norm: Tensor | None = None
 
     @property
@@ -172,6 +173,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return (
             bool(self._plans)
             and _C.same_items(listed, self._listed)
+            and _C.same_items(list(self.state.values()), self._entries)
             and all(param.grad is None for param in self._stateless)
             and not any(plan.states_replaced() for plan in self._plans.values())
         )
@@ -205,6 +207,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         for device in self._plans.keys() - by_device.keys():
             del self._plans[device]
         self._listed, self._stateless = listed, stateless
+        self._entries = list(self.state.values())
 
     # --- torch.optim's protocol -------------------------------------------------------------
 
