@@ -1,0 +1,290 @@
+"""The tensor table: laid out again only where something changed, and always where it did."""
+
+from __future__ import annotations
+
+import gc
+import math
+
+import pytest
+import torch
+from helpers import DTYPES, bounded, make_params, set_grads
+from hypothesis import given
+from hypothesis import strategies as st
+from twin import Twin
+
+import fusedstep
+from fusedstep import _C
+
+
+def table_of(optimizer: fusedstep.AdamW) -> _C.TensorTable:
+    (plan,) = optimizer._plans.values()
+    return plan.table
+
+
+def test_is_laid_out_once_although_gradients_move() -> None:
+    params = make_params((40_000,), (0,), (3, 3))
+    twin = Twin(fusedstep.AdamW(params, max_norm=1.0))
+    addresses, versions, kept = set(), set(), []
+    for step in range(5):
+        twin.optimizer.zero_grad()
+        set_grads(params, seed=step)
+        kept.append([p.grad for p in params])  # so that no address comes again
+        twin.step()
+        addresses.add(params[0].grad.data_ptr())
+        versions.add(table_of(twin.optimizer).layout_version)
+    assert len(addresses) == 5
+    assert len(versions) == 1
+
+
+def test_hyperparameters_change_without_a_new_layout() -> None:
+    params = make_params((500,), (20,))
+    twin = Twin(fusedstep.AdamW([{"params": [p]} for p in params]))
+    versions = set()
+    for step in range(4):
+        set_grads(params, seed=step)
+        for g, group in enumerate(twin.optimizer.param_groups):
+            group |= {"lr": 0.1 / (step + 1 + g), "weight_decay": 0.1 * step, "eps": 1e-8 + g}
+            group |= {"betas": (0.9 - 0.1 * step, 0.99), "maximize": step == 2}
+        twin.step()
+        versions.add(table_of(twin.optimizer).layout_version)
+    assert len(versions) == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 32_767, 32_768, 32_769, 100_000])
+def test_chunks_and_rows(size: int) -> None:
+    params = make_params((size,), (7,))
+    optimizer = fusedstep.AdamW(params)
+    set_grads(params)
+    optimizer.step()
+    table = table_of(optimizer)
+    assert (table.num_rows, table.num_launches) == (2, 1)
+    assert table.num_chunks == max(1, math.ceil(size / 32_768)) + 1
+
+
+def test_one_launch_for_each_combination_of_dtypes() -> None:
+    params = [p for dtype in DTYPES for p in make_params(*[(9,)] * 8, dtype=dtype)]
+    optimizer = fusedstep.AdamW([{"params": params[:10], "lr": 0.1}, {"params": params[10:]}])
+    for i, param in enumerate(params):
+        set_grads([param], dtype=DTYPES[i % 4])
+    optimizer.step()
+    assert table_of(optimizer).num_launches == 16
+    set_grads(params)
+    optimizer.step()
+    assert table_of(optimizer).num_launches == 4
+
+
+def test_hundreds_of_groups() -> None:
+    params = make_params(*[(1 + i % 50,) for i in range(300)])
+    groups = [
+        {"params": [p], "lr": 1e-3 * i, "weight_decay": 0.01 * (i % 7), "amsgrad": i % 3 == 0}
+        for i, p in enumerate(params)
+    ]
+    twin = Twin(fusedstep.AdamW(groups, max_norm=1.0))
+    for step in range(2):
+        set_grads(params, seed=step)
+        twin.step()
+    table = table_of(twin.optimizer)
+    assert (table.num_rows, table.num_launches) == (300, 1)
+
+
+@bounded
+@given(
+    present=st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=2, max_size=6),
+    max_norm=st.sampled_from([None, 1.0]),
+    per_group=st.integers(1, 6),
+)
+def test_gradients_that_come_and_go(
+    present: list[list[bool]], max_norm: float | None, per_group: int
+) -> None:
+    params = make_params((5,), (0,), (3, 3), (), (70,), (2,))
+    groups = [{"params": params[i : i + per_group]} for i in range(0, 6, per_group)]
+    twin = Twin(fusedstep.AdamW(groups, max_norm=max_norm))
+    counts = [0] * len(params)
+    for step, flags in enumerate(present):
+        set_grads(params, seed=step)
+        for i, (param, has_grad) in enumerate(zip(params, flags, strict=True)):
+            counts[i] += has_grad
+            if not has_grad:
+                param.grad = None
+        twin.step()
+    steps = [int(twin.optimizer.state.get(p, {}).get("step", 0)) for p in params]
+    assert steps == counts  # each parameter has its own, so its own bias correction
+
+
+def test_same_pattern_of_gradients_keeps_the_layout() -> None:
+    params = make_params((5,), (6,), (7,))
+    twin = Twin(fusedstep.AdamW(params))
+    set_grads(params)
+    twin.step()
+    versions = []
+    for missing in (1, 1, None, 1):
+        set_grads(params)
+        if missing is not None:
+            params[missing].grad = None
+        twin.step()
+        versions.append(table_of(twin.optimizer).layout_version)
+    assert versions[0] == versions[1] < versions[2] < versions[3]
+
+
+def test_parameters_added_later() -> None:
+    params = make_params((5,), (6,), (7,))
+    twin = Twin(fusedstep.AdamW(params[:1], lr=0.1))
+    for step in range(4):
+        if step in (1, 3):
+            new = params[1:2] if step == 1 else params[2:]
+            twin.optimizer.add_param_group({"params": new, "lr": 0.01 * step})
+        set_grads(params, seed=step)
+        twin.step()
+    assert [float(twin.optimizer.state[p]["step"]) for p in params] == [4.0, 3.0, 1.0]
+
+
+def test_parameters_taken_out_and_exchanged_in_their_group() -> None:
+    params = make_params((5,), (6,), (7,))
+    twin = Twin(fusedstep.AdamW(params))
+    (group,) = twin.optimizer.param_groups
+    new = make_params((8,), seed=5)
+    for step, listed in enumerate([params, params[1:], params[::-1], [params[0], *new]]):
+        group["params"] = list(listed)
+        set_grads([*params, *new], seed=step)
+        before = [p.detach().clone() for p in params]
+        twin.step()
+        for param, value in zip(params, before, strict=True):
+            assert torch.equal(param, value) != any(param is p for p in listed)
+
+
+def moved(data: torch.Tensor) -> torch.Tensor:
+    return data.clone()
+
+
+def transposed(data: torch.Tensor) -> torch.Tensor:
+    return data.t().contiguous().t()
+
+
+def with_gaps(data: torch.Tensor) -> torch.Tensor:
+    return torch.stack([data, data], dim=-1)[..., 0]
+
+
+@pytest.mark.parametrize("replace", [moved, transposed, with_gaps, torch.Tensor.bfloat16])
+def test_data_of_a_parameter_replaced(replace: object) -> None:
+    params = make_params((20, 30), (5,))
+    twin = Twin(fusedstep.AdamW(params, max_norm=1.0))
+    for step in range(4):
+        if step == 2:
+            old = params[0].data
+            kept = old.clone()
+            params[0].grad = None
+            params[0].data = replace(old)
+            twin._take_over(params[0])
+        set_grads(params, seed=step)
+        twin.step()
+    assert torch.equal(old, kept)  # nothing is written where the parameter was
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
+def test_state_replaced_by_the_user(name: str) -> None:
+    params = make_params((20, 30), (5,))
+    twin = Twin(fusedstep.AdamW(params))
+    for step in range(4):
+        set_grads(params, seed=step)
+        if step == 2:
+            state = twin.optimizer.state[params[0]]
+            old = state[name]
+            kept = old.clone()
+            state[name] = old * 3
+            twin._take_over(params[0])
+        twin.step()
+    assert torch.equal(old, kept)  # the old state is no longer in use
+
+
+def test_state_changed_in_place_by_the_user() -> None:
+    params = make_params((20,))
+    twin = Twin(fusedstep.AdamW(params))
+    for step in range(3):
+        set_grads(params, seed=step)
+        if step == 1:
+            twin.optimizer.state[params[0]]["exp_avg"].mul_(2)
+            twin.optimizer.state[params[0]]["step"].fill_(100)
+            twin._take_over(params[0])
+        twin.step()
+    assert float(twin.optimizer.state[params[0]]["step"]) == 102
+
+
+def test_cleared_state_begins_anew() -> None:
+    params = make_params((20,), (5,))
+    twin = Twin(fusedstep.AdamW(params))
+    for step in range(4):
+        set_grads(params, seed=step)
+        if step == 2:
+            twin.optimizer.state.clear()
+            for param in params:
+                twin._take_over(param)
+        twin.step()
+    assert {float(s["step"]) for s in twin.optimizer.state.values()} == {2.0}
+
+
+def test_entry_of_a_parameter_replaced_by_the_user() -> None:
+    params = make_params((20,), (5,))
+    twin = Twin(fusedstep.AdamW(params))
+    for step in range(4):
+        set_grads(params, seed=step)
+        if step == 2:
+            state = twin.optimizer.state[params[0]]
+            twin.optimizer.state[params[0]] = {name: value / 2 for name, value in state.items()}
+            twin._take_over(params[0])
+        twin.step()
+    assert [float(twin.optimizer.state[p]["step"]) for p in params] == [3.0, 4.0]
+
+
+def test_amsgrad_switched_on_later() -> None:
+    params = make_params((20,))
+    twin = Twin(fusedstep.AdamW(params))
+    for step in range(4):
+        set_grads(params, seed=step)
+        twin.optimizer.param_groups[0]["amsgrad"] = step >= 2
+        twin.step()
+    assert "max_exp_avg_sq" in twin.optimizer.state[params[0]]
+
+
+def test_two_optimizers_take_turns() -> None:
+    params = make_params((20,), (40_000,))
+    twins = [Twin(fusedstep.AdamW(params, lr=lr, max_norm=1.0)) for lr in (0.1, 0.01)]
+    for step in range(4):
+        set_grads(params, seed=step)
+        twin = twins[step % 2]
+        for param in params:
+            twin._take_over(param)
+        twin.step()
+
+
+@bounded
+@given(
+    dtypes=st.lists(st.sampled_from(DTYPES), min_size=3, max_size=8),
+    kinds=st.lists(st.sampled_from(["plain", "transposed", "gaps"]), min_size=8, max_size=8),
+)
+def test_gradients_whose_ids_and_addresses_come_again(
+    dtypes: list[torch.dtype], kinds: list[str]
+) -> None:
+    params = make_params((8, 8), (8, 8))
+    twin = Twin(fusedstep.AdamW(params, max_norm=1.0))
+    for step, (dtype, kind) in enumerate(zip(dtypes, kinds, strict=False)):
+        for param in params:
+            param.grad = None  # freed: the allocator hands the same memory out again
+        set_grads(params, seed=step, dtype=dtype)
+        if kind != "plain":
+            params[1].grad = (transposed if kind == "transposed" else with_gaps)(params[1].grad)
+        twin.step()
+
+
+def test_parameters_whose_ids_come_again() -> None:
+    optimizer = fusedstep.AdamW(make_params((50,)))
+    seen: set[int] = set()
+    for step in range(10):
+        (param,) = make_params((50 + step % 3,), seed=step)
+        optimizer.param_groups[0]["params"] = [param]
+        optimizer.state.clear()
+        set_grads([param], seed=step)
+        Twin(optimizer).step()
+        seen.add(id(param))
+        del param
+        gc.collect()
+    assert len(optimizer.state) == 1
