@@ -1,0 +1,1 @@
+"""The microbenchmarks' parts: cases, timings in turns, memory, machine, results file."""

@@ -1,0 +1,91 @@
+"""Draws bench/results/step.png from bench/results/step.csv: every run of bench/step.py there is.
+
+Left: the latest ratio of torch's time to ours for each machine and case, with its target.
+Right: how the ratio of each case went from run to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # before pyplot: no screen needed
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from micro.record import CSV, read
+
+Series = dict[tuple[str, str], list[dict[str, str]]]
+
+
+def series(rows: list[dict[str, str]]) -> Series:
+    """The runs of each machine and case in the order of their dates."""
+    found: Series = {}
+    for row in sorted(rows, key=lambda row: row["date"]):
+        machine = row["machine"]
+        if row["device"] == "cpu":
+            machine += f", {row['threads']} threads"
+        found.setdefault((machine, row["case"]), []).append(row)
+    return found
+
+
+def draw_latest(axes: Axes, found: Series) -> None:
+    """A bar for each machine and case; a line across it marks the target."""
+    latest = [(f"{case}\n{machine}", runs[-1]) for (machine, case), runs in found.items()]
+    for at, (_, row) in enumerate(latest):
+        ratio = float(row["ratio"])
+        axes.barh(at, ratio, color="tab:blue")
+        axes.text(ratio, at, f" {ratio:.2f}x, {float(row['gb_per_s']):.0f} GB/s", va="center")
+        if row["target"]:
+            axes.vlines(float(row["target"]), at - 0.45, at + 0.45, color="tab:red", linewidth=2)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(latest)), [label for label, _ in latest], fontsize=7)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}x")
+    axes.margins(x=0.35)
+    axes.set_xlabel("torch's time / fusedstep's time (red: target)")
+
+
+def draw_history(axes: Axes, found: Series) -> None:
+    """A line for each machine and case over its runs, named by their commits."""
+    for (machine, case), runs in found.items():
+        ratios = [float(row["ratio"]) for row in runs]
+        axes.plot([row["date"] for row in runs], ratios, marker="o", label=f"{case}, {machine}")
+    dates = sorted({row["date"]: row["commit"] for runs in found.values() for row in runs}.items())
+    axes.set_xticks([date for date, _ in dates], [commit for _, commit in dates], rotation=90)
+    axes.tick_params(axis="x", labelsize=6)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}x")
+    axes.yaxis.set_minor_formatter("{x:g}x")
+    axes.set_ylabel("torch's time / fusedstep's time")
+    axes.legend(fontsize=6)
+
+
+def draw(rows: list[dict[str, str]], path: Path) -> None:
+    """Both panels for these lines of the CSV, written to `path`."""
+    found = series(rows)
+    figure, axes = plt.subplots(
+        1, 2, figsize=(14, max(3, 1 + 0.5 * len(found))), layout="constrained"
+    )
+    draw_latest(axes[0], found)
+    draw_history(axes[1], found)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--csv", type=Path, default=CSV)
+    options = parser.parse_args()
+    if not options.csv.exists():
+        raise SystemExit(f"bench/plot.py: no {options.csv}: run bench/step.py first")
+    path = options.csv.with_suffix(".png")
+    draw(read(options.csv), path)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
