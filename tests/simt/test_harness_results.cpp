@@ -75,11 +75,15 @@ __global__ void votes(unsigned* out) {
   } else {
     out[6 * 64 + t] = __ballot_sync(half, t % 2);
   }
+  // One half goes first, the other waits for it where all meet again.
+  unsigned first = 0;
+  if (t % 32 < 16) first = __ballot_sync(0x0000ffffu, true);
+  out[7 * 64 + t] = __ballot_sync(kAll, first != 0);
 }
 
 void test_votes() {
   simt::for_seeds(kSeeds, [&](int) {
-    std::vector<unsigned> out(7 * 64);
+    std::vector<unsigned> out(8 * 64);
     simt::run(votes, 1, 64, out.data());
     bool right = true;
     for (unsigned t = 0; t < 64; ++t) {
@@ -88,6 +92,7 @@ void test_votes() {
       right &= out[2 * 64 + t] == (t < 32 ? 1u : 0u);
       right &= out[3 * 64 + t] == 16 && out[4 * 64 + t] == 1 && out[5 * 64 + t] == 0;
       right &= out[6 * 64 + t] == (t % 32 < 16 ? 0x0000ffffu : 0xaaaa0000u);
+      right &= out[7 * 64 + t] == 0x0000ffffu;
     }
     CHECK(right);
   });
@@ -165,6 +170,25 @@ void test_template_instances() {
   CHECK(out == 8.5f);
 }
 
+__global__ void count(unsigned* counters) {
+  atomicAdd(counters + 0, 2u);
+  atomicInc(counters + 1, 6u);  // counts 0 to 6 and round again
+  atomicMax(counters + 2, blockIdx.x * blockDim.x + threadIdx.x);
+  unsigned seen = counters[3];
+  for (unsigned old = seen + 1; old != seen;) {
+    old = seen;
+    seen = atomicCAS(counters + 3, old, old + 3);
+  }
+}
+
+void test_atomics() {
+  simt::for_seeds(kSeeds, [&](int) {
+    std::vector<unsigned> counters(4);
+    simt::run(count, 5, 40, counters.data());
+    CHECK(counters == (std::vector<unsigned>{400, 200 % 7, 199, 600}));
+  });
+}
+
 __global__ void record_order(unsigned* next, unsigned* order) {
   order[atomicAdd(next, 1u)] = blockIdx.x * blockDim.x + threadIdx.x;
 }
@@ -212,6 +236,7 @@ int main() {
   test_shuffles();
   test_syncwarp();
   test_template_instances();
+  test_atomics();
   test_orders();
   test_dimensions();
   return check::summary();

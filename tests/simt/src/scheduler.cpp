@@ -117,6 +117,7 @@ void Grid::run(dim3 size) {
     resume(*thread);
     if (thread->state == Thread::State::runnable) block->runnable.push_back(thread);
     if (block->num_finished == block->threads.size()) {
+      last = nullptr;  // another block may get its address
       std::erase_if(resident, [&](const auto& other) { return other.get() == block; });
     }
     if (++switches > current_options.max_switches) {
