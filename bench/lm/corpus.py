@@ -53,9 +53,11 @@ def tokenise(documents: Documents, vocabulary: int, say: Callable[[str], None]) 
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         say(f"The cached tokens in {path} cannot be read ({error}); making them anew.")
 
+    size = sum(len(document.text) for document in documents.training)
+    say(f"Training a {vocabulary}-token tokenizer on {size / 1e6:.1f} M characters, this once.")
     start = time.perf_counter()
     corpus = _make(documents, vocabulary)
-    say(f"Trained a {vocabulary}-token tokenizer in {time.perf_counter() - start:.1f} s.")
+    say(f"That took {time.perf_counter() - start:.1f} s.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda file: _save(corpus, file))

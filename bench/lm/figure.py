@@ -87,8 +87,8 @@ def _times(axes: Axes, comparison: Comparison, found: dict) -> None:
         times = [1e3 * record[name]["optimizer_seconds"] for record in comparison.steps]
         median = found["median_optimizer_ms"][name]
         axes.plot(steps, times, ".", markersize=3, color=COLOURS[name], alpha=0.5)
-        axes.axhline(median, color=COLOURS[name], label=f"{name}: median {median:.2f} ms")
+        axes.axhline(median, color=COLOURS[name], label=f"{name} {median:.2f}")
     # Outliers, where the machine did something else, are cut off: they would flatten the rest.
     axes.set_ylim(0, 2 * max(found["median_optimizer_ms"].values()))
-    axes.set_title("Clip + optimizer step, ms", loc="left")
-    axes.legend(loc="lower left", framealpha=0.85, edgecolor="none")
+    axes.set_title("Clip + optimizer step in ms, and medians", loc="left", pad=24)
+    axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(-0.03, 0.97))

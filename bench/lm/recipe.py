@@ -76,7 +76,7 @@ SIZES = {
         first_batch=4,
         batch=12,
         micro_batch=8,
-        peak_rate=3e-3,
+        peak_rate=1.5e-3,
         validation_windows=64,
     ),
     # GPT-2 124M, for a GPU. The tokenizer is trained to GPT-2's 50257 tokens; the embedding has
