@@ -1,4 +1,4 @@
-"""Every refusal: its type, its wording, and that nothing was changed before it."""
+"""Every refusal of AdamW: its type, its wording, and that nothing was changed before it."""
 
 from __future__ import annotations
 
@@ -8,54 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same_bits, make_params, set_grads
+from helpers import make_params, set_grads
+from refusals import Snapshot, refuses
 from torch import Tensor
 
 import fusedstep
 
 nan, inf = math.nan, math.inf
-WORDING = r"^{function}: {argument} must {must}, got {got}$"
-
-
-def refuses(function: str, argument: str, must: str, got: str, kind: type[Exception]) -> Any:
-    """pytest.raises for a refusal in the one wording; `must` and `got` are regular expressions."""
-    for sign in "[]()":
-        argument = argument.replace(sign, f"\\{sign}")
-    text = WORDING.format(function=function, argument=argument, must=must, got=got)
-    return pytest.raises(kind, match=text)
-
-
-class Snapshot:
-    """All that a refused call must leave as it was."""
-
-    def __init__(self, params: list[Tensor], optimizer: torch.optim.Optimizer | None = None):
-        self.params, self.optimizer = params, optimizer
-        self.before = self._take()
-
-    def _take(self) -> dict[str, Tensor | int]:
-        seen: dict[str, Tensor | int] = {}
-        for i, param in enumerate(self.params):
-            tensors = {"param": param, "grad": param.grad}
-            if self.optimizer is not None:
-                state = self.optimizer.state.get(param, {})
-                tensors |= state
-                seen[f"{i} entries"] = len(state)
-            for name, tensor in tensors.items():
-                if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
-                    seen[f"{i} {name}"] = tensor.detach().clone()
-                    seen[f"{i} {name}'s version"] = tensor._version
-        return seen
-
-    def check(self) -> None:
-        after = self._take()
-        assert after.keys() == self.before.keys()
-        for name, value in after.items():
-            if isinstance(value, Tensor):
-                assert_same_bits(value, self.before[name], name)
-            else:
-                assert value == self.before[name], name
-
-
 BETA = "be at least 0 and below 1"
 OPTIONS = [
     ({"lr": -1e-3}, "lr", "be 0 or more", "-0.001", ValueError),
@@ -240,76 +199,3 @@ def test_views_of_one_tensor_that_do_not_overlap_are_taken() -> None:
     before = base.clone()
     fusedstep.AdamW(params, lr=1.0).step()
     assert (base != before).all()
-
-
-CLIP = [
-    ({"max_norm": -1.0}, "max_norm", "be 0 or more", "-1.0", ValueError),
-    ({"max_norm": nan}, "max_norm", "be 0 or more", "nan", ValueError),
-    ({"max_norm": None}, "max_norm", "be a number", "NoneType", TypeError),
-    ({"max_norm": torch.ones(2)}, "max_norm", "have one element", r"\(2,\)", ValueError),
-    ({"max_norm": 1.0, "norm_type": 3}, "norm_type", "be 2, 1 or inf", "3.0", ValueError),
-    ({"max_norm": 1.0, "norm_type": None}, "norm_type", "be 2, 1 or inf", "None", TypeError),
-]
-
-
-@pytest.mark.parametrize(("options", "argument", "must", "got", "kind"), CLIP)
-def test_clip_options(
-    options: dict[str, Any], argument: str, must: str, got: str, kind: type[Exception]
-) -> None:
-    params = make_params((3,), (4,))
-    set_grads(params)
-    snapshot = Snapshot(params)
-    with refuses("clip_grad_norm_", argument, must, got, kind):
-        fusedstep.clip_grad_norm_(params, **options)
-    snapshot.check()
-
-
-def test_clip_of_sparse_and_overlapping_gradients() -> None:
-    params = make_params((4,), (4,), (4,))
-    set_grads(params)
-    sparse_gradient(params[1])
-    snapshot = Snapshot(params)
-    with refuses("clip_grad_norm_", "parameters[1].grad", "be dense", ".*coo", TypeError):
-        fusedstep.clip_grad_norm_(params, 1.0)
-    snapshot.check()
-    params[1].grad = params[0].grad
-    snapshot = Snapshot(params)
-    must = r"not overlap parameters\[0\].grad"
-    with refuses("clip_grad_norm_", "parameters[1].grad", must, "shared memory", ValueError):
-        fusedstep.clip_grad_norm_(params, 1.0)
-    snapshot.check()
-    params[1].grad = torch.ones(1).expand(4)
-    with refuses("clip_grad_norm_", "parameters[1].grad", "not overlap itself", ".*", ValueError):
-        fusedstep.clip_grad_norm_(params, 1.0)
-
-
-def test_clip_that_raises_for_a_nonfinite_norm_scales_nothing() -> None:
-    params = make_params((4,), (4,))
-    set_grads(params)
-    params[1].grad[2] = nan
-    snapshot = Snapshot(params)
-    with pytest.raises(RuntimeError, match="must be finite where error_if_nonfinite=True, got nan"):
-        fusedstep.clip_grad_norm_(params, 1.0, error_if_nonfinite=True)
-    snapshot.check()
-
-
-@pytest.mark.parametrize(
-    ("tensors", "argument", "must", "got", "kind"),
-    [
-        ([torch.ones(2), 3.0], "tensors[1]", "be a tensor", "float", TypeError),
-        ([torch.ones(2, dtype=torch.int64)], "tensors[0]", "be float32, .*", ".*int64", TypeError),
-        ([torch.ones(2, dtype=torch.cfloat)], "tensors[0]", "be float32, .*", ".*64", TypeError),
-        ([torch.eye(2).to_sparse()], "tensors[0]", "be dense", "torch.sparse_coo", TypeError),
-        ([torch.ones(2, device="meta")], "tensors[0]", "be on a CPU or a .*", "meta", ValueError),
-    ],
-)
-def test_norm_of_what_has_none(
-    tensors: list[Any], argument: str, must: str, got: str, kind: type[Exception]
-) -> None:
-    with refuses("get_total_norm", argument, must, got, kind):
-        fusedstep.get_total_norm(tensors)
-
-
-def test_clip_of_no_tensors() -> None:
-    with refuses("clip_grad_norm_", "parameters[0]", "be a tensor", "str", TypeError):
-        fusedstep.clip_grad_norm_(["weight"], 1.0)

@@ -1,0 +1,118 @@
+"""The kernels compiled for one instruction set at a time: the same bits from each, and from _C."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import DTYPES, assert_same_bits, make_params, name_of, set_grads
+from torch import Tensor
+
+import fusedstep
+from buildtools.flags import CXX_FLAGS
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="the instruction sets of x86-64"),
+    pytest.mark.skipif(not shutil.which("g++"), reason="needs g++"),
+    pytest.mark.skipif(not shutil.which("objdump"), reason="needs objdump"),
+]
+
+ROOT = Path(__file__).resolve().parents[1]
+# What the compiler is told; the widest registers that it must use then, and the flags of a CPU
+# that has them all.
+SETS = {
+    "scalar": (["-march=x86-64", "-fno-tree-vectorize", "-fno-tree-slp-vectorize"], "xmm", ()),
+    "x86-64": (["-march=x86-64"], "xmm", ()),
+    "x86-64-v3": (["-march=x86-64-v3"], "ymm", ("avx2", "fma", "bmi2", "f16c")),
+    "x86-64-v4": (
+        ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+        "zmm",
+        ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+    ),
+}
+NORMS = {0: 2.0, 1: 1.0, 2: float("inf")}  # kernels/common/norm.h's enum Norm
+OPTIONS = [0.01, 0.9, 0.999, 1e-8, 0.1, 1.0, 1.0]  # lr, betas, eps, weight decay, amsgrad, max norm
+
+
+def cpu_flags() -> set[str]:
+    return set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)[1].split())
+
+
+@pytest.fixture(scope="module", params=SETS)
+def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library of the kernels for one instruction set alone."""
+    options, _, needed = SETS[request.param]
+    lacking = set(needed) - cpu_flags()
+    if lacking:
+        pytest.skip(f"this CPU lacks {', '.join(sorted(lacking))}")
+    library = tmp_path_factory.mktemp("isa") / f"{request.param}.so"
+    sources = [ROOT / "tests/isa/entry.cpp", *(ROOT / "kernels/cpu").glob("*.cpp")]
+    # Under the address sanitizer there are no clones for the loader to choose from; it is only
+    # named here, not used.
+    command = ["g++", *CXX_FLAGS, *options, "-D__SANITIZE_ADDRESS__", "-shared", "-fPIC"]
+    command += ["-fvisibility=default", f"-I{ROOT}", *map(str, sources), "-o", str(library)]
+    subprocess.run(command, check=True)
+    return library
+
+
+def step_by(library: Path, param: Tensor, states: list[Tensor], step: Tensor, norm: int) -> float:
+    """One clipped update of `param` in place; returns the norm of its gradient."""
+    function = ctypes.CDLL(str(library)).clip_and_adam
+    function.restype = ctypes.c_double
+    pointers = (ctypes.c_void_p * 3)(*[state.data_ptr() for state in states])
+    options = (ctypes.c_double * len(OPTIONS))(*OPTIONS)
+    return function(
+        ctypes.c_void_p(param.data_ptr()), ctypes.c_void_p(param.grad.data_ptr()), pointers,
+        ctypes.c_void_p(step.data_ptr()), ctypes.c_int64(param.numel()),
+        DTYPES.index(param.dtype), DTYPES.index(param.grad.dtype), norm, options,
+    )  # fmt: skip
+
+
+def test_compiler_used_the_registers_of_the_set_and_no_wider(kernels: Path) -> None:
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", str(kernels)],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    widest = SETS[kernels.stem][1]
+    assert f"%{widest}" in listing
+    for wider in {"xmm": ("ymm", "zmm"), "ymm": ("zmm",), "zmm": ()}[widest]:
+        assert f"%{wider}" not in listing
+    assert not re.search(r"\bvfn?m(add|sub)", listing), "a contracted multiply-add"
+    packed = re.search(r"\bv?mulps\b", listing) is not None
+    assert packed == (kernels.stem != "scalar")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("grad_dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_bits_are_those_of_the_module(
+    dtype: torch.dtype, grad_dtype: torch.dtype, norm: int, kernels: Path
+) -> None:
+    (param,) = make_params((40_007,), dtype=dtype)
+    lr, *betas, eps, decay, _, max_norm = OPTIONS
+    optimizer = fusedstep.AdamW(
+        [param], lr, betas, eps, decay, amsgrad=True, max_norm=max_norm, norm_type=NORMS[norm]
+    )
+    other = param.detach().clone().requires_grad_()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    states = [torch.zeros_like(param, dtype=wide) for _ in range(3)]
+    step = torch.zeros(())
+    for i in range(2):
+        set_grads([param, other], seed=i, dtype=grad_dtype)
+        other.grad.copy_(param.grad)
+        optimizer.step()
+        of_library = step_by(kernels, other, states, step, norm)
+        expected = torch.tensor(of_library, dtype=torch.float64).float()
+        assert_same_bits(optimizer.grad_norm, expected, "norm")
+        assert_same_bits(param, other, "parameter")
+    state = optimizer.state[param]
+    for mine, name in zip(states, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), strict=True):
+        assert_same_bits(state[name], mine, name)
+    assert float(step) == 2
