@@ -3,7 +3,7 @@
     python bench/train_lm.py                      about two minutes on two CPU cores
     python bench/train_lm.py --size gpt2          GPT-2 124M, for a GPU
     python bench/train_lm.py --data my/texts      other text than Python's standard library
-    python bench/train_lm.py --resume             go on after Ctrl-C
+    python bench/train_lm.py --resume             go on after Ctrl-C, bit for bit
 
 Both runs start from the same weights and see the same batches, taking turns step by step.
 """
@@ -21,7 +21,7 @@ from lm.corpus import tokenise
 from lm.documents import read_documents
 from lm.errors import InputError
 from lm.recipe import SIZES, TOKENS, Recipe
-from lm.session import compare
+from lm.training import compare
 from rich.console import Console
 
 import fusedstep

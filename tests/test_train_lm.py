@@ -86,7 +86,7 @@ def same(left, right):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_resumes_bit_for_bit(train_lm, text, monkeypatch, number, capsys):
     arguments = [*TINY, f"--data={text}", "--steps=12", "--dropout=0.1", "--save-every=5"]
-    comparison = sys.modules["lm.session"].Comparison
+    comparison = sys.modules["lm.training"].Comparison
     advance = comparison.advance
 
     def interrupted(self):
