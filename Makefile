@@ -57,6 +57,10 @@ endif
 bench: setup ## time the step against torch's; ARGS="..."
 	$(PY) bench/step.py $(ARGS)
 
+.PHONY: plot
+plot: setup ## draw all runs of `make bench`
+	$(PY) bench/plot.py $(ARGS)
+
 .PHONY: cuda-report
 cuda-report: setup ## compile the CUDA kernels and check registers, spills and load widths
 	$(PY) -m tests.cuda.report $(ARGS)
@@ -64,11 +68,7 @@ cuda-report: setup ## compile the CUDA kernels and check registers, spills and l
 # No virtual environment and no network: PYTHON has torch and what a build needs.
 .PHONY: gpu-check
 gpu-check: ## prove and time everything on this machine's GPU, with PYTHON (python3)
-	@arch=$$($(PYTHON) -c 'import sys, torch; \
-	  torch.cuda.is_available() or sys.exit("gpu-check: torch sees no CUDA device"); \
-	  print("%d.%d" % torch.cuda.get_device_capability())') && \
-	FUSEDSTEP_CUDA=1 TORCH_CUDA_ARCH_LIST=$$arch $(PYTHON) setup.py -q build_ext --inplace
-	PYTHONPATH="$(CURDIR)/python" $(PYTHON) bench/gpu_check.py $(ARGS)
+	$(PYTHON) bench/gpu_check.py $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/lint ## check the format of all code and run ruff
