@@ -18,9 +18,11 @@ def micro():
     """The parts of bench/step.py, found as Python finds them when it is run as a script."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCH))
-        from micro import cases, contest, memory, record
+        from micro import cases, contest, memory, origin, record
 
-        yield SimpleNamespace(cases=cases, contest=contest, memory=memory, record=record)
+        yield SimpleNamespace(
+            cases=cases, contest=contest, memory=memory, origin=origin, record=record
+        )
 
 
 @pytest.fixture
@@ -91,11 +93,11 @@ def test_figures_are_appended_and_other_columns_refused(micro, tiny, tmp_path: P
 def test_commit_comes_from_git_or_else_from_the_environment(
     micro, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(micro.record, "ROOT", tmp_path)
+    monkeypatch.setattr(micro.origin, "ROOT", tmp_path)
     monkeypatch.delenv("FUSEDSTEP_COMMIT", raising=False)
-    assert micro.record.commit() == "unknown"
+    assert micro.origin.commit() == "unknown"
     monkeypatch.setenv("FUSEDSTEP_COMMIT", "abc123")
-    assert micro.record.commit() == "abc123"
+    assert micro.origin.commit() == "abc123"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, as Linux has it")

@@ -65,6 +65,7 @@ GPU_CASES = (
     Case("billion", "1e9 parameters", BILLION, target=1.2),
     Case("gpt2", "GPT-2 124M, 148 tensors", gpt2_shapes()),
     Case("many", "2000 tensors of 4096", ((4096,),) * 2000, target=5.0),
+    # Not like for like: torch keeps the moments of these in bfloat16, we in float32.
     Case("billion-bf16", "1e9 bfloat16 parameters", BILLION, torch.bfloat16),
     Case("small", "400 small tensors", ((64, 64), (64,)) * 200),
     Case("mlp", "MLP, 6 tensors", mlp_shapes(784, 512, 256, 10)),

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import shutil
-import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -14,37 +11,10 @@ import torch
 from fusedstep.__main__ import processor_name
 
 from .contest import Outcome
+from .origin import ROOT, commit, driver
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 CSV = RESULTS / "step.csv"
-
-
-def output(*command: str) -> str:
-    """What a command prints; "" where it is not there or fails."""
-    if shutil.which(command[0]) is None:
-        return ""
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return result.stdout.strip() if result.returncode == 0 else ""
-
-
-def commit() -> str:
-    """The commit that is measured, with "+" where files were changed since; in a tree without
-    history the variable FUSEDSTEP_COMMIT says it."""
-    if (ROOT / ".git").exists():
-        head = output("git", "rev-parse", "--short=12", "HEAD")
-        changed = output(
-            "git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results"
-        )
-        if head:
-            return head + ("+" if changed else "")
-    return os.environ.get("FUSEDSTEP_COMMIT", "unknown")
-
-
-def driver() -> str:
-    """The version of the GPU driver; "" without one."""
-    query = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return query.split("\n")[0]
 
 
 def facts(device: torch.device) -> dict[str, object]:

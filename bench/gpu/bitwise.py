@@ -1,0 +1,155 @@
+"""CUDA against the CPU, bit for bit: every pair of dtypes, sizes, misalignments, norms, options."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import fusedstep
+
+from .rows import Findings
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Around the norm's rows of 256, a pack, and a chunk of 32768; 0 and 1.
+SIZES = (0, 1, 7, 255, 256, 257, 4099, 32767, 32768, 32769, 70001)
+# Elements by which parameter and gradient lie beside an address that is good for 16 bytes.
+OFFSETS = ((0, 0), (1, 1), (0, 1), (3, 2))
+STEPS = 3
+OPTIONS: dict[str, dict] = {
+    "no clip": {},
+    "norm 2": {"max_norm": 1.0},
+    "norm 1": {"max_norm": 1.0, "norm_type": 1.0},
+    "norm inf": {"max_norm": 1.0, "norm_type": math.inf},
+    "amsgrad, maximize": {"max_norm": 0.5, "amsgrad": True, "maximize": True},
+    "skip": {"max_norm": 1.0, "nonfinite": "skip"},
+    "loss scale": {"max_norm": 1.0},
+}
+DEVICES = ("cpu", "cuda")
+_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+Twins = list[tuple[Tensor, Tensor]]  # the same parameter on each of DEVICES
+
+
+def beside(values: Tensor, offset: int, device: str) -> Tensor:
+    """A copy of `values` that begins `offset` elements after an aligned address."""
+    room = torch.zeros(values.numel() + offset, dtype=values.dtype, device=device)
+    return room[offset:].copy_(values)
+
+
+def values(count: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Normally distributed, times powers of two from 2^-12 to 2^4."""
+    exponents = torch.randint(-12, 5, (count,), generator=generator)
+    normal = torch.randn(count, dtype=torch.float64, generator=generator)
+    return torch.ldexp(normal, exponents).to(dtype)
+
+
+def make(
+    param_dtype: torch.dtype, grad_dtype: torch.dtype, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Twins with a gradient for each size and offset."""
+    for size, (param_offset, grad_offset) in product(SIZES, OFFSETS):
+        param = values(size, param_dtype, generator)
+        grad = values(size, grad_dtype, generator)
+        twins = [beside(param, param_offset, device).requires_grad_() for device in DEVICES]
+        for twin, device in zip(twins, DEVICES, strict=True):
+            twin.grad_dtype = None  # any may be assigned
+            twin.grad = beside(grad, grad_offset, device)
+        yield twins[0], twins[1]
+
+
+def refill(twins: Twins, generator: torch.Generator, spoil: bool) -> None:
+    """Other gradients in the same places; with `spoil` one of them has an infinite element."""
+    for pair in twins:
+        grad = values(pair[0].numel(), pair[0].grad.dtype, generator)
+        for param in pair:
+            param.grad.copy_(grad)
+    if spoil:
+        for param in twins[-1]:
+            param.grad[-1] = math.inf
+
+
+class Comparison:
+    """Counts what was compared and describes the first differences."""
+
+    def __init__(self) -> None:
+        self.tensors = self.elements = self.differing = 0
+
+    def same(self, what: str, on_cpu: Tensor, on_cuda: Tensor) -> None:
+        """Every bit; a NaN equals any NaN."""
+        a, b = on_cpu.detach().contiguous(), on_cuda.detach().cpu().contiguous()
+        bits = _BITS[a.element_size()]
+        differ = (a.view(bits) != b.view(bits)) & ~(a.isnan() & b.isnan())
+        self.tensors += 1
+        self.elements += a.numel()
+        if differ.any():
+            self.differing += 1
+            at = tuple(differ.nonzero()[0].tolist())
+            if self.differing <= 20:
+                print(f"{what}: {int(differ.sum())} differ, first {at}: {a[at]!r} and {b[at]!r}")
+
+
+def steps(twins: Twins, name: str, label: str, seen: Comparison) -> None:
+    """A few steps on both devices with one set of options; then parameters, states and norm."""
+    generator = torch.Generator().manual_seed(len(label))
+    lists = list(zip(*twins, strict=True))
+    optimizers = [fusedstep.AdamW(params, lr=0.01, **OPTIONS[name]) for params in lists]
+    for at in range(STEPS):
+        refill(twins, generator, spoil=name == "skip" and at == 1)
+        for device, optimizer in zip(DEVICES, optimizers, strict=True):
+            if name == "loss scale":
+                optimizer.grad_scale = torch.full((), 1024.0, device=device)
+                optimizer.found_inf = torch.full((), float(at == 1), device=device)
+            optimizer.step()
+        norms = [optimizer.grad_norm for optimizer in optimizers]
+        if norms[0] is not None:
+            seen.same(f"{label}, step {at}: norm", *norms)
+    for i, pair in enumerate(twins):
+        seen.same(f"{label}: params[{i}]", *pair)
+        states = [optimizer.state[param] for optimizer, param in zip(optimizers, pair, strict=True)]
+        for key in states[0]:
+            seen.same(f"{label}: {key} of params[{i}]", states[0][key], states[1][key])
+
+
+def clips(twins: Twins, label: str, seen: Comparison) -> None:
+    """The stand-alone norm and clip, for each type of norm."""
+    for norm_type in (2.0, 1.0, math.inf):
+        refill(twins, torch.Generator().manual_seed(5), spoil=False)
+        norms = [
+            fusedstep.clip_grad_norm_(params, 1.0, norm_type) for params in zip(*twins, strict=True)
+        ]
+        seen.same(f"{label}, clip: norm of type {norm_type}", *norms)
+        for i, (first, second) in enumerate(twins):
+            seen.same(f"{label}, clip: grad of params[{i}]", first.grad, second.grad)
+
+
+def checks() -> dict[str, Callable[[Twins, str, Comparison], None]]:
+    """What is done with every pair of dtypes, by name."""
+    stepping = {
+        name: lambda twins, label, seen, name=name: steps(twins, name, label, seen)
+        for name in OPTIONS
+    }
+    return stepping | {"clip_grad_norm_": clips}
+
+
+def main() -> None:
+    found = Findings(Path(sys.argv[1]))
+    generator = torch.Generator().manual_seed(0)
+    for name, check in checks().items():
+        seen = Comparison()
+        everything: Twins = []
+        for dtypes in product(DTYPES, DTYPES):
+            twins = list(make(*dtypes, generator))
+            check(twins, f"{name}, {dtypes[0]} with {dtypes[1]}", seen)
+            everything += twins[:: len(OFFSETS) + 1]  # each size and offset comes up
+        check(everything, f"{name}, all dtypes at once", seen)
+        result = f"{seen.differing} of {seen.tensors} tensors differ, {seen.elements} elements"
+        found.row(f"bits: {name}", result, "0 differ", seen.differing == 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Graph capture and replay, side streams, and that a step launches two kernels and never waits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import fusedstep
+
+from .rows import Findings
+
+REPLAYS = 5
+LONG = 200_000_000  # cycles, about 0.1 s: longer than any host needs for a step
+
+
+def make(count: int = 40, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
+    """Parameters of 1 to about 40000 elements on the GPU, with gradients."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    params = []
+    for at in range(count):
+        size = 1 + at * 40_000 // count
+        param = torch.randn(size, generator=generator, device="cuda").to(dtype).requires_grad_()
+        param.grad = torch.randn(size, generator=generator, device="cuda").to(dtype)
+        params.append(param)
+    return params
+
+
+def twins(params: list[Tensor]) -> list[Tensor]:
+    copies = [param.detach().clone().requires_grad_() for param in params]
+    for copy, param in zip(copies, params, strict=True):
+        copy.grad = param.grad.clone()
+    return copies
+
+
+def optimizer(params: list[Tensor], **options: object) -> fusedstep.AdamW:
+    return fusedstep.AdamW(params, max_norm=1.0, capturable=True, **options)
+
+
+def refill(lists: list[list[Tensor]], seed: int) -> None:
+    """The same new gradients for every list, in place."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    for group in zip(*lists, strict=True):
+        fresh = torch.randn(group[0].shape, generator=generator, device="cuda")
+        for param in group:
+            param.grad.copy_(fresh)
+
+
+def differing(a: list[Tensor], b: list[Tensor]) -> int:
+    return sum(not torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def replay_equals_eager() -> int:
+    """Replays with other gradients and rates, beside an eager optimizer: how many tensors differ."""
+    captured = make()
+    eager = twins(captured)
+    rates = [torch.tensor(0.01, device="cuda") for _ in range(2)]
+    steps = [
+        optimizer(params, lr=rate) for params, rate in zip((captured, eager), rates, strict=True)
+    ]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        steps[0].step()  # state and table must be there before the capture
+    torch.cuda.current_stream().wait_stream(side)
+    steps[1].step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        steps[0].step()
+    for at in range(REPLAYS):
+        refill([captured, eager], at)
+        for rate in rates:
+            rate.fill_(0.01 / (at + 1))
+        graph.replay()
+        steps[1].step()
+    norms = differing([steps[0].grad_norm], [steps[1].grad_norm])
+    return differing(captured, eager) + norms
+
+
+def graph_survives_an_eager_step() -> int:
+    """An eager step with gradients elsewhere lays the table out anew; the graph keeps its own."""
+    captured = make(seed=1)
+    eager = twins(captured)
+    steps = [optimizer(captured), optimizer(eager)]
+    for step in steps:
+        step.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        steps[0].step()
+    places = [param.grad for param in captured]
+    for param in captured:
+        param.grad = param.grad.clone()
+    for step in steps:
+        step.step()
+    for param, place in zip(captured, places, strict=True):
+        param.grad = place
+    refill([captured, eager], 9)
+    graph.replay()
+    steps[1].step()
+    return differing(captured, eager)
+
+
+def side_stream_is_followed() -> int:
+    """Gradients that a side stream writes late must be the ones that a step on it reads."""
+    late, early = make(seed=2), make(seed=2)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    steps = [optimizer(late), optimizer(early)]
+    refill([early], 3)
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            torch.cuda._sleep(LONG)
+            refill([late], 3)
+            steps[0].step()
+    stream.synchronize()
+    for _ in range(2):
+        steps[1].step()
+    return differing(late, early)
+
+
+def step_returns_before_the_gpu_is_done() -> int:
+    """1 where the host waited: behind a long kernel, a step's work must still be pending."""
+    params = make(seed=4)
+    step = optimizer(params, nonfinite="skip")
+    step.step()
+    done = torch.cuda.Event()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(LONG)
+    step.step()
+    done.record()
+    waited = done.query()
+    torch.cuda.synchronize()
+    return int(waited)
+
+
+def launches(params: list[Tensor]) -> int:
+    """The kernels of one step, as the profiler sees them."""
+    step = fusedstep.AdamW(params, max_norm=1.0)
+    step.step()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        step.step()
+        torch.cuda.synchronize()
+    on_gpu = [
+        event.name
+        for event in profile.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+    ]
+    print("launched:", *on_gpu, sep="\n  ")
+    return len(on_gpu)
+
+
+CHECKS: tuple[tuple[str, Callable[[], int], str], ...] = (
+    ("graph replay equals eager", replay_equals_eager, "tensors differ"),
+    ("graph survives an eager step", graph_survives_an_eager_step, "tensors differ"),
+    ("side stream", side_stream_is_followed, "tensors differ"),
+    ("no waiting for the GPU", step_returns_before_the_gpu_is_done, "waits"),
+)
+
+
+def main() -> None:
+    found = Findings(Path(sys.argv[1]))
+    for name, check, what in CHECKS:
+        count = check()
+        found.row(name, f"{count} {what}", f"0 {what}", count == 0)
+    count = launches(make(2000))
+    found.row("launches, 2000 tensors", str(count), "2", count == 2)
+    count = launches(make(300) + make(300, torch.bfloat16))
+    found.row("launches, two dtypes", str(count), "3", count == 3)
+
+
+if __name__ == "__main__":
+    main()

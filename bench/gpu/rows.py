@@ -1,0 +1,64 @@
+"""The lines of the final table: what was looked at, what came out, what was wanted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line. `target` is "" where a figure is only told, and then `passed` says nothing."""
+
+    part: str
+    result: str
+    target: str
+    passed: bool
+
+    @property
+    def verdict(self) -> str:
+        return ("pass" if self.passed else "FAIL") if self.target else ""
+
+
+class Findings:
+    """What a script has found, written at every line: a script that runs over keeps its lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: list[Row] = []
+        self._figures: dict[str, object] = {}
+        self._write()
+
+    def row(self, part: str, result: str, target: str = "", passed: bool = True) -> None:
+        """Adds a line to the table and prints it."""
+        self._rows.append(Row(part, result, target, passed))
+        print(table(self._rows[-1:]), flush=True)
+        self._write()
+
+    def figure(self, name: str, value: object) -> None:
+        """Adds what only the results file tells."""
+        self._figures[name] = value
+        self._write()
+
+    def _write(self) -> None:
+        rows = [asdict(row) for row in self._rows]
+        self._path.write_text(json.dumps({"rows": rows, "figures": self._figures}))
+
+
+def read(path: Path) -> tuple[list[Row], dict[str, object]]:
+    """The lines and figures of a script; none where it did not come to write any."""
+    if not path.exists():
+        return [], {}
+    found = json.loads(path.read_text())
+    return [Row(**row) for row in found["rows"]], found["figures"]
+
+
+def table(rows: list[Row], heading: bool = False) -> str:
+    """The lines for people, columns aligned."""
+    cells = [("part", "result", "target", "")] if heading else []
+    cells += [(row.part, row.result, row.target, row.verdict) for row in rows]
+    widths = [max(len(cell[at]) for cell in cells) for at in range(3)]
+    return "\n".join(
+        "  ".join(f"{cell[at]:{widths[at]}}" for at in range(3)) + "  " + cell[3] for cell in cells
+    )
