@@ -23,14 +23,8 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
-};
-
-enum cudaMemcpyKind {
-  cudaMemcpyHostToHost,
-  cudaMemcpyHostToDevice,
-  cudaMemcpyDeviceToHost,
-  cudaMemcpyDeviceToDevice,
-  cudaMemcpyDefault,
+  cudaErrorNotReady = 600,
+  cudaErrorStreamCaptureUnsupported = 900,
 };
 
 enum cudaDeviceAttr {
@@ -38,7 +32,7 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxThreadsPerMultiProcessor = 39,
 };
 
-using cudaStream_t = struct CUstream_st*;
+#include "simt/device.h"  // needs cudaError_t
 
 struct cudaLaunchAttribute;
 
@@ -61,14 +55,16 @@ inline const char* cudaGetErrorString(cudaError_t error) {
       return "out of memory";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorNotReady:
+      return "device not ready";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
   }
   return "unrecognized error code";
 }
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
@@ -88,19 +84,8 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaSuccess;
 }
 
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
-                                   cudaStream_t = nullptr) {
-  if (bytes != 0) std::memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-
-inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t = nullptr) {
-  if (bytes != 0) std::memset(to, value, bytes);
-  return cudaSuccess;
-}
-
-// Runs the kernel to its end at once. Like CUDA it copies the arguments, converted to the kernel's
-// parameters, and refuses an impossible configuration.
+// Runs the kernel to its end at once, or keeps it for the graph being captured. Like CUDA it copies
+// the arguments, converted to the kernel's parameters, and refuses an impossible configuration.
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
@@ -117,6 +102,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   if (config->dynamicSmemBytes != 0) return cudaErrorInvalidValue;
   const std::tuple<std::remove_cv_t<Parameters>...> copies(
       static_cast<Parameters>(std::forward<Arguments>(arguments))...);
-  simt::launch(grid, block, [&] { std::apply(kernel, copies); });
+  simt::run_on(config->stream, [grid, block, kernel, copies] {
+    simt::launch(grid, block, [&] { std::apply(kernel, copies); });
+  });
   return cudaSuccess;
 }

@@ -151,10 +151,6 @@ template <typename T>
 void __stcg(T* address, T value) {
   *address = value;
 }
-template <typename T>
-void __stwb(T* address, T value) {
-  *address = value;
-}
 
 inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }

@@ -12,14 +12,6 @@ struct uint3 {
   unsigned x = 0, y = 0, z = 0;
 };
 
-struct alignas(8) uint2 {
-  unsigned x, y;
-};
-
-struct alignas(16) uint4 {
-  unsigned x, y, z, w;
-};
-
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}

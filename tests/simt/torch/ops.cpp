@@ -1,0 +1,78 @@
+// The CUDA ops of csrc/cuda on CPU tensors: namespace fusedstep_simt, for
+// tests/test_cuda_on_host.py.
+#include <torch/csrc/stable/library.h>
+
+#include "csrc/adam_ops.h"
+#include "csrc/clip_ops.h"
+#include "csrc/cuda/passes.h"
+
+// What passes.h asks of torch about CUDA devices; this module links them to itself.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
+  *stream = nullptr;
+  return AOTI_TORCH_SUCCESS;
+}
+extern "C" AOTITorchError aoti_torch_create_device_guard(int32_t, DeviceGuardHandle* guard) {
+  *guard = nullptr;
+  return AOTI_TORCH_SUCCESS;
+}
+extern "C" AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle) {
+  return AOTI_TORCH_SUCCESS;
+}
+
+namespace {
+
+using Clip = fusedstep::ClipOps<fusedstep::cuda::Passes>;
+using Adam = fusedstep::AdamOps<fusedstep::cuda::Passes>;
+
+void seed(int64_t value) { simt::configure({.seed = static_cast<uint64_t>(value)}); }
+
+void begin_capture() {
+  simt::device.graph.clear();
+  simt::device.capturing = true;
+}
+
+// Returns the number of kernels that the graph holds.
+int64_t end_capture() {
+  simt::device.capturing = false;
+  return static_cast<int64_t>(simt::device.graph.size());
+}
+
+void replay() {
+  for (const auto& kernel : simt::device.graph) kernel();
+}
+
+int64_t uploads(int64_t table) {
+  auto& tensors = *reinterpret_cast<fusedstep::TensorTable*>(table);
+  return fusedstep::cuda::device_side(tensors).uploads();
+}
+
+int64_t allocations() { return static_cast<int64_t>(simt::device.allocated.size()); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(fusedstep_simt, m) {
+  m.def("total_norm(Tensor[] tensors, float norm_type, Tensor? grad_scale) -> Tensor");
+  m.def("clip_by_norm_(Tensor(a!)[] tensors, Tensor norm, float max_norm) -> ()");
+  m.def(
+      "table_adam_(int table, Tensor[] grads, int[] missing, float[] groups, Tensor[] lrs, "
+      "Tensor(a!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
+      "bool skip_nonfinite) -> bool");
+  m.def("seed(int value) -> ()");
+  m.def("begin_capture() -> ()");
+  m.def("end_capture() -> int");
+  m.def("replay() -> ()");
+  m.def("uploads(int table) -> int");
+  m.def("allocations() -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fusedstep_simt, CompositeExplicitAutograd, m) {
+  m.impl("total_norm", TORCH_BOX(&Clip::total_norm));
+  m.impl("clip_by_norm_", TORCH_BOX(&Clip::clip_by_norm_));
+  m.impl("table_adam_", TORCH_BOX(&Adam::table_adam_));
+  m.impl("seed", TORCH_BOX(&seed));
+  m.impl("begin_capture", TORCH_BOX(&begin_capture));
+  m.impl("end_capture", TORCH_BOX(&end_capture));
+  m.impl("replay", TORCH_BOX(&replay));
+  m.impl("uploads", TORCH_BOX(&uploads));
+  m.impl("allocations", TORCH_BOX(&allocations));
+}
