@@ -1,4 +1,5 @@
-// Adam's parameter groups as the ops receive them: a row of numbers a group, and the rates that are tensors.
+// Adam's parameter groups as the ops receive them: a row of numbers a group, and the rates that are
+// tensors.
 #pragma once
 
 #include "csrc/checks.h"
@@ -32,7 +33,8 @@ inline std::vector<AdamGroup> adam_groups(const char* function, const std::vecto
   return groups;
 }
 
-// Fills a table from the lists of the op `adam_`; max_exp_avg_sqs has the tensors of the groups with amsgrad.
+// Fills a table from the lists of the op `adam_`; max_exp_avg_sqs has the tensors of the groups
+// with amsgrad.
 inline std::vector<AdamGroup> assign_adam(TensorTable& table, const Tensors& params,
                                           const Tensors& grads, const Tensors& exp_avgs,
                                           const Tensors& exp_avg_sqs,

@@ -1,4 +1,5 @@
-// The global norm and the clip as ops, for either device: arguments checked, table filled, passes run.
+// The global norm and the clip as ops, for either device: arguments checked, table filled, passes
+// run.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -7,10 +7,8 @@
 // The ops with a `table` are for eager mode, where lists of tensors are dear: `table` is the
 // address of a fusedstep._C.TensorTable that remembers the parameters and their state.
 STABLE_TORCH_LIBRARY(fusedstep, m) {
-  m.def(
-      "total_norm(Tensor[] tensors, float norm_type=2.0, Tensor? grad_scale=None) -> Tensor");
-  m.def(
-      "clip_by_norm_(Tensor(a!)[] tensors, Tensor norm, float max_norm) -> ()");
+  m.def("total_norm(Tensor[] tensors, float norm_type=2.0, Tensor? grad_scale=None) -> Tensor");
+  m.def("clip_by_norm_(Tensor(a!)[] tensors, Tensor norm, float max_norm) -> ()");
   m.def(
       "adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
       "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, int[] group_sizes, float[] groups, "

@@ -1,4 +1,5 @@
-// The arguments that every rule's step has in common, as the ops receive them, and their meaning for the kernels.
+// The arguments that every rule's step has in common, as the ops receive them, and their meaning
+// for the kernels.
 #pragma once
 
 #include "csrc/checks.h"

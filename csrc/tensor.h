@@ -38,7 +38,8 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
   return a.get_device() == b.get_device() && a.is_cuda() == b.is_cuda();
 }
 
-// Whether element i lies at the same place in both. Strides of dimensions of one element do not count.
+// Whether element i lies at the same place in both. Strides of dimensions of one element do not
+// count.
 inline bool same_layout(const Tensor& a, const Tensor& b) {
   const int64_t dim = a.dim();
   if (dim != b.dim()) {

@@ -1,4 +1,5 @@
-// Keeps the tensor table of a list of tensors: from tensors to rows, and what may change between steps.
+// Keeps the tensor table of a list of tensors: from tensors to rows, and what may change between
+// steps.
 #include "csrc/tensor_table.h"
 
 #include "csrc/checks.h"

@@ -58,10 +58,10 @@ class TensorTable {
   void lay_out(const std::vector<int32_t>& active, const std::vector<Dtype>& grad_dtypes);
 
   std::vector<Slot> slots_;
-  std::vector<int32_t> active_;      // slots that have a gradient, in order
-  std::vector<Dtype> grad_dtypes_;   // of the active slots
-  Layout layout_;                    // of the active slots
-  std::vector<void*> grads_;         // in the order of the layout's rows
+  std::vector<int32_t> active_;     // slots that have a gradient, in order
+  std::vector<Dtype> grad_dtypes_;  // of the active slots
+  Layout layout_;                   // of the active slots
+  std::vector<void*> grads_;        // in the order of the layout's rows
   int64_t layout_version_ = 0;
 };
 

@@ -1,4 +1,5 @@
-// fusedstep._C.TensorTable: the table's lifetime, and what tests and `python -m fusedstep` may ask of it.
+// fusedstep._C.TensorTable: the table's lifetime, and what tests and `python -m fusedstep` may ask
+// of it.
 #include "csrc/tensor_table_module.h"
 
 #include <torch/csrc/stable/library.h>
@@ -10,11 +11,11 @@ namespace py = pybind11;
 namespace fusedstep {
 namespace {
 
-void table_assign(int64_t table, const Tensors& params, const Tensors& states,
-                  const Tensors& steps, const std::vector<int64_t>& group_sizes,
+void table_assign(int64_t table, const Tensors& params, const Tensors& states, const Tensors& steps,
+                  const std::vector<int64_t>& group_sizes,
                   const std::vector<int64_t>& state_counts) {
-  reinterpret_cast<TensorTable*>(table)->assign("table_assign", params, states, steps,
-                                                group_sizes, state_counts);
+  reinterpret_cast<TensorTable*>(table)->assign("table_assign", params, states, steps, group_sizes,
+                                                state_counts);
 }
 
 // Whether dicts[i][key], for every key that it has, is still the very object that `objects`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -286,3 +287,14 @@ def test_parameters_whose_ids_come_again() -> None:
         seen.add(id(param))
         del param
     assert len(seen) < 10, "the test needs ids that come again"
+
+
+def test_gradients_are_not_held_between_steps() -> None:
+    """zero_grad(set_to_none=True) must free the gradients' memory."""
+    params = make_params((4, 3), (5,))
+    optimizer = fusedstep.AdamW(params, max_norm=1.0)
+    set_grads(params)
+    optimizer.step()
+    gradients = [weakref.ref(param.grad) for param in params]
+    optimizer.zero_grad()
+    assert [reference() for reference in gradients] == [None, None]

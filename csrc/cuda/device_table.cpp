@@ -36,8 +36,8 @@ size_t bytes_of(const std::vector<T>& values) {
 }  // namespace
 
 void check(cudaError_t status, const char* what) {
-  STD_TORCH_CHECK(status == cudaSuccess, "fusedstep: ", what, " failed: ",
-                  cudaGetErrorString(status));
+  STD_TORCH_CHECK(status == cudaSuccess, "fusedstep: ", what,
+                  " failed: ", cudaGetErrorString(status));
 }
 
 DeviceMemory::DeviceMemory(size_t bytes) : bytes_(bytes) {
@@ -136,9 +136,9 @@ void DeviceTable::send(size_t begin, size_t end, cudaStream_t stream, bool captu
   }
   Staging& staging = free_staging(bytes);
   std::memcpy(staging.data, sent_.data() + begin, bytes);
-  check(cudaMemcpyAsync(memory_->data() + begin, staging.data, bytes, cudaMemcpyHostToDevice,
-                        stream),
-        "sending the tensor table");
+  check(
+      cudaMemcpyAsync(memory_->data() + begin, staging.data, bytes, cudaMemcpyHostToDevice, stream),
+      "sending the tensor table");
   check(cudaEventRecord(staging.copied, stream), "recording an event");
 }
 

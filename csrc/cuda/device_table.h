@@ -1,4 +1,5 @@
-// The copy of a tensor table in GPU memory: sent once, re-sent only where it changed, never waiting for the GPU.
+// The copy of a tensor table in GPU memory: sent once, re-sent only where it changed, never waiting
+// for the GPU.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -63,7 +64,6 @@ class DeviceTable : public DeviceSide {
   std::vector<std::unique_ptr<Staging>> staging_;
   std::vector<std::byte> sent_;  // what the memory holds, or will once the stream gets there
   bool captured_ = false;
-  size_t often_bytes_ = 0;  // groups and gradients
   size_t groups_bytes_ = 0;
   int64_t layout_version_ = -1;
   int64_t uploads_ = 0;

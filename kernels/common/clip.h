@@ -1,4 +1,5 @@
-// Decides, from the norm and the loss scale, by how much gradients are multiplied or that a step is skipped.
+// Decides, from the norm and the loss scale, by how much gradients are multiplied or that a step is
+// skipped.
 #pragma once
 
 #include "kernels/common/norm.h"

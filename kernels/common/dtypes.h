@@ -1,4 +1,5 @@
-// The four storage types of parameters and gradients, and their conversions: the same bits on every device.
+// The four storage types of parameters and gradients, and their conversions: the same bits on every
+// device.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +31,9 @@ FUSEDSTEP_HD To bit_cast(From from) {
   return to;
 }
 
-FUSEDSTEP_HD float widen(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+FUSEDSTEP_HD float widen(BFloat16 x) {
+  return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
+}
 
 // Shifts exponent and mantissa into float's place, then corrects the bias by an exact
 // multiplication, which also normalises subnormals. Branch-free so that loops vectorise.
@@ -62,7 +65,8 @@ FUSEDSTEP_HD Half round_to_half(float x) {
   return Half{static_cast<uint16_t>(result)};
 }
 
-// Storage to compute type and back. A float64 gradient of a narrower parameter rounds once, to float.
+// Storage to compute type and back. A float64 gradient of a narrower parameter rounds once, to
+// float.
 template <typename T, typename Storage>
 FUSEDSTEP_HD T load_as(Storage x) {
   if constexpr (std::is_arithmetic_v<Storage>) {

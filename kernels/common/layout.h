@@ -1,4 +1,5 @@
-// Builds a tensor table on the host: rows sorted by dtypes, chunks numbered, one launch per combination.
+// Builds a tensor table on the host: rows sorted by dtypes, chunks numbered, one launch per
+// combination.
 #pragma once
 
 #include <algorithm>
@@ -18,9 +19,9 @@ struct Launch {
 
 struct Layout {
   std::vector<Row> rows;
-  std::vector<int32_t> order;        // rows[i] was listed as number order[i]
+  std::vector<int32_t> order;  // rows[i] was listed as number order[i]
   std::vector<int32_t> row_of_chunk;
-  std::vector<int64_t> cost;         // [chunks + 1] work before each chunk, to share it out evenly
+  std::vector<int64_t> cost;  // [chunks + 1] work before each chunk, to share it out evenly
   std::vector<Launch> launches;
   int64_t num_chunks() const { return static_cast<int64_t>(row_of_chunk.size()); }
 };
@@ -72,8 +73,8 @@ inline Layout make_layout(const std::vector<Row>& listed) {
 // The first chunk of worker `worker` of `workers`; shares are even in work, not in chunks.
 inline int64_t share_begin(const Layout& layout, int64_t worker, int64_t workers) {
   const double target = static_cast<double>(layout.cost.back()) * worker / workers;
-  const auto at = std::lower_bound(layout.cost.begin(), layout.cost.end(),
-                                   static_cast<int64_t>(target));
+  const auto at =
+      std::lower_bound(layout.cost.begin(), layout.cost.end(), static_cast<int64_t>(target));
   return std::min<int64_t>(at - layout.cost.begin(), layout.num_chunks());
 }
 

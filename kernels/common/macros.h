@@ -1,4 +1,5 @@
-// The few macros that let one source be compiled by a C++ compiler, by nvcc and by the SIMT harness.
+// The few macros that let one source be compiled by a C++ compiler, by nvcc and by the SIMT
+// harness.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -17,7 +18,8 @@
 
 // One CPU function compiled for several instruction sets; the loader picks. Contraction is off
 // (-ffp-contract=off), so all of them give the same bits.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__)
 #define FUSEDSTEP_CLONES \
   __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else

@@ -1,4 +1,5 @@
-// beta^n for a step count n by repeated squaring: only multiplications, so the same bits everywhere.
+// beta^n for a step count n by repeated squaring: only multiplications, so the same bits
+// everywhere.
 #pragma once
 
 #include <cstdint>

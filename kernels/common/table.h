@@ -30,9 +30,9 @@ struct Row {
 // Pointers into host memory for the CPU, into device memory for a GPU.
 struct Table {
   const Row* rows;
-  void* const* grads;            // [rows], apart because gradients move between steps
-  const int32_t* row_of_chunk;   // [num_chunks]
-  const void* groups;            // [num_groups] of the rule's Group
+  void* const* grads;           // [rows], apart because gradients move between steps
+  const int32_t* row_of_chunk;  // [num_chunks]
+  const void* groups;           // [num_groups] of the rule's Group
   int64_t num_chunks;
 };
 

@@ -1,4 +1,5 @@
-// The norm pass on the CPU: any range of chunks by any thread, then one fold of the partial results.
+// The norm pass on the CPU: any range of chunks by any thread, then one fold of the partial
+// results.
 #pragma once
 
 #include "kernels/common/norm.h"

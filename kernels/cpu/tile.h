@@ -1,4 +1,5 @@
-// Moves a short run of elements between storage and compute type, so that a rule's loop exists once per compute type.
+// Moves a short run of elements between storage and compute type, so that a rule's loop exists once
+// per compute type.
 #pragma once
 
 #include "kernels/common/dtypes.h"
@@ -27,7 +28,8 @@ bool stored_as_computed(Dtype dtype) {
   return dtype == (sizeof(T) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32);
 }
 
-// Elements [begin, begin + n) as T: the data themselves where they are stored so, else a copy in `buffer`.
+// Elements [begin, begin + n) as T: the data themselves where they are stored so, else a copy in
+// `buffer`.
 template <typename T>
 T* load_tile(void* data, Dtype dtype, int64_t begin, int n, T* buffer) {
   if (stored_as_computed<T>(dtype)) {

@@ -1,4 +1,5 @@
-// What every kernel launch shares: the block size, the launch itself, and the check that it was accepted.
+// What every kernel launch shares: the block size, the launch itself, and the check that it was
+// accepted.
 #pragma once
 
 #include <cuda_runtime.h>

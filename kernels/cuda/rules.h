@@ -8,8 +8,8 @@
 
 namespace fusedstep::cuda {
 
-cudaError_t adam_pass(const Table& table, const Clip& clip, const Launch& range,
-                      unsigned* finished, cudaStream_t stream);
+cudaError_t adam_pass(const Table& table, const Clip& clip, const Launch& range, unsigned* finished,
+                      cudaStream_t stream);
 cudaError_t scale_pass(const Table& table, const Clip& clip, const Launch& range,
                        unsigned* finished, cudaStream_t stream);
 

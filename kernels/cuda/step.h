@@ -12,7 +12,7 @@ namespace fusedstep::cuda {
 
 // How many elements a thread takes at once: 16 bytes of the narrowest array.
 template <typename Param, typename Grad>
-constexpr int kStepPack = sizeof(Compute<Param>) == sizeof(double)                ? 2
+constexpr int kStepPack = sizeof(Compute<Param>) == sizeof(double)                        ? 2
                           : sizeof(Param) < sizeof(float) || sizeof(Grad) < sizeof(float) ? 8
                                                                                           : 4;
 
@@ -147,15 +147,15 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks)
     if (threadIdx.x == 0) {
       advance_step(row, finished + chunk.row);
     }
-    update_chunk(Arrays<Variant, Param, Grad>(row, table.grads[chunk.row], chunk.begin),
-                 chunk.size, coefficients);
+    update_chunk(Arrays<Variant, Param, Grad>(row, table.grads[chunk.row], chunk.begin), chunk.size,
+                 coefficients);
   });
 }
 
 // One launch for the chunks of `range`. `finished`: [rows] zeros, zeros again after.
 template <typename Rule>
-cudaError_t step_pass(const Table& table, const Clip& clip, const Launch& range,
-                      unsigned* finished, cudaStream_t stream) {
+cudaError_t step_pass(const Table& table, const Clip& clip, const Launch& range, unsigned* finished,
+                      cudaStream_t stream) {
   return with_storage(range.param_dtype, [&](auto param) {
     return with_storage(range.grad_dtype, [&](auto grad) {
       return launch(step_kernel<Rule, decltype(param), decltype(grad)>, range.num_chunks, stream,

@@ -22,7 +22,8 @@ struct AdamGroup {
   int64_t amsgrad;
 };
 
-// What the inner loop needs. Combined in double, rounded to T once: T(1 - beta) is not T(1) - T(beta).
+// What the inner loop needs. Combined in double, rounded to T once: T(1 - beta) is not T(1) -
+// T(beta).
 template <typename T>
 struct AdamCoefficients {
   T grad;   // unscaling, clipping and the sign of `maximize` in one factor
@@ -30,7 +31,7 @@ struct AdamCoefficients {
   T l2;     // Adam's weight_decay; 0 for AdamW
   T beta1, one_minus_beta1;
   T beta2, one_minus_beta2;
-  T step_size;               // lr / (1 - beta1^t)
+  T step_size;                // lr / (1 - beta1^t)
   T inverse_sqrt_correction;  // 1 / sqrt(1 - beta2^t)
   T eps;
 };

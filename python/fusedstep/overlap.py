@@ -25,7 +25,7 @@ def same_strides(a: Tensor, strides: Sequence[int]) -> bool:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements lie in memory without gap or overlap, in whatever order of dimensions."""
+    """Whether the elements lie in memory without gap or overlap, whatever the dimensions' order."""
     return tensor.is_contiguous() or same_strides(tensor, memory_layout(tensor))
 
 
@@ -52,7 +52,7 @@ def overlaps_itself(tensor: Tensor) -> bool:
 
 
 def find_overlap(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
-    """Indices (i, j), i < j, of two tensors of one device that share an element; None if there are none.
+    """Indices (i, j), i < j, of two tensors of one device that share an element, or None.
 
     Sorting by address makes this linear but for tensors whose spans interleave, such as two
     column blocks of one matrix; those are compared element by element.
@@ -71,7 +71,7 @@ def find_overlap(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
 
 
 def refuse_overlap(function: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    """ValueError where two of the tensors, all of one device, or two elements of one share memory."""
+    """ValueError where two tensors of one device, or two elements of one tensor, share memory."""
     for name, tensor in zip(names, tensors, strict=True):
         if overlaps_itself(tensor):
             refuse(function, name, "not overlap itself", f"strides {tensor.stride()}")

@@ -28,12 +28,12 @@ class AdamW(FusedOptimizer, torch.optim.AdamW):
             parameters, state and step counts stay as they were, decided on the device; "error":
             RuntimeError in that case, nothing changed (this waits for the device).
 
-    Parameters are float32, float64, bfloat16 or float16; gradients may be of another of these. State
-    is float32, or float64 for float64 parameters. `fused=False` or `foreach=True` selects torch's
-    own step. GradScaler's loss scale is divided out as the gradient is read.
+    Parameters are float32, float64, bfloat16 or float16; gradients may be of another of these.
+    State is float32, or float64 for float64 parameters. `fused=False` or `foreach=True` selects
+    torch's own step. GradScaler's loss scale is divided out as the gradient is read.
 
     Raises:
-        ValueError, TypeError: `AdamW: <argument> must <property>, got <value>`, with nothing changed.
+        ValueError, TypeError: `AdamW: <argument> must <property>, got <value>`; nothing changed.
         RuntimeError: `differentiable=True`, as torch's fused step.
     """
 
@@ -60,8 +60,8 @@ class AdamW(FusedOptimizer, torch.optim.AdamW):
         native = fused is not False and not (foreach and not fused)
         self._set_options(max_norm, norm_type, nonfinite, native)
         if native:
-            given = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-            adam_fields("AdamW", given | dict(maximize=maximize, amsgrad=amsgrad), "")
+            numbers = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+            adam_fields("AdamW", numbers | {"maximize": maximize, "amsgrad": amsgrad}, "")
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach,
             capturable=capturable, differentiable=differentiable, fused=True if native else fused,

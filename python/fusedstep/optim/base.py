@@ -34,7 +34,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _set_options(
         self, max_norm: float | None, norm_type: float, nonfinite: str, native: bool
     ) -> None:
-        """Checks and keeps the arguments that torch's class lacks; to be called before its __init__."""
+        """Checks and keeps the arguments that torch's class lacks; comes before its __init__."""
         name = type(self).__name__
         if max_norm is not None:
             max_norm = require_number(name, "max_norm", max_norm)
@@ -59,7 +59,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @property
     def grad_norm(self) -> Tensor | None:
-        """The gradients' norm before clipping in the last step: 0-d float32 on the parameters' device.
+        """The norm before clipping in the last step: 0-d float32 on the parameters' device.
 
         None before the first step and where neither `max_norm` nor `nonfinite` asked for it.
         """
@@ -86,8 +86,14 @@ class FusedOptimizer(torch.optim.Optimizer):
         if not self._plans_fit():
             self._make_plans()
         work = {device: plan for device, plan in self._plans.items() if plan.look()}
-        if not work:
-            return
+        try:
+            if work:
+                self._step_with(work)
+        finally:
+            for plan in work.values():
+                plan.release()
+
+    def _step_with(self, work: dict[torch.device, Plan]) -> None:
         fields = self._all_fields()
         wants_norm = self.max_norm is not None or self.nonfinite != "propagate"
         max_norm = -1.0 if self.max_norm is None else self.max_norm
@@ -99,7 +105,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             if total is not None:
                 norm = total.to(device)
             elif wants_norm:
-                norm, norm_type = torch.empty((), dtype=torch.float64, device=device), self.norm_type
+                norm = torch.empty((), dtype=torch.float64, device=device)
+                norm_type = self.norm_type
             self._run(
                 plan, self._table_op, fields, self._lr_tensors(device), norm, norm_type,
                 self._scalar("grad_scale", device), self._scalar("found_inf", device), max_norm,
@@ -144,7 +151,9 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _lr_tensors(self, device: torch.device) -> list[Tensor]:
         rates = (group["lr"] for group in self.param_groups)
         return [
-            lr.to(device, torch.float32, non_blocking=True) for lr in rates if isinstance(lr, Tensor)
+            lr.to(device, torch.float32, non_blocking=True)
+            for lr in rates
+            if isinstance(lr, Tensor)
         ]
 
     def _raise_nonfinite(self) -> None:
@@ -179,7 +188,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         )
 
     def _make_plans(self) -> None:
-        """Checks all parameters and gradients, then makes state and tables for those that need them."""
+        """Checks all parameters and gradients, then makes the state and tables they need."""
         name = type(self).__name__
         self._all_fields()
         listed: list[Tensor] = []

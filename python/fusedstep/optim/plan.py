@@ -1,4 +1,4 @@
-"""What an optimizer remembers of the parameters of one device between steps: lists and a C++ table."""
+"""What an optimizer remembers of one device's parameters between steps: lists and a C++ table."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class Plan:
         self._state_keys: tuple[str, ...] = ()
         self._state_tensors: list[Tensor] = []
         self._strided: list[int] = []  # indices of parameters whose elements have gaps
+        self.release()
 
     def rebuild(
         self,
@@ -87,7 +88,7 @@ class Plan:
         return bool(self._grads)
 
     def run(self, op: Callable[..., bool], *arguments: Any) -> bool:
-        """Calls a table op; False, with nothing written, where the plan no longer fits the tensors."""
+        """Calls a table op; False, with nothing written, where the plan no longer fits."""
         try:
             return not self._strided and op(
                 self.table.address, self._grads, self._missing, *arguments
@@ -96,7 +97,7 @@ class Plan:
             return False
 
     def run_by_copies(self, op: Callable[..., bool], *arguments: Any) -> None:
-        """The same for parameters with gaps and gradients of other strides, through gapless copies."""
+        """The same for parameters with gaps and gradients of other strides, through copies."""
         params = list(self.params)
         for i in self._strided:
             params[i] = torch.empty_like(params[i]).copy_(params[i])
@@ -116,6 +117,11 @@ class Plan:
         """Tells autograd that the parameters were written, so that a stale backward raises."""
         torch.autograd.graph.increment_version(self._written)
 
+    def release(self) -> None:
+        """Lets go of the gradients: between steps their memory is not ours to hold."""
+        self._grads: list[Tensor] = []
+        self._written: list[Tensor] = []
+
 
 def in_layout_of(param: Tensor, tensor: Tensor) -> Tensor:
     """A copy of `tensor` whose elements lie in memory in the order of those of `param`."""
@@ -125,7 +131,7 @@ def in_layout_of(param: Tensor, tensor: Tensor) -> Tensor:
 
 
 def prepare_state(param: Tensor, state: dict[str, Tensor], names: Sequence[str]) -> None:
-    """Makes missing state, and puts loaded state into the device, dtype and layout that kernels need."""
+    """Makes missing state; puts loaded state into the device, dtype and layout kernels need."""
     step = state.get("step")
     if step is None:
         state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
