@@ -143,6 +143,28 @@ def test_hooks_and_schedulers_of_torch_work() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.125
 
 
+def test_step_inside_backward() -> None:
+    """One optimizer a parameter, run by autograd's thread as soon as the gradient is there."""
+    ours = make_params((20, 20), (20,))
+    theirs = copies(ours)
+    optimizers = {p: fusedstep.AdamW([p], max_norm=1.0) for p in ours}
+
+    def step(param: torch.Tensor) -> None:
+        optimizers[param].step()
+        param.grad = None
+
+    for param in ours:
+        param.register_post_accumulate_grad_hook(step)
+    twins = [Twin(fusedstep.AdamW([p], max_norm=1.0)) for p in theirs]
+    for _ in range(3):
+        for params in (ours, theirs):
+            (params[0] @ params[1]).square().sum().backward()
+        for twin, param in zip(twins, theirs, strict=True):
+            twin.step()
+            param.grad = None
+    assert all(map(torch.equal, ours, theirs))
+
+
 def test_grad_norm_is_none_until_it_is_asked_for() -> None:
     params = make_params((5,))
     optimizer = fusedstep.AdamW(params)

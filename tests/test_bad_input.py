@@ -125,6 +125,18 @@ def test_parameter_listed_twice() -> None:
         fusedstep.AdamW([{"params": [param]}, {"params": [param]}])
 
 
+def test_parameter_listed_twice_in_one_group() -> None:
+    (param,) = make_params((3,))
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = fusedstep.AdamW([param, param])
+    set_grads([param])
+    snapshot = Snapshot([param], optimizer)
+    must = r"not overlap params\[0\]"
+    with refuses("AdamW", "params[1]", must, "shared memory", ValueError):
+        optimizer.step()
+    snapshot.check()
+
+
 def sparse_gradient(param: Tensor) -> None:
     param.grad = torch.zeros_like(param).to_sparse()
 
