@@ -1,4 +1,4 @@
-"""make gpu-check without a GPU: the order and limits of its parts, how they are judged, what is kept."""
+"""make gpu-check without a GPU: its parts in order, their limits, verdicts, what is kept."""
 
 from __future__ import annotations
 
@@ -122,11 +122,11 @@ def test_without_a_gpu_there_is_one_sentence(gpu, folders, capsys) -> None:
 def test_a_command_that_runs_over_is_ended_with_its_children(gpu, tmp_path: Path) -> None:
     child = "import subprocess, sys; subprocess.run([sys.executable, '-c', {!r}])"
     late = tmp_path / "late"
-    sleeper = f"import time; time.sleep(3); open({str(late)!r}, 'w')"
+    sleeper = f"import time; time.sleep(2); open({str(late)!r}, 'w')"
     command = [sys.executable, "-c", child.format(sleeper)]
     log = tmp_path / "log"
-    assert gpu.runner.run_command(command, {}, log, 1) == gpu.runner.RAN_OVER
-    time.sleep(4)
+    assert gpu.runner.run_command(command, {}, log, 0.5) == gpu.runner.RAN_OVER
+    time.sleep(3)
     assert not late.exists()
     part = gpu.runner.Part("slow", 1, command, gpu.parts.judge_build)
     rows, _ = gpu.runner.run_part(part, tmp_path, 0.2, gpu.runner.run_command)
@@ -209,6 +209,7 @@ def test_timings_become_rows_and_figures(gpu, monkeypatch, tmp_path: Path) -> No
         "DEVICE": torch.device("cpu"),
         "COPIED": 1 << 16,
         "SECONDS": 0.0,
+        "HOST_SAMPLES": 10,
         "cuda_seconds": cpu_seconds,
         "GPU_CASES": (Case("billion", "few", ((10, 10),), target=1e9), Case("mlp", "b", ((3,),))),
     }

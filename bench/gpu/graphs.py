@@ -54,7 +54,7 @@ def differing(a: list[Tensor], b: list[Tensor]) -> int:
 
 
 def replay_equals_eager() -> int:
-    """Replays with other gradients and rates, beside an eager optimizer: how many tensors differ."""
+    """Replays with other gradients and rates, beside an eager optimizer: differing tensors."""
     captured = make()
     eager = twins(captured)
     rates = [torch.tensor(0.01, device="cuda") for _ in range(2)]

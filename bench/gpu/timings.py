@@ -19,6 +19,7 @@ COPIED = 4 << 30  # bytes of each of the two buffers
 SECONDS = 4.0  # of timing a case
 LEAST_SHARE = 0.92  # of the copy bandwidth, for 1e9 parameters
 HOST_TENSORS, HOST_LIMIT = 150, 60e-6
+HOST_SAMPLES = 200  # of 20 steps
 
 
 def copy_bandwidth() -> float:
@@ -34,13 +35,13 @@ def host_seconds() -> float:
     case = Case("host", "150 tensors", ((64,),) * HOST_TENSORS)
     step = fused_step(make_params(case, DEVICE))
     samples = []
-    for _ in range(200):
+    for _ in range(HOST_SAMPLES):
         torch.cuda.synchronize()  # the queue is empty, so that no call waits for a place in it
         begin = time.perf_counter()
         for _ in range(20):
             step()
         samples.append((time.perf_counter() - begin) / 20)
-    return statistics.median(samples[20:])
+    return statistics.median(samples[HOST_SAMPLES // 10 :])
 
 
 def main() -> None:
