@@ -53,8 +53,10 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _forget(self) -> None:
         self._plans: dict[torch.device, Plan] = {}
         self._listed: list[Tensor] = []
+        self._group_sizes: list[int] = []
         self._stateless: list[Tensor] = []  # parameters that never had a gradient
         self._entries: list[dict[str, Any]] = []  # of self.state, which users may clear or refill
+        self._names: list[tuple[str, ...]] = []  # of the states, by group
         self._norm: Tensor | None = None
 
     @property
@@ -108,9 +110,9 @@ class FusedOptimizer(torch.optim.Optimizer):
                 norm = torch.empty((), dtype=torch.float64, device=device)
                 norm_type = self.norm_type
             self._run(
-                plan, self._table_op, fields, self._lr_tensors(device), norm, norm_type,
-                self._scalar("grad_scale", device), self._scalar("found_inf", device), max_norm,
-                self.nonfinite != "propagate",
+                plan, self._table_op, plan.params[0], fields, self._lr_tensors(device), norm,
+                norm_type, self._scalar("grad_scale", device), self._scalar("found_inf", device),
+                max_norm, self.nonfinite != "propagate",
             )  # fmt: skip
             total = norm if total is None else total
             plan.count_version()
@@ -142,6 +144,9 @@ class FusedOptimizer(torch.optim.Optimizer):
                 for g, group in enumerate(self.param_groups)
             )
         )
+
+    def _all_state_names(self) -> list[tuple[str, ...]]:
+        return [tuple(self._state_names(group)) for group in self.param_groups]
 
     def _scalar(self, name: str, device: torch.device) -> Tensor | None:
         """GradScaler's `grad_scale` or `found_inf`, where it has set one, on `device`."""
@@ -182,9 +187,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         return (
             bool(self._plans)
             and _C.same_items(listed, self._listed)
+            and self._group_sizes == [len(group["params"]) for group in self.param_groups]
             and _C.same_items(list(self.state.values()), self._entries)
             and all(param.grad is None for param in self._stateless)
             and not any(plan.states_replaced() for plan in self._plans.values())
+            and self._names == self._all_state_names()
         )
 
     def _make_plans(self) -> None:
@@ -209,13 +216,14 @@ class FusedOptimizer(torch.optim.Optimizer):
             labels, params = zip(*chain.from_iterable(groups), strict=True)
             refuse_overlap(name, labels, params)
 
-        names = [tuple(self._state_names(group)) for group in self.param_groups]
+        names = self._all_state_names()
         for device, groups in by_device.items():
             plan = self._plans.setdefault(device, Plan(name))
             plan.rebuild(groups, names, self.state)
         for device in self._plans.keys() - by_device.keys():
             del self._plans[device]
-        self._listed, self._stateless = listed, stateless
+        self._listed, self._stateless, self._names = listed, stateless, names
+        self._group_sizes = [len(group["params"]) for group in self.param_groups]
         self._entries = list(self.state.values())
 
     # --- torch.optim's protocol -------------------------------------------------------------
