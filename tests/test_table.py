@@ -152,6 +152,17 @@ def test_parameters_taken_out_and_exchanged_in_their_group() -> None:
             assert torch.equal(param, value) != any(param is p for p in listed)
 
 
+def test_parameters_regrouped_in_the_same_order() -> None:
+    params = make_params((5,), (6,), (7,))
+    groups = [{"params": params[:2], "lr": 0.1}, {"params": params[2:], "lr": 0.01}]
+    twin = Twin(fusedstep.AdamW(groups))
+    for step, border in enumerate([2, 1, 0, 3, 2]):
+        twin.optimizer.param_groups[0]["params"] = params[:border]
+        twin.optimizer.param_groups[1]["params"] = params[border:]
+        set_grads(params, seed=step)
+        twin.step()
+
+
 def moved(data: torch.Tensor) -> torch.Tensor:
     return data.clone()
 
