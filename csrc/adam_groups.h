@@ -33,6 +33,14 @@ inline std::vector<AdamGroup> adam_groups(const char* function, const std::vecto
   return groups;
 }
 
+inline std::vector<int64_t> adam_state_counts(const std::vector<AdamGroup>& groups) {
+  std::vector<int64_t> counts;
+  for (const AdamGroup& group : groups) {
+    counts.push_back(group.amsgrad ? 3 : 2);
+  }
+  return counts;
+}
+
 // Fills a table from the lists of the op `adam_`; max_exp_avg_sqs has the tensors of the groups
 // with amsgrad.
 inline std::vector<AdamGroup> assign_adam(TensorTable& table, const Tensors& params,
@@ -48,14 +56,10 @@ inline std::vector<AdamGroup> assign_adam(TensorTable& table, const Tensors& par
   require_length(kFunction, "exp_avg_sqs", exp_avg_sqs.size(), params.size());
   auto groups = adam_groups(kFunction, fields, lrs, params[0]);
   require_length(kFunction, "groups", groups.size(), group_sizes.size());
-  std::vector<int64_t> state_counts;
-  for (const AdamGroup& group : groups) {
-    state_counts.push_back(group.amsgrad ? 3 : 2);
-  }
   Tensors states = exp_avgs;
   states.insert(states.end(), exp_avg_sqs.begin(), exp_avg_sqs.end());
   states.insert(states.end(), max_exp_avg_sqs.begin(), max_exp_avg_sqs.end());
-  table.assign(kFunction, params, states, steps, group_sizes, state_counts);
+  table.assign(kFunction, params, states, steps, group_sizes, adam_state_counts(groups));
   require(table.refresh(grads, {}), kFunction, "grads", -1,
           "have their parameters' device, shape and strides and a supported dtype", "others");
   return groups;

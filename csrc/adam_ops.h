@@ -22,28 +22,26 @@ struct AdamOps {
     Passes(table, adam, false).adam(options.clip());
   }
 
-  // norm_type 0: `norm` is given, or not wanted.
-  static bool table_adam_(int64_t table, const Tensors& grads, const std::vector<int64_t>& missing,
-                          const std::vector<double>& groups, const Tensors& lrs,
-                          std::optional<Tensor> norm, double norm_type,
+  // After table_refresh. norm_type 0: `norm` is given, or not wanted; else it is computed first.
+  static void table_adam_(int64_t table, const Tensor& param, const std::vector<double>& groups,
+                          const Tensors& lrs, std::optional<Tensor> norm, double norm_type,
                           std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
                           double max_norm, bool skip_nonfinite) {
+    constexpr const char* kFunction = "table_adam_";
     auto& tensors = *reinterpret_cast<TensorTable*>(table);
-    if (!tensors.refresh(grads, missing)) {
-      return false;
-    }
-    const Tensor& reference = tensors.slots()[0].param;
-    const auto adam = adam_groups("table_adam_", groups, lrs, reference);
+    require(!tensors.empty(), kFunction, "table", -1, "have gradients", "none");
+    const auto adam = adam_groups(kFunction, groups, lrs, param);
+    require(tensors.state_counts() == adam_state_counts(adam), kFunction, "groups", -1,
+            "have the states that the table was assigned", "others");
     const StepOptions options{norm, grad_scale, found_inf, max_norm, skip_nonfinite};
-    options.check("table_adam_", reference);
+    options.check(kFunction, param);
     Passes passes(tensors, adam, true);
     if (norm_type > 0) {
-      require(norm.has_value(), "table_adam_", "norm", -1, "be given to be computed", "None");
-      passes.norm(require_norm("table_adam_", norm_type), data_or_null<float>(grad_scale),
+      require(norm.has_value(), kFunction, "norm", -1, "be given to be computed", "None");
+      passes.norm(require_norm(kFunction, norm_type), data_or_null<float>(grad_scale),
                   data_or_null<double>(norm));
     }
     passes.adam(options.clip());
-    return true;
   }
 };
 

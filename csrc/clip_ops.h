@@ -33,16 +33,17 @@ struct ClipOps {
     Passes(table, kGroups, false).scale(options.clip());
   }
 
-  static bool table_norm_(int64_t table, const Tensors& grads, const std::vector<int64_t>& missing,
-                          const Tensor& norm, double norm_type, std::optional<Tensor> grad_scale) {
+  // After table_refresh.
+  static void table_norm_(int64_t table, const Tensor& norm, double norm_type,
+                          std::optional<Tensor> grad_scale) {
+    constexpr const char* kFunction = "table_norm_";
     auto& tensors = *reinterpret_cast<TensorTable*>(table);
-    if (!tensors.refresh(grads, missing)) {
-      return false;
-    }
+    require(!tensors.empty(), kFunction, "table", -1, "have gradients", "none");
+    require_scalar(kFunction, "norm", -1, norm, Dtype::kFloat64, tensors.slots()[0].param);
+    require_scalar(kFunction, "grad_scale", grad_scale, Dtype::kFloat32, norm);
     Passes(tensors, kGroups, true)
-        .norm(require_norm("table_norm_", norm_type), data_or_null<float>(grad_scale),
+        .norm(require_norm(kFunction, norm_type), data_or_null<float>(grad_scale),
               static_cast<double*>(norm.data_ptr()));
-    return true;
   }
 
  private:

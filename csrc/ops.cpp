@@ -5,7 +5,9 @@
 // the device. `groups` holds the fields of csrc/adam_groups.h, a row a parameter group.
 //
 // The ops with a `table` are for eager mode, where lists of tensors are dear: `table` is the
-// address of a fusedstep._C.TensorTable that remembers the parameters and their state.
+// address of a fusedstep._C.TensorTable that remembers the parameters and their state. After a
+// `table_refresh` that said true, `table_norm_` and `table_adam_` write what the table lists;
+// `param` is the first of those.
 STABLE_TORCH_LIBRARY(fusedstep, m) {
   m.def("total_norm(Tensor[] tensors, float norm_type=2.0, Tensor? grad_scale=None) -> Tensor");
   m.def("clip_by_norm_(Tensor(a!)[] tensors, Tensor norm, float max_norm) -> ()");
@@ -18,11 +20,10 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
   m.def(
       "table_assign(int table, Tensor[] params, Tensor[] states, Tensor[] steps, "
       "int[] group_sizes, int[] state_counts) -> ()");
+  m.def("table_refresh(int table, Tensor[] grads, int[] missing) -> bool");
+  m.def("table_norm_(int table, Tensor(a!) norm, float norm_type, Tensor? grad_scale) -> ()");
   m.def(
-      "table_norm_(int table, Tensor[] grads, int[] missing, Tensor(a!) norm, float norm_type, "
-      "Tensor? grad_scale) -> bool");
-  m.def(
-      "table_adam_(int table, Tensor[] grads, int[] missing, float[] groups, Tensor[] lrs, "
-      "Tensor(a!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
-      "bool skip_nonfinite) -> bool");
+      "table_adam_(int table, Tensor(a!) param, float[] groups, Tensor[] lrs, Tensor(b!)? norm, "
+      "float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
+      "bool skip_nonfinite) -> ()");
 }

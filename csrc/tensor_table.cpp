@@ -61,6 +61,7 @@ void TensorTable::assign(const char* function, const Tensors& params, const Tens
   }
   require_length(function, "states", states.size(), next);
   slots_ = std::move(slots);
+  state_counts_ = state_counts;
   lay_out({}, {});
 }
 

@@ -42,6 +42,7 @@ class TensorTable {
   const Layout& layout() const { return layout_; }
   const std::vector<void*>& grads() const { return grads_; }
   const std::vector<Slot>& slots() const { return slots_; }
+  const std::vector<int64_t>& state_counts() const { return state_counts_; }  // by group
   bool empty() const { return layout_.rows.empty(); }
 
   // Counts how often the rows were laid out anew; a copy on a device is good for one version.
@@ -58,6 +59,7 @@ class TensorTable {
   void lay_out(const std::vector<int32_t>& active, const std::vector<Dtype>& grad_dtypes);
 
   std::vector<Slot> slots_;
+  std::vector<int64_t> state_counts_;
   std::vector<int32_t> active_;     // slots that have a gradient, in order
   std::vector<Dtype> grad_dtypes_;  // of the active slots
   Layout layout_;                   // of the active slots

@@ -18,6 +18,10 @@ void table_assign(int64_t table, const Tensors& params, const Tensors& states, c
                                                 state_counts);
 }
 
+bool table_refresh(int64_t table, const Tensors& grads, const std::vector<int64_t>& missing) {
+  return reinterpret_cast<TensorTable*>(table)->refresh(grads, missing);
+}
+
 // Whether dicts[i][key], for every key that it has, is still the very object that `objects`
 // lists. A state that somebody replaced must not go on being written in its old place.
 bool same_objects(const py::list& dicts, const py::tuple& keys, const py::list& objects) {
@@ -75,4 +79,5 @@ void bind_tensor_table(py::module_& m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fusedstep, CompositeExplicitAutograd, m) {
   m.impl("table_assign", TORCH_BOX(&fusedstep::table_assign));
+  m.impl("table_refresh", TORCH_BOX(&fusedstep::table_refresh));
 }

@@ -19,6 +19,9 @@ ops = torch.ops.fusedstep
 FIELDS = [1e-3, 0.9, 0.999, 1e-8, 1e-2, 1.0, 0.0, 0.0, 0.0]  # csrc/adam_groups.h
 
 
+_TABLE_OPTIONS = (FIELDS, [], None, 0.0, None, None, -1.0, False)
+
+
 def with_fields(**changed: float) -> list[float]:
     names = ("lr", "beta1", "beta2", "eps", "weight_decay", "decoupled", "maximize", "amsgrad")
     values = dict(zip((*names, "lr_is_tensor"), FIELDS, strict=True)) | changed
@@ -75,12 +78,12 @@ def test_opcheck_of_the_table_ops(device: torch.device) -> None:
     steps = [scalar(0.0, device) for _ in params]
     states = [*exp_avgs, *exp_avg_sqs]
     opcheck(ops.table_assign.default, (table.address, params, states, steps, [3], [2]))
+    opcheck(ops.table_refresh.default, (table.address, grads[1:], [0]))
+    opcheck(ops.table_refresh.default, (table.address, grads, []))
     norm = scalar(0.0, device, torch.float64)
-    opcheck(ops.table_norm_.default, (table.address, grads, [], norm, 2.0, None))
-    adam = (table.address, grads, [], FIELDS, [], norm, 2.0, None, None, 1.0, False)
+    opcheck(ops.table_norm_.default, (table.address, norm, 2.0, None))
+    adam = (table.address, params[0], FIELDS, [], norm, 2.0, None, None, 1.0, False)
     opcheck(ops.table_adam_.default, adam)
-    one_missing = (table.address, grads[1:], [0], *adam[3:])
-    opcheck(ops.table_adam_.default, one_missing)
 
 
 def test_adam_op_does_what_the_optimizer_does(device: torch.device) -> None:
@@ -257,7 +260,17 @@ def test_table_op_refuses_wrong_positions_of_missing_gradients(missing: list[int
     params, grads, exp_avgs, exp_avg_sqs = adam_arguments()[:4]
     steps = [torch.tensor(0.0) for _ in params]
     ops.table_assign(table.address, params, [*exp_avgs, *exp_avg_sqs], steps, [3], [2])
-    before = [p.clone() for p in params]
-    arguments = (missing, FIELDS, [], None, 0.0, None, None, -1.0, False)
-    assert not ops.table_adam_(table.address, grads[:2], *arguments)
-    assert all(map(torch.equal, params, before))
+    assert not ops.table_refresh(table.address, grads[:2], missing)
+    assert table.num_rows == 0
+    with pytest.raises(RuntimeError, match=r"^table_adam_: table must have gradients, got none"):
+        ops.table_adam_(table.address, params[0], *_TABLE_OPTIONS)
+
+
+def test_table_op_refuses_groups_with_other_states() -> None:
+    table = _C.TensorTable()
+    params, grads, exp_avgs, exp_avg_sqs = adam_arguments()[:4]
+    steps = [torch.tensor(0.0) for _ in params]
+    ops.table_assign(table.address, params, [*exp_avgs, *exp_avg_sqs], steps, [3], [2])
+    assert ops.table_refresh(table.address, grads, [])
+    with pytest.raises(RuntimeError, match=r"^table_adam_: groups must have the states that"):
+        ops.table_adam_(table.address, params[0], with_fields(amsgrad=1.0), *_TABLE_OPTIONS[1:])

@@ -15,6 +15,7 @@ from fusedstep.checks import refuse, require_dense
 from fusedstep.overlap import is_dense, memory_layout, same_strides
 
 _GRAD = attrgetter("grad")
+_REFRESH = torch.ops.fusedstep.table_refresh.default
 Named = tuple[str, Tensor]  # a parameter and how messages call it
 
 
@@ -87,16 +88,14 @@ class Plan:
             self._written = [p for p, g in zip(self.params, grads, strict=True) if g is not None]
         return bool(self._grads)
 
-    def run(self, op: Callable[..., bool], *arguments: Any) -> bool:
+    def run(self, op: Callable[..., None], *arguments: Any) -> bool:
         """Calls a table op; False, with nothing written, where the plan no longer fits."""
-        try:
-            return not self._strided and op(
-                self.table.address, self._grads, self._missing, *arguments
-            )
-        except NotImplementedError:  # the dispatcher's word for gradients that have no kernel
+        if self._strided or not self._refresh(self._grads):
             return False
+        op(self.table.address, *arguments)
+        return True
 
-    def run_by_copies(self, op: Callable[..., bool], *arguments: Any) -> None:
+    def run_by_copies(self, op: Callable[..., None], *arguments: Any) -> None:
         """The same for parameters with gaps and gradients of other strides, through copies."""
         params = list(self.params)
         for i in self._strided:
@@ -108,10 +107,17 @@ class Plan:
             for param, grad in zip(with_grad, self._grads, strict=True)
         ]
         self._assign(params)
-        if not op(self.table.address, grads, self._missing, *arguments):
+        if not self._refresh(grads):
             raise RuntimeError(f"{self.function}: the table refused tensors that were just checked")
+        op(self.table.address, *arguments)
         for i in self._strided:
             self.params[i].copy_(params[i])
+
+    def _refresh(self, grads: list[Tensor]) -> bool:
+        try:
+            return _REFRESH(self.table.address, grads, self._missing)
+        except NotImplementedError:  # the dispatcher's word for gradients that have no kernel
+            return False
 
     def count_version(self) -> None:
         """Tells autograd that the parameters were written, so that a stale backward raises."""

@@ -54,9 +54,9 @@ STABLE_TORCH_LIBRARY(fusedstep_simt, m) {
   m.def("total_norm(Tensor[] tensors, float norm_type, Tensor? grad_scale) -> Tensor");
   m.def("clip_by_norm_(Tensor(a!)[] tensors, Tensor norm, float max_norm) -> ()");
   m.def(
-      "table_adam_(int table, Tensor[] grads, int[] missing, float[] groups, Tensor[] lrs, "
-      "Tensor(a!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
-      "bool skip_nonfinite) -> bool");
+      "table_adam_(int table, Tensor(a!) param, float[] groups, Tensor[] lrs, Tensor(b!)? norm, "
+      "float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
+      "bool skip_nonfinite) -> ()");
   m.def("seed(int value) -> ()");
   m.def("begin_capture() -> ()");
   m.def("end_capture() -> int");
