@@ -1,4 +1,6 @@
 // The CPU kernels behind a C interface: compiled for one instruction set at a time by test_isa.py.
+#include <vector>
+
 #include "kernels/common/layout.h"
 #include "kernels/cpu/norm.h"
 #include "kernels/cpu/rules.h"
