@@ -16,9 +16,10 @@ constexpr int kStepPack = sizeof(Compute<Param>) == sizeof(double)              
                           : sizeof(Param) < sizeof(float) || sizeof(Grad) < sizeof(float) ? 8
                                                                                           : 4;
 
-// Blocks that must fit a multiprocessor at once: up to 128 registers a thread. Without this number
-// nvcc aims at 64 or 80, and spills what division, square root and two variants need beyond.
-constexpr int kStepBlocks = 2;
+// Blocks that must fit a multiprocessor at once: up to 80 registers a thread, 128 for float64.
+// Without this number nvcc aims at 64 and spills what division, square root and two variants need.
+template <typename Param>
+constexpr int kStepBlocks = sizeof(Compute<Param>) == sizeof(double) ? 2 : 3;
 
 // The arrays of one chunk, from its first element.
 template <typename Variant, typename Param, typename Grad>
@@ -123,7 +124,7 @@ inline __device__ void advance_step(const Row& row, unsigned* finished) {
 }
 
 template <typename Rule, typename Param, typename Grad>
-__global__ void __launch_bounds__(kThreads, kStepBlocks)
+__global__ void __launch_bounds__(kThreads, kStepBlocks<Param>)
     step_kernel(const Table table, const Clip clip, int64_t first_chunk, unsigned* finished) {
   using T = Compute<Param>;
   const Decision decision = decide(clip);
