@@ -68,7 +68,7 @@ def parts(root: Path, toolkit: Path | None, capability: str) -> list[Part]:
     command = [python, str(root / "setup.py"), "-q", "build_ext", "--inplace"]
     return [
         Part("build", 150, command, judge_build, "built", build, needed=True),
-        Part("GPU tests", 90, [*pytest, "-m", "gpu"], judge_pytest, "none fails", path),
+        Part("GPU tests", 120, [*pytest, "-m", "gpu"], judge_pytest, "none fails", path),
         script("bitwise", 60),
         script("graphs", 40),
         script("timings", 120),
@@ -79,6 +79,6 @@ def parts(root: Path, toolkit: Path | None, capability: str) -> list[Part]:
             [*pytest, *spread, "-m", "not gpu and not slow"],
             judge_pytest,
             "none fails",
-            path,
+            path | {"OMP_NUM_THREADS": "2"},  # several processes share the processors
         ),
     ]
