@@ -173,6 +173,30 @@ def test_step_inside_backward() -> None:
     assert all(map(torch.equal, ours, theirs))
 
 
+def test_gradients_that_have_a_graph_of_their_own() -> None:
+    ours, theirs = make_params((4, 4)), make_params((4, 4))
+    optimizers = fusedstep.AdamW(ours, max_norm=1.0), fusedstep.AdamW(theirs, max_norm=1.0)
+    for (param,), graph in ((ours, True), (theirs, False)):
+        (param**3).sum().backward(create_graph=graph)
+    assert ours[0].grad.requires_grad
+    for params, optimizer in zip((ours, theirs), optimizers, strict=True):
+        norm = fusedstep.clip_grad_norm_(params, 10.0)
+        assert not norm.requires_grad
+        optimizer.step()
+    assert torch.equal(ours[0], theirs[0])
+
+
+def test_max_norm_can_be_changed_between_steps() -> None:
+    params = make_params((50,))
+    twin = Twin(fusedstep.AdamW(params, max_norm=1.0))
+    for step, max_norm in enumerate([1.0, 0.1, None, 5.0]):
+        set_grads(params, seed=step)
+        twin.optimizer.max_norm = max_norm
+        twin.norm = None
+        twin.step()
+        assert (twin.optimizer.grad_norm is None) == (max_norm is None)
+
+
 def test_grad_norm_is_none_until_it_is_asked_for() -> None:
     params = make_params((5,))
     optimizer = fusedstep.AdamW(params)

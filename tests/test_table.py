@@ -138,29 +138,27 @@ def test_parameters_added_later() -> None:
     assert [float(twin.optimizer.state[p]["step"]) for p in params] == [4.0, 3.0, 1.0]
 
 
-def test_parameters_taken_out_and_exchanged_in_their_group() -> None:
-    params = make_params((5,), (6,), (7,))
-    twin = Twin(fusedstep.AdamW(params))
-    (group,) = twin.optimizer.param_groups
-    new = make_params((8,), seed=5)
-    for step, listed in enumerate([params, params[1:], params[::-1], [params[0], *new]]):
-        group["params"] = list(listed)
-        set_grads([*params, *new], seed=step)
+def test_parameters_taken_out_exchanged_and_regrouped() -> None:
+    a, b, c, d = params = make_params((5,), (6,), (7,), (40_000,))
+    groups = [{"params": [a, b], "lr": 0.1}, {"params": [c], "lr": 0.01}]
+    twin = Twin(fusedstep.AdamW(groups, max_norm=1.0))
+    first, second = twin.optimizer.param_groups
+    listings = [
+        ([a, b], [c]),
+        ([a], [b, c]),  # the same order, another group
+        ([c], [b, a]),  # the same sizes, another group
+        ([c], [a, b]),  # the same groups, another order of the norm
+        ([d], [a, b]),  # one exchanged for another
+        ([], [b]),
+        ([a, b, c, d], []),
+    ]
+    for step, (first["params"], second["params"]) in enumerate(listings):
+        set_grads(params, seed=step)
         before = [p.detach().clone() for p in params]
         twin.step()
         for param, value in zip(params, before, strict=True):
-            assert torch.equal(param, value) != any(param is p for p in listed)
-
-
-def test_parameters_regrouped_in_the_same_order() -> None:
-    params = make_params((5,), (6,), (7,))
-    groups = [{"params": params[:2], "lr": 0.1}, {"params": params[2:], "lr": 0.01}]
-    twin = Twin(fusedstep.AdamW(groups))
-    for step, border in enumerate([2, 1, 0, 3, 2]):
-        twin.optimizer.param_groups[0]["params"] = params[:border]
-        twin.optimizer.param_groups[1]["params"] = params[border:]
-        set_grads(params, seed=step)
-        twin.step()
+            listed = any(param is p for p in first["params"] + second["params"])
+            assert torch.equal(param, value) != listed
 
 
 def moved(data: torch.Tensor) -> torch.Tensor:

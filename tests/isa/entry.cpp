@@ -22,17 +22,25 @@ struct Single {
 
 Single single(void* param, void* grad, void* const* states, float* step, int64_t size,
               int param_dtype, int grad_dtype, const double* f) {
-  Row row{param,
-          {states[0], states[1], states[2]},
-          step,
-          size,
-          0,
-          0,
-          0,
-          static_cast<Dtype>(param_dtype),
-          static_cast<Dtype>(grad_dtype)};
-  return {make_layout({row}), grad,
-          AdamGroup{nullptr, f[0], f[1], f[2], f[3], f[4], 1, 0, f[5] != 0}};
+  const Row row{.param = param,
+                .states = {states[0], states[1], states[2]},
+                .step = step,
+                .size = size,
+                .first_chunk = 0,
+                .first_partial = 0,
+                .group = 0,
+                .param_dtype = static_cast<Dtype>(param_dtype),
+                .grad_dtype = static_cast<Dtype>(grad_dtype)};
+  const AdamGroup group{.lr_tensor = nullptr,
+                        .lr = f[0],
+                        .beta1 = f[1],
+                        .beta2 = f[2],
+                        .eps = f[3],
+                        .weight_decay = f[4],
+                        .decoupled = 1,
+                        .maximize = 0,
+                        .amsgrad = f[5] != 0};
+  return {make_layout({row}), grad, group};
 }
 
 }  // namespace
