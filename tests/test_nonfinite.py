@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -209,6 +210,20 @@ def test_grad_scaler_skips_and_lowers_its_scale(
             assert_unchanged(task.optimizer, before)
     assert scaler.get_scale() == 512.0
     assert {float(s["step"]) for s in task.optimizer.state.values()} == {2.0}
+
+
+def test_grad_scaler_with_a_copied_optimizer() -> None:
+    task = copy.deepcopy(Task(torch.device("cpu")))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for spoil_it in (True, False):
+        task.optimizer.zero_grad()
+        scaler.scale(task.loss(spoil_it)).backward()
+        scaled = [p.grad.clone() for p in task.model.parameters()]
+        scaler.step(task.optimizer)
+        scaler.update()
+        for param, grad in zip(task.model.parameters(), scaled, strict=True):
+            assert_same_bits(param.grad, grad, "what the optimizer, not the scaler, divides")
+    assert {float(s["step"]) for s in task.optimizer.state.values()} == {1.0}
 
 
 def test_disabled_grad_scaler() -> None:

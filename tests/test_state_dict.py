@@ -91,7 +91,8 @@ def test_we_continue_a_run_of_torch(theirs: dict[str, bool]) -> None:
     twins = copies(params)
     ours = fusedstep.AdamW(twins, max_norm=1e9)
     ours.load_state_dict(through_a_file(torchs.state_dict()))
-    assert ours.param_groups[0]["lr"] == 0.01
+    (group,) = ours.param_groups
+    assert (group["lr"], group["fused"], group["foreach"]) == (0.01, True, None)
     shadow = Twin(ours)
     for step in range(3, 6):
         set_grads(twins, seed=step)
