@@ -1,4 +1,4 @@
-"""What every fused optimizer does beside its rule: clip, skip, loss scale, plans, checkpoints."""
+"""What every fused optimizer does beside its rule: clip, skip, loss scale, checkpoints."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fusedstep import _C
 from fusedstep.checks import refuse, require_dense, require_norm_type, require_number
-from fusedstep.optim.plan import Named, Plan, compute_dtype, require_gradient
-from fusedstep.overlap import refuse_overlap
+from fusedstep.optim.plan import Plan, compute_dtype
+from fusedstep.optim.plans import Plans
 
 NONFINITE = ("propagate", "skip", "error")
 
@@ -34,30 +33,51 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _set_options(
         self, max_norm: float | None, norm_type: float, nonfinite: str, native: bool
     ) -> None:
-        """Checks and keeps the arguments that torch's class lacks; comes before its __init__."""
-        name = type(self).__name__
-        if max_norm is not None:
-            max_norm = require_number(name, "max_norm", max_norm)
-        norm_type = require_norm_type(name, norm_type)
-        if nonfinite not in NONFINITE:
-            refuse(name, "nonfinite", f"be one of {', '.join(NONFINITE)}", repr(nonfinite))
-        if not native and (max_norm is not None or nonfinite != "propagate"):
-            must = "be left out where fused=False or foreach=True asks for torch's own step"
-            refuse(name, "max_norm and nonfinite", must, f"{max_norm} and {nonfinite!r}")
+        """Keeps the arguments that torch's class lacks; comes before its __init__."""
+        self._native = native
         self.max_norm = max_norm
         self.norm_type = norm_type
         self.nonfinite = nonfinite
-        self._native = native
-        self._forget()
-
-    def _forget(self) -> None:
-        self._plans: dict[torch.device, Plan] = {}
-        self._listed: list[Tensor] = []
-        self._group_sizes: list[int] = []
-        self._stateless: list[Tensor] = []  # parameters that never had a gradient
-        self._entries: list[dict[str, Any]] = []  # of self.state, which users may clear or refill
-        self._names: list[tuple[str, ...]] = []  # of the states, by group
+        self._plans = Plans(type(self).__name__)
         self._norm: Tensor | None = None
+
+    @property
+    def max_norm(self) -> float | None:
+        """The global norm to clip to in `step()`, in units of the gradient; None: no clip."""
+        return self._max_norm
+
+    @max_norm.setter
+    def max_norm(self, value: float | None) -> None:
+        self._refuse_beside_torch("max_norm", value, None)
+        name = type(self).__name__
+        self._max_norm = None if value is None else require_number(name, "max_norm", value)
+
+    @property
+    def norm_type(self) -> float:
+        """The order of the norm: 2, 1 or inf."""
+        return self._norm_type
+
+    @norm_type.setter
+    def norm_type(self, value: float) -> None:
+        self._norm_type = require_norm_type(type(self).__name__, value)
+
+    @property
+    def nonfinite(self) -> str:
+        """What a step does where a gradient or the norm is not finite."""
+        return self._nonfinite
+
+    @nonfinite.setter
+    def nonfinite(self, value: str) -> None:
+        if value not in NONFINITE:
+            must = f"be one of {', '.join(NONFINITE)}"
+            refuse(type(self).__name__, "nonfinite", must, repr(value))
+        self._refuse_beside_torch("nonfinite", value, "propagate")
+        self._nonfinite = value
+
+    def _refuse_beside_torch(self, argument: str, value: Any, default: Any) -> None:
+        if not self._native and value != default:
+            must = f"be {default!r} where fused=False or foreach=True asks for torch's own step"
+            refuse(type(self).__name__, argument, must, repr(value))
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -85,7 +105,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _step(self) -> None:
-        if not self._plans_fit():
+        if not self._plans.fit(self.param_groups, self.state, self._all_state_names()):
             self._make_plans()
         work = {device: plan for device, plan in self._plans.items() if plan.look()}
         try:
@@ -119,6 +139,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._norm = total
         if self.nonfinite == "error":
             self._raise_nonfinite()
+
+    def _make_plans(self) -> None:
+        self._all_fields()  # the groups' numbers are refused before anything is made
+        self._plans.make(self.param_groups, self.state, self._all_state_names())
 
     def _run(self, plan: Plan, op: Any, *arguments: Any) -> None:
         if not plan.run(op, *arguments):
@@ -180,52 +204,6 @@ class FusedOptimizer(torch.optim.Optimizer):
                 "CUDA graph is captured, got False"
             )
 
-    # --- plans ------------------------------------------------------------------------------
-
-    def _plans_fit(self) -> bool:
-        listed = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        return (
-            bool(self._plans)
-            and _C.same_items(listed, self._listed)
-            and self._group_sizes == [len(group["params"]) for group in self.param_groups]
-            and _C.same_items(list(self.state.values()), self._entries)
-            and all(param.grad is None for param in self._stateless)
-            and not any(plan.states_replaced() for plan in self._plans.values())
-            and self._names == self._all_state_names()
-        )
-
-    def _make_plans(self) -> None:
-        """Checks all parameters and gradients, then makes the state and tables they need."""
-        name = type(self).__name__
-        self._all_fields()
-        listed: list[Tensor] = []
-        stateless: list[Tensor] = []
-        by_device: dict[torch.device, list[list[Named]]] = {}
-        for g, group in enumerate(self.param_groups):
-            for param in group["params"]:
-                label = f"params[{len(listed)}]"
-                listed.append(param)
-                require_dense(name, label, param)
-                require_gradient(name, label, param)
-                if param.grad is None and not self.state.get(param):
-                    stateless.append(param)
-                    continue
-                groups = by_device.setdefault(param.device, [[] for _ in self.param_groups])
-                groups[g].append((label, param))
-        for groups in by_device.values():
-            labels, params = zip(*chain.from_iterable(groups), strict=True)
-            refuse_overlap(name, labels, params)
-
-        names = self._all_state_names()
-        for device, groups in by_device.items():
-            plan = self._plans.setdefault(device, Plan(name))
-            plan.rebuild(groups, names, self.state)
-        for device in self._plans.keys() - by_device.keys():
-            del self._plans[device]
-        self._listed, self._stateless, self._names = listed, stateless, names
-        self._group_sizes = [len(group["params"]) for group in self.param_groups]
-        self._entries = list(self.state.values())
-
     # --- torch.optim's protocol -------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -243,12 +221,13 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        options = ("max_norm", "norm_type", "nonfinite", "_native")
+        options = ("_native", "_max_norm", "_norm_type", "_nonfinite")
         return super().__getstate__() | {option: getattr(self, option) for option in options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._forget()
+        self._plans = Plans(type(self).__name__)
+        self._norm = None
         if self._native:
             self._step_supports_amp_scaling = True
             for group in self.param_groups:  # a checkpoint may come from another implementation
@@ -271,7 +250,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if self._native:
             self._restore_precision(loaded)
             self._plans = plans  # for their tables: captured graphs may point to them
-            self._listed = []
+            self._plans.forget()
 
     def _restore_precision(self, loaded: dict[str, Any]) -> None:
         saved = chain.from_iterable(group["params"] for group in loaded["param_groups"])

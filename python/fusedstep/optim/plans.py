@@ -1,0 +1,81 @@
+"""One plan for each device an optimizer has parameters on, and whether they still fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedstep import _C
+from fusedstep.checks import require_dense
+from fusedstep.optim.plan import Named, Plan, require_gradient
+from fusedstep.overlap import refuse_overlap
+
+Groups = Sequence[Mapping[str, Any]]  # an optimizer's param_groups
+State = dict[Tensor, dict[str, Tensor]]  # an optimizer's state
+
+
+class Plans(dict[torch.device, Plan]):
+    """The plans by device. `function` is how messages call the optimizer."""
+
+    def __init__(self, function: str) -> None:
+        self._function = function
+        self._listed: list[Tensor] = []
+        self._group_sizes: list[int] = []
+        self._stateless: list[Tensor] = []  # parameters that never had a gradient
+        self._entries: list[dict[str, Tensor]] = []  # the state's, which users may clear or refill
+        self._names: list[tuple[str, ...]] = []
+
+    def fit(self, groups: Groups, state: State, names: list[tuple[str, ...]]) -> bool:
+        """Whether parameters and state are the objects that the plans were made from.
+
+        Tensors that moved in memory under the same object are for the tables to notice.
+        """
+        listed = list(chain.from_iterable(group["params"] for group in groups))
+        return (
+            bool(self)
+            and _C.same_items(listed, self._listed)
+            and self._group_sizes == [len(group["params"]) for group in groups]
+            and _C.same_items(list(state.values()), self._entries)
+            and all(param.grad is None for param in self._stateless)
+            and not any(plan.states_replaced() for plan in self.values())
+            and self._names == names
+        )
+
+    def make(self, groups: Groups, state: State, names: list[tuple[str, ...]]) -> None:
+        """Checks all parameters and gradients, then makes the state and tables they need.
+
+        `names[g]`: what the rule calls the states of group g.
+        """
+        listed: list[Tensor] = []
+        stateless: list[Tensor] = []
+        by_device: dict[torch.device, list[list[Named]]] = {}
+        for g, group in enumerate(groups):
+            for param in group["params"]:
+                label = f"params[{len(listed)}]"
+                listed.append(param)
+                require_dense(self._function, label, param)
+                require_gradient(self._function, label, param)
+                if param.grad is None and not state.get(param):
+                    stateless.append(param)
+                    continue
+                here = by_device.setdefault(param.device, [[] for _ in groups])
+                here[g].append((label, param))
+        for here in by_device.values():
+            labels, params = zip(*chain.from_iterable(here), strict=True)
+            refuse_overlap(self._function, labels, params)
+
+        for device, here in by_device.items():
+            self.setdefault(device, Plan(self._function)).rebuild(here, names, state)
+        for device in self.keys() - by_device.keys():
+            del self[device]
+        self._listed, self._stateless, self._names = listed, stateless, names
+        self._group_sizes = [len(group["params"]) for group in groups]
+        self._entries = list(state.values())
+
+    def forget(self) -> None:
+        """Makes the next step look at everything; the tables stay for the graphs that use them."""
+        self._listed = []
