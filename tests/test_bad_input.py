@@ -41,8 +41,8 @@ OPTIONS = [
     ({"norm_type": "two"}, "norm_type", "be 2, 1 or inf", "'two'", TypeError),
     ({"nonfinite": "ignore"}, "nonfinite", "be one of .*skip, error", "'ignore'", ValueError),
     ({"nonfinite": None}, "nonfinite", "be one of .*skip, error", "None", ValueError),
-    ({"max_norm": 1.0, "fused": False}, "max_norm", "be None where fused=False.*", "1.0", ValueError),
-    ({"nonfinite": "skip", "foreach": True}, "nonfinite", "be 'propagate' .*", "'skip'", ValueError),
+    ({"max_norm": 1.0, "fused": False}, "max_norm", "be None where .*", "1.0", ValueError),
+    ({"nonfinite": "skip", "foreach": True}, "nonfinite", "be 'prop.*", "'skip'", ValueError),
 ]  # fmt: skip
 
 
