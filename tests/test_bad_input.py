@@ -100,6 +100,27 @@ def test_hyperparameter_changed_between_steps(option: str, value: float) -> None
         assert {float(s["step"]) for s in optimizer.state.values()} == {1.0 + stepped}
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "must"),
+    [
+        ("max_norm", -1.0, "be 0 or more"),
+        ("max_norm", nan, "be 0 or more"),
+        ("norm_type", 3.0, "be 2, 1 or inf"),
+        ("nonfinite", "ignore", "be one of .*"),
+    ],
+)
+def test_option_set_between_steps(option: str, value: Any, must: str) -> None:
+    params = make_params((3,))
+    optimizer = fusedstep.AdamW(params, max_norm=1.0)
+    set_grads(params)
+    optimizer.step()
+    before = getattr(optimizer, option)
+    with refuses("AdamW", option, must, ".*", ValueError):
+        setattr(optimizer, option, value)
+    assert getattr(optimizer, option) == before
+    optimizer.step()
+
+
 PARAMETERS: dict[str, tuple[Callable[[], Tensor], str, str, type[Exception]]] = {
     "complex": (lambda: torch.ones(3, dtype=torch.complex64), "be float32, .*", ".*64", TypeError),
     "float8": (lambda: torch.ones(3).to(torch.float8_e4m3fn), "be float32, .*", ".*", TypeError),
