@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
+LAYOUTS = ("plain", "reversed", "gaps", "misaligned")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
@@ -49,6 +50,18 @@ def from_memory_order(array: np.ndarray, like: Tensor) -> Tensor:
     permuted = torch.from_numpy(array.copy()).reshape([like.shape[d] for d in dims])
     inverse = [dims.index(d) for d in range(like.dim())]
     return permuted.permute(inverse)
+
+
+def laid_out(values: Tensor, layout: str) -> Tensor:
+    """The same values in memory of another layout."""
+    if layout == "reversed":
+        dims = tuple(reversed(range(values.dim())))
+        return values.permute(dims).contiguous().permute(dims)
+    if layout == "gaps":
+        return torch.stack([values, values], dim=-1)[..., 1]
+    if layout == "misaligned":
+        return torch.cat([values.new_zeros(1), values.flatten()])[1:].view(values.shape)
+    return values
 
 
 def make_params(

@@ -6,28 +6,12 @@ import math
 from typing import Any
 
 import torch
-from helpers import DTYPES, bounded, make_params, set_grads, threads
+from helpers import DTYPES, LAYOUTS, bounded, laid_out, make_params, set_grads, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from twin import Twin
 
 import fusedstep
-
-LAYOUTS = ("plain", "reversed", "gaps", "misaligned")
-
-
-def laid_out(values: Tensor, layout: str) -> Tensor:
-    """The same values in memory of another layout."""
-    if layout == "reversed":
-        dims = tuple(reversed(range(values.dim())))
-        return values.permute(dims).contiguous().permute(dims)
-    if layout == "gaps":
-        return torch.stack([values, values], dim=-1)[..., 1]
-    if layout == "misaligned":
-        return torch.cat([values.new_zeros(1), values.flatten()])[1:].view(values.shape)
-    return values
-
 
 tensors = st.fixed_dictionaries(
     {

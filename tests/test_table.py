@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers import DTYPES, bounded, make_params, set_grads
+from helpers import DTYPES, LAYOUTS, bounded, laid_out, make_params, set_grads
 from hypothesis import given
 from hypothesis import strategies as st
 from twin import Twin
@@ -125,134 +125,6 @@ def test_same_pattern_of_gradients_keeps_the_layout() -> None:
     assert versions[0] == versions[1] < versions[2] < versions[3]
 
 
-def test_parameters_added_later() -> None:
-    params = make_params((5,), (6,), (7,))
-    twin = Twin(fusedstep.AdamW(params[:1], lr=0.1))
-    for step in range(4):
-        if step in (1, 3):
-            new = params[1:2] if step == 1 else params[2:]
-            twin.optimizer.add_param_group({"params": new, "lr": 0.01 * step})
-        set_grads(params, seed=step)
-        twin.step()
-    assert [float(twin.optimizer.state[p]["step"]) for p in params] == [4.0, 3.0, 1.0]
-
-
-def test_parameters_taken_out_exchanged_and_regrouped() -> None:
-    a, b, c, d = params = make_params((5,), (6,), (7,), (40_000,))
-    groups = [{"params": [a, b], "lr": 0.1}, {"params": [c], "lr": 0.01}]
-    twin = Twin(fusedstep.AdamW(groups, max_norm=1.0))
-    first, second = twin.optimizer.param_groups
-    listings = [
-        ([a, b], [c]),
-        ([a], [b, c]),  # the same order, another group
-        ([c], [b, a]),  # the same sizes, another group
-        ([c], [a, b]),  # the same groups, another order of the norm
-        ([d], [a, b]),  # one exchanged for another
-        ([], [b]),
-        ([a, b, c, d], []),
-    ]
-    for step, (first["params"], second["params"]) in enumerate(listings):
-        set_grads(params, seed=step)
-        before = [p.detach().clone() for p in params]
-        twin.step()
-        for param, value in zip(params, before, strict=True):
-            listed = any(param is p for p in first["params"] + second["params"])
-            assert torch.equal(param, value) != listed
-
-
-def moved(data: torch.Tensor) -> torch.Tensor:
-    return data.clone()
-
-
-def transposed(data: torch.Tensor) -> torch.Tensor:
-    return data.t().contiguous().t()
-
-
-def with_gaps(data: torch.Tensor) -> torch.Tensor:
-    return torch.stack([data, data], dim=-1)[..., 0]
-
-
-@pytest.mark.parametrize("replace", [moved, transposed, with_gaps, torch.Tensor.bfloat16])
-def test_data_of_a_parameter_replaced(replace: object) -> None:
-    params = make_params((20, 30), (5,))
-    twin = Twin(fusedstep.AdamW(params, max_norm=1.0))
-    for step in range(4):
-        if step == 2:
-            old = params[0].data
-            kept = old.clone()
-            params[0].grad = None
-            params[0].data = replace(old)
-            twin._take_over(params[0])
-        set_grads(params, seed=step)
-        twin.step()
-    assert torch.equal(old, kept)  # nothing is written where the parameter was
-
-
-@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
-def test_state_replaced_by_the_user(name: str) -> None:
-    params = make_params((20, 30), (5,))
-    twin = Twin(fusedstep.AdamW(params))
-    for step in range(4):
-        set_grads(params, seed=step)
-        if step == 2:
-            state = twin.optimizer.state[params[0]]
-            old = state[name]
-            kept = old.clone()
-            state[name] = old * 3
-            twin._take_over(params[0])
-        twin.step()
-    assert torch.equal(old, kept)  # the old state is no longer in use
-
-
-def test_state_changed_in_place_by_the_user() -> None:
-    params = make_params((20,))
-    twin = Twin(fusedstep.AdamW(params))
-    for step in range(3):
-        set_grads(params, seed=step)
-        if step == 1:
-            twin.optimizer.state[params[0]]["exp_avg"].mul_(2)
-            twin.optimizer.state[params[0]]["step"].fill_(100)
-            twin._take_over(params[0])
-        twin.step()
-    assert float(twin.optimizer.state[params[0]]["step"]) == 102
-
-
-def test_cleared_state_begins_anew() -> None:
-    params = make_params((20,), (5,))
-    twin = Twin(fusedstep.AdamW(params))
-    for step in range(4):
-        set_grads(params, seed=step)
-        if step == 2:
-            twin.optimizer.state.clear()
-            for param in params:
-                twin._take_over(param)
-        twin.step()
-    assert {float(s["step"]) for s in twin.optimizer.state.values()} == {2.0}
-
-
-def test_entry_of_a_parameter_replaced_by_the_user() -> None:
-    params = make_params((20,), (5,))
-    twin = Twin(fusedstep.AdamW(params))
-    for step in range(4):
-        set_grads(params, seed=step)
-        if step == 2:
-            state = twin.optimizer.state[params[0]]
-            twin.optimizer.state[params[0]] = {name: value / 2 for name, value in state.items()}
-            twin._take_over(params[0])
-        twin.step()
-    assert [float(twin.optimizer.state[p]["step"]) for p in params] == [3.0, 4.0]
-
-
-def test_amsgrad_switched_on_later() -> None:
-    params = make_params((20,))
-    twin = Twin(fusedstep.AdamW(params))
-    for step in range(4):
-        set_grads(params, seed=step)
-        twin.optimizer.param_groups[0]["amsgrad"] = step >= 2
-        twin.step()
-    assert "max_exp_avg_sq" in twin.optimizer.state[params[0]]
-
-
 def test_two_optimizers_take_turns() -> None:
     params = make_params((20,), (40_000,))
     twins = [Twin(fusedstep.AdamW(params, lr=lr, max_norm=1.0)) for lr in (0.1, 0.01)]
@@ -267,19 +139,18 @@ def test_two_optimizers_take_turns() -> None:
 @bounded
 @given(
     dtypes=st.lists(st.sampled_from(DTYPES), min_size=3, max_size=8),
-    kinds=st.lists(st.sampled_from(["plain", "transposed", "gaps"]), min_size=8, max_size=8),
+    layouts=st.lists(st.sampled_from(LAYOUTS), min_size=8, max_size=8),
 )
 def test_gradients_whose_ids_and_addresses_come_again(
-    dtypes: list[torch.dtype], kinds: list[str]
+    dtypes: list[torch.dtype], layouts: list[str]
 ) -> None:
     params = make_params((8, 8), (8, 8))
     twin = Twin(fusedstep.AdamW(params, max_norm=1.0))
-    for step, (dtype, kind) in enumerate(zip(dtypes, kinds, strict=False)):
+    for step, (dtype, layout) in enumerate(zip(dtypes, layouts, strict=False)):
         for param in params:
             param.grad = None  # freed: the allocator hands the same memory out again
         set_grads(params, seed=step, dtype=dtype)
-        if kind != "plain":
-            params[1].grad = (transposed if kind == "transposed" else with_gaps)(params[1].grad)
+        params[1].grad = laid_out(params[1].grad, layout)
         twin.step()
 
 
