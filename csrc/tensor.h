@@ -2,6 +2,7 @@
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <optional>
 #include <vector>
@@ -19,7 +20,7 @@ inline std::optional<Dtype> dtype_of(const Tensor& tensor) {
   static const int32_t kCodes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(),
                                    aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16()};
   int32_t code;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
   for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kBFloat16, Dtype::kFloat16}) {
     if (code == kCodes[static_cast<int>(dtype)]) {
       return dtype;
@@ -30,7 +31,7 @@ inline std::optional<Dtype> dtype_of(const Tensor& tensor) {
 
 inline bool is_strided(const Tensor& tensor) {
   int32_t layout;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
   return layout == aoti_torch_layout_strided();
 }
 
@@ -47,10 +48,10 @@ inline bool same_layout(const Tensor& a, const Tensor& b) {
   }
   const int64_t numel = a.numel();
   int64_t *a_sizes, *b_sizes, *a_strides, *b_strides;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(a.get(), &a_sizes));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(b.get(), &b_sizes));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(a.get(), &a_strides));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(b.get(), &b_strides));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(a.get(), &a_sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(b.get(), &b_sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(a.get(), &a_strides));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(b.get(), &b_strides));
   for (int64_t d = 0; d < dim; ++d) {
     if (a_sizes[d] != b_sizes[d] ||
         (numel > 0 && a_sizes[d] != 1 && a_strides[d] != b_strides[d])) {
