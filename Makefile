@@ -16,7 +16,7 @@ FUSEDSTEP_TORCH ?= torch
 FUSEDSTEP_SECOND_TORCH ?= torch==2.13.0
 BUILD_REQUIRES := "setuptools>=77" "pybind11>=3.0" ninja
 
-SOURCES := setup.py pyproject.toml $(wildcard buildtools/*.py) \
+SOURCES := setup.py pyproject.toml $(wildcard python/buildtools/*.py) \
            $(shell find csrc kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 CXX_FILES = $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
@@ -110,11 +110,11 @@ $(VENV)/built: $(VENV)/torch $(SOURCES)
 
 $(SECOND)/installed: $(SECOND)/settings | $(VENV)/built
 	$(SECOND)/bin/python -m pip install "$(FUSEDSTEP_SECOND_TORCH)" numpy \
-	  $$($(PY) buildtools/extras.py bench test)
+	  $$($(PY) python/buildtools/extras.py bench test)
 	touch $@
 
 $(VENV)/lint: pyproject.toml | $(VENV)/built
-	$(PY) -m pip install -q $$($(PY) buildtools/extras.py lint)
+	$(PY) -m pip install -q $$($(PY) python/buildtools/extras.py lint)
 	touch $@
 
 # cmake and ctest of the machine where it has them, else those of the package index.

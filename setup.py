@@ -24,9 +24,9 @@ except ModuleNotFoundError as error:
 
 from setuptools.command.build import build
 
-from buildtools import cuda
-from buildtools.facts import write_header
-from buildtools.flags import CXX_FLAGS, NVCC_FLAGS
+from python.buildtools import cuda
+from python.buildtools.facts import write_header
+from python.buildtools.flags import CXX_FLAGS, NVCC_FLAGS
 
 FOUND = cuda.find_toolkit()
 if FOUND:

@@ -27,7 +27,7 @@ from micro.origin import ROOT, commit
 
 sys.path.insert(0, str(ROOT))
 
-from buildtools import cuda
+from python.buildtools import cuda
 
 SECONDS = 480
 TAIL = 15  # lines of a failing part's log that are shown

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from buildtools import cuda
+from python.buildtools import cuda
 
 
 def script(path: Path, text: str) -> Path:

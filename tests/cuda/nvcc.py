@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildtools.flags import NVCC_FLAGS
+from python.buildtools.flags import NVCC_FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
 

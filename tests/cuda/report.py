@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from buildtools import cuda
+from python.buildtools import cuda
 from tests.cuda import nvcc, sass
 from tests.cuda.verdict import Kernel, faults, readable, worse
 
