@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 
+# libgomp reads it when torch loads it. Where processors are shared, waiting threads that spin take
+# them from those that work: the suite then runs several times longer.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from hypothesis import settings

@@ -15,7 +15,7 @@ from helpers import DTYPES, assert_same_bits, make_params, name_of, set_grads
 from torch import Tensor
 
 import fusedstep
-from buildtools.flags import CXX_FLAGS
+from python.buildtools.flags import CXX_FLAGS
 
 pytestmark = [
     pytest.mark.slow,
@@ -56,7 +56,7 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     sources = [ROOT / "tests/isa/entry.cpp", *(ROOT / "kernels/cpu").glob("*.cpp")]
     # Under the address sanitizer there are no clones for the loader to choose from; it is only
     # named here, not used.
-    command = ["g++", *CXX_FLAGS, *options, "-D__SANITIZE_ADDRESS__", "-shared", "-fPIC"]
+    command = ["g++", *CXX_FLAGS, *options, "-DFUSEDSTEP_CLONES=", "-shared", "-fPIC"]
     command += ["-fvisibility=default", f"-I{ROOT}", *map(str, sources), "-o", str(library)]
     subprocess.run(command, check=True)
     return library

@@ -17,8 +17,9 @@
 #endif
 
 // One CPU function compiled for several instruction sets; the loader picks. Contraction is off
-// (-ffp-contract=off), so all of them give the same bits.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
+// (-ffp-contract=off), so all of them give the same bits. Define it empty to choose by flags.
+#if defined(FUSEDSTEP_CLONES)
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__)
 #define FUSEDSTEP_CLONES \
   __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
