@@ -54,8 +54,7 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         pytest.skip(f"this CPU lacks {', '.join(sorted(lacking))}")
     library = tmp_path_factory.mktemp("isa") / f"{request.param}.so"
     sources = [ROOT / "tests/isa/entry.cpp", *(ROOT / "kernels/cpu").glob("*.cpp")]
-    # Under the address sanitizer there are no clones for the loader to choose from; it is only
-    # named here, not used.
+    # Without clones there is nothing for the loader to choose from.
     command = ["g++", *CXX_FLAGS, *options, "-DFUSEDSTEP_CLONES=", "-shared", "-fPIC"]
     command += ["-fvisibility=default", f"-I{ROOT}", *map(str, sources), "-o", str(library)]
     subprocess.run(command, check=True)
