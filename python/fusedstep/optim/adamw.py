@@ -61,7 +61,7 @@ class AdamW(FusedOptimizer, torch.optim.AdamW):
         self._set_options(max_norm, norm_type, nonfinite, native)
         if native:
             numbers = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-            adam_fields("AdamW", numbers | {"maximize": maximize, "amsgrad": amsgrad}, "")
+            adam_fields("AdamW", numbers | {"maximize": maximize, "amsgrad": amsgrad}, None)
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach,
             capturable=capturable, differentiable=differentiable, fused=True if native else fused,
@@ -71,36 +71,40 @@ class AdamW(FusedOptimizer, torch.optim.AdamW):
         names = ("exp_avg", "exp_avg_sq")
         return (*names, "max_exp_avg_sq") if group["amsgrad"] else names
 
-    def _fields(self, group: dict[str, Any], where: str) -> list[float]:
-        return adam_fields(type(self).__name__, group, where)
+    def _fields(self, group: dict[str, Any], index: int) -> list[float]:
+        return adam_fields(type(self).__name__, group, index)
 
 
-def adam_fields(function: str, group: dict[str, Any], where: str) -> list[float]:
-    """The numbers of a parameter group, checked, in the order of csrc/adam_groups.h.
+def adam_fields(function: str, group: dict[str, Any], index: int | None) -> list[float]:
+    """The numbers of parameter group `index`, checked, in the order of csrc/adam_groups.h.
 
-    A learning rate that is a tensor is left where it is: the kernels read it there.
+    `index` None: the constructor's arguments. A learning rate that is a tensor is left where it
+    is: the kernels read it there.
     """
-    lr, betas, eps, weight_decay = (group[key] for key in ("lr", "betas", "eps", "weight_decay"))
+    lr, betas, eps, weight_decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
     try:
         beta1, beta2 = betas
     except (TypeError, ValueError):
-        refuse(function, _label(where, "betas"), "be a pair of numbers", repr(betas))
+        refuse(function, _label(index, "betas"), "be a pair of numbers", repr(betas))
     reads_lr = isinstance(lr, Tensor)
-    plain = (0.0 if reads_lr else lr, beta1, beta2, eps, weight_decay)
-    if not (all(type(x) is float and x >= 0 for x in plain) and beta1 < 1 and beta2 < 1):
-        plain = _checked(function, group, where)
+    rate = 0.0 if reads_lr else lr
+    # The usual case first: this runs for every group at every step.
+    floats = type(rate) is type(beta1) is type(beta2) is type(eps) is type(weight_decay) is float
+    in_range = floats and rate >= 0 and eps >= 0 and weight_decay >= 0
+    if not (in_range and 0 <= beta1 < 1 and 0 <= beta2 < 1):
+        rate, beta1, beta2, eps, weight_decay = _checked(function, group, index)
     decoupled = 1.0
     flags = (decoupled, float(group["maximize"]), float(group["amsgrad"]), float(reads_lr))
-    return [*plain, *flags]
+    return [rate, beta1, beta2, eps, weight_decay, *flags]
 
 
-def _checked(function: str, group: dict[str, Any], where: str) -> tuple[float, ...]:
+def _checked(function: str, group: dict[str, Any], index: int | None) -> tuple[float, ...]:
     """The same numbers one by one, with a message for the first that is wrong."""
 
     def number(key: str) -> float:
-        return require_number(function, _label(where, key), group[key])
+        return require_number(function, _label(index, key), group[key])
 
-    betas = _label(where, "betas")
+    betas = _label(index, "betas")
     return (
         0.0 if isinstance(group["lr"], Tensor) else number("lr"),
         require_beta(function, f"{betas}[0]", group["betas"][0]),
@@ -110,6 +114,6 @@ def _checked(function: str, group: dict[str, Any], where: str) -> tuple[float, .
     )
 
 
-def _label(where: str, key: str) -> str:
-    """How a message calls an entry of the group `where`, or the constructor's argument itself."""
-    return f"{where}['{key}']" if where else key
+def _label(index: int | None, key: str) -> str:
+    """How a message calls an entry of a group, or the constructor's argument itself."""
+    return key if index is None else f"param_groups[{index}]['{key}']"

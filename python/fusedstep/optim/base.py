@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any, ClassVar
 
 import torch
+import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_dense, require_norm_type, require_number
@@ -26,9 +27,9 @@ class FusedOptimizer(torch.optim.Optimizer):
     _table_op: ClassVar[Any]  # the op that applies the rule to a table
 
     # What the class of a rule says of a parameter group: the names of its states, and its
-    # numbers, checked, in the order of the rule's adapter in csrc/. `where`: how to call the group.
+    # numbers, checked, in the order of the rule's adapter in csrc/; it has this index.
     _state_names: Callable[[dict[str, Any]], Sequence[str]]
-    _fields: Callable[[dict[str, Any], str], list[float]]
+    _fields: Callable[[dict[str, Any], int], list[float]]
 
     def _set_options(
         self, max_norm: float | None, norm_type: float, nonfinite: str, native: bool
@@ -89,9 +90,24 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # --- the step ---------------------------------------------------------------------------
 
-    @torch._disable_dynamo
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update. `closure` re-evaluates the model and returns the loss, as in torch.optim."""
+        if torch.compiler.is_compiling():
+            return self._step_outside_graph(closure)
+        # torch's wrapper costs as much as the rest of a small step; it is for hooks and profilers.
+        watched = (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+        )
+        arguments = () if closure is None else (closure,)  # hooks are shown what the caller gave
+        return self._watched_step(*arguments) if watched else self._plain_step(*arguments)
+
+    step.hooked = True  # tells torch.optim to leave the wrapping to us
+
+    def _plain_step(self, closure: Callable[[], Any] | None = None) -> Any:
         if not self._native:
             step = super().step.__func__
             step = step.__wrapped__ if getattr(step, "hooked", False) else step  # hooks run once
@@ -103,6 +119,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         with torch.no_grad():
             self._step()
         return loss
+
+    _watched_step = torch.optim.Optimizer.profile_hook_step(_plain_step)
+
+    @torch._disable_dynamo
+    def _step_outside_graph(self, closure: Callable[[], Any] | None) -> Any:
+        """A compiled function breaks here: addresses are compared and tables kept, eagerly."""
+        return self.step(closure)
 
     def _step(self) -> None:
         if not self._plans.fit(self.param_groups, self.state, self._all_state_names()):
@@ -162,12 +185,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         return torch.ops.fusedstep.total_norm(norms, self.norm_type)
 
     def _all_fields(self) -> list[float]:
-        return list(
-            chain.from_iterable(
-                self._fields(group, f"param_groups[{g}]")
-                for g, group in enumerate(self.param_groups)
-            )
-        )
+        fields: list[float] = []
+        for g, group in enumerate(self.param_groups):
+            fields += self._fields(group, g)
+        return fields
 
     def _all_state_names(self) -> list[tuple[str, ...]]:
         return [tuple(self._state_names(group)) for group in self.param_groups]
@@ -215,7 +236,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             group, where = self.param_groups[-1], f"param_groups[{len(self.param_groups) - 1}]"
             for i, param in enumerate(group["params"]):
                 require_dense(type(self).__name__, f"{where}['params'][{i}]", param)
-            self._fields(group, where)
+            self._fields(group, len(self.param_groups) - 1)
         except Exception:
             self.param_groups.pop()
             raise

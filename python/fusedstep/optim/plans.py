@@ -34,14 +34,14 @@ class Plans(dict[torch.device, Plan]):
 
         Tensors that moved in memory under the same object are for the tables to notice.
         """
-        listed = list(chain.from_iterable(group["params"] for group in groups))
+        lists = [group["params"] for group in groups]
         return (
             bool(self)
-            and _C.same_items(listed, self._listed)
-            and self._group_sizes == [len(group["params"]) for group in groups]
+            and _C.same_items(list(chain.from_iterable(lists)), self._listed)
+            and self._group_sizes == list(map(len, lists))
             and _C.same_items(list(state.values()), self._entries)
-            and all(param.grad is None for param in self._stateless)
-            and not any(plan.states_replaced() for plan in self.values())
+            and (not self._stateless or all(param.grad is None for param in self._stateless))
+            and not any(map(Plan.states_replaced, self.values()))
             and self._names == names
         )
 
