@@ -13,14 +13,14 @@
 
 namespace fusedstep {
 
-// Calls f(begin, end) on ranges of chunks with even shares of the work, in parallel.
+// Calls f(begin, end) on ranges with even shares of the work, in parallel.
 template <typename F>
 void for_shares(const Layout& layout, const F& f) {
   constexpr int64_t kWorthAThread = 16384;  // elements
   const int64_t useful = layout.cost.back() / kWorthAThread + 1;
   const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), useful);
   if (workers == 1) {
-    f(0, layout.num_chunks());
+    f(Position{0}, Position{layout.num_chunks()});
     return;
   }
   torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
@@ -37,8 +37,10 @@ class CpuPasses {
   void norm(Norm norm, const float* grad_scale, double* out) {
     auto& partials = table_.partials;
     partials.resize(host_.num_chunks);
-    for_shares(table_.layout(), [&](int64_t begin, int64_t end) {
-      cpu::norm_chunks(host_, norm, begin, end, partials.data());
+    // A chunk has one partial result, so it is for the worker whose share it begins in.
+    const auto whole = [](Position at) { return at.element > 0 ? at.chunk + 1 : at.chunk; };
+    for_shares(table_.layout(), [&](Position begin, Position end) {
+      cpu::norm_chunks(host_, norm, whole(begin), whole(end), partials.data());
     });
     *out = cpu::fold_partials(norm, partials.data(), host_.num_chunks, grad_scale);
   }
@@ -47,11 +49,11 @@ class CpuPasses {
   void scale(const Clip& clip) { step(cpu::scale_chunks, clip); }
 
  private:
-  using StepChunks = void(const Table&, const Clip&, int64_t begin, int64_t end);
+  using StepChunks = void(const Table&, const Clip&, Position begin, Position end);
 
   void step(StepChunks* step_chunks, const Clip& clip) {
     for_shares(table_.layout(),
-               [&](int64_t begin, int64_t end) { step_chunks(host_, clip, begin, end); });
+               [&](Position begin, Position end) { step_chunks(host_, clip, begin, end); });
     cpu::advance_steps(host_, static_cast<int64_t>(table_.layout().rows.size()), clip);
   }
 

@@ -70,12 +70,26 @@ inline Layout make_layout(const std::vector<Row>& listed) {
   return layout;
 }
 
-// The first chunk of worker `worker` of `workers`; shares are even in work, not in chunks.
-inline int64_t share_begin(const Layout& layout, int64_t worker, int64_t workers) {
-  const double target = static_cast<double>(layout.cost.back()) * worker / workers;
-  const auto at =
-      std::lower_bound(layout.cost.begin(), layout.cost.end(), static_cast<int64_t>(target));
-  return std::min<int64_t>(at - layout.cost.begin(), layout.num_chunks());
+// A place in the work: so many elements into a chunk.
+struct Position {
+  int64_t chunk;
+  int32_t element = 0;
+};
+
+// Where the share of worker `worker` of `workers` begins; shares are even in work. Within a chunk
+// they begin at a multiple of 64 elements, so that no cache line belongs to two workers.
+inline Position share_begin(const Layout& layout, int64_t worker, int64_t workers) {
+  const auto target =
+      static_cast<int64_t>(static_cast<double>(layout.cost.back()) * worker / workers);
+  const auto after = std::upper_bound(layout.cost.begin(), layout.cost.end(), target);
+  const int64_t chunk = after - layout.cost.begin() - 1;
+  if (chunk >= layout.num_chunks()) {
+    return {layout.num_chunks()};
+  }
+  const int64_t size = layout.cost[chunk + 1] - layout.cost[chunk] - kChunkOverhead;
+  const int64_t element = (target - layout.cost[chunk]) / 64 * 64;
+  return element == 0 || element < size ? Position{chunk, static_cast<int32_t>(element)}
+                                        : Position{chunk + 1};
 }
 
 }  // namespace fusedstep

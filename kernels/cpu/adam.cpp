@@ -6,7 +6,7 @@
 
 namespace fusedstep::cpu {
 
-void adam_chunks(const Table& table, const Clip& clip, int64_t begin, int64_t end) {
+void adam_chunks(const Table& table, const Clip& clip, Position begin, Position end) {
   step_chunks<Adam>(table, clip, begin, end);
 }
 

@@ -2,11 +2,12 @@
 #pragma once
 
 #include "kernels/common/clip.h"
+#include "kernels/common/layout.h"
 
 namespace fusedstep::cpu {
 
-void adam_chunks(const Table& table, const Clip& clip, int64_t begin, int64_t end);
-void scale_chunks(const Table& table, const Clip& clip, int64_t begin, int64_t end);
+void adam_chunks(const Table& table, const Clip& clip, Position begin, Position end);
+void scale_chunks(const Table& table, const Clip& clip, Position begin, Position end);
 
 // Counts the update in every tensor's step; after all chunks, since all of them read the old count.
 inline void advance_steps(const Table& table, int64_t num_rows, const Clip& clip) {

@@ -6,7 +6,7 @@
 
 namespace fusedstep::cpu {
 
-void scale_chunks(const Table& table, const Clip& clip, int64_t begin, int64_t end) {
+void scale_chunks(const Table& table, const Clip& clip, Position begin, Position end) {
   step_chunks<Scale>(table, clip, begin, end);
 }
 

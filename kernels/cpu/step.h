@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/common/clip.h"
+#include "kernels/common/layout.h"
 #include "kernels/cpu/tile.h"
 
 namespace fusedstep::cpu {
@@ -30,16 +31,16 @@ FUSEDSTEP_CLONES void update_tile(T* param, const T* grad, T* const* states, int
 }
 
 template <typename Variant, typename T>
-void update_chunk(const Row& row, void* grad, const Chunk& chunk,
+void update_range(const Row& row, void* grad, int64_t begin, int size,
                   const typename Variant::template Coefficients<T>& coefficients) {
   alignas(64) T param_buffer[kTile];
   alignas(64) T grad_buffer[kTile];
   const bool direct =
       stored_as_computed<T>(row.param_dtype) && stored_as_computed<T>(row.grad_dtype);
-  const int tile = direct ? chunk.size : kTile;
-  for (int i = 0; i < chunk.size; i += tile) {
-    const int n = std::min(tile, chunk.size - i);
-    const int64_t at = chunk.begin + i;
+  const int tile = direct ? size : kTile;
+  for (int i = 0; i < size; i += tile) {
+    const int n = std::min(tile, size - i);
+    const int64_t at = begin + i;
     T* states[kMaxStates];
     for (int k = 0; k < Variant::kStates; ++k) {
       states[k] = static_cast<T*>(row.states[k]) + at;
@@ -51,16 +52,19 @@ void update_chunk(const Row& row, void* grad, const Chunk& chunk,
   }
 }
 
-// The chunks [begin, end), last first: those the norm pass read last are still in the cache.
+// From `begin` to before `end`, the last chunk first: what the norm pass read last is still in the
+// cache. A chunk may be shared by two callers: each element is for itself.
 template <typename Rule>
-void step_chunks(const Table& table, const Clip& clip, int64_t begin, int64_t end) {
+void step_chunks(const Table& table, const Clip& clip, Position begin, Position end) {
   const Decision decision = decide(clip);
   if (decision.skip) {
     return;
   }
   const auto* groups = static_cast<const typename Rule::Group*>(table.groups);
-  for (int64_t c = end - 1; c >= begin; --c) {
+  for (int64_t c = end.element > 0 ? end.chunk : end.chunk - 1; c >= begin.chunk; --c) {
     const Chunk chunk = locate(table, c);
+    const int from = c == begin.chunk ? begin.element : 0;
+    const int to = c == end.chunk ? end.element : chunk.size;
     const Row& row = table.rows[chunk.row];
     const auto& group = groups[row.group];
     const double step = row.step != nullptr ? *row.step + 1.0 : 0;
@@ -68,8 +72,8 @@ void step_chunks(const Table& table, const Clip& clip, int64_t begin, int64_t en
       using Variant = decltype(variant);
       const auto update = [&](auto computed) {
         using T = decltype(computed);
-        update_chunk<Variant, T>(
-            row, table.grads[chunk.row], chunk,
+        update_range<Variant, T>(
+            row, table.grads[chunk.row], chunk.begin + from, to - from,
             Variant::template coefficients<T>(group, step, decision.multiplier));
       };
       row.param_dtype == Dtype::kFloat64 ? update(double{}) : update(float{});

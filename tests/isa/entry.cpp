@@ -56,7 +56,7 @@ extern "C" double clip_and_adam(void* param, void* grad, void* const* states, fl
   cpu::norm_chunks(table, kind, 0, table.num_chunks, partials.data());
   const double norm = cpu::fold_partials(kind, partials.data(), table.num_chunks, nullptr);
   const Clip clip{&norm, nullptr, nullptr, options[6], false};
-  cpu::adam_chunks(table, clip, 0, table.num_chunks);
+  cpu::adam_chunks(table, clip, {0}, {table.num_chunks});
   cpu::advance_steps(table, 1, clip);
   return norm;
 }

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <memory>
+#include <ranges>
 #include <vector>
 
 #include "kernels/cpu/norm.h"
@@ -41,7 +42,11 @@ template <typename Chunks>
 void step_on_cpu(Chunks* step_chunks, const Problem& problem, const void* groups,
                  const Clip& clip) {
   const Table table = problem.table(groups);
-  step_chunks(table, clip, 0, table.num_chunks);
+  constexpr int kWorkers = 3;  // whose shares begin within chunks
+  for (int w = 0; w < kWorkers; ++w) {
+    step_chunks(table, clip, share_begin(problem.layout(), w, kWorkers),
+                share_begin(problem.layout(), w + 1, kWorkers));
+  }
   cpu::advance_steps(table, static_cast<int64_t>(problem.layout().rows.size()), clip);
 }
 
@@ -50,7 +55,7 @@ void step_in_harness(Pass* step_pass, const Problem& problem, const void* groups
                      const Clip& clip) {
   const size_t rows = problem.layout().rows.size();
   const auto finished = std::make_unique<unsigned[]>(rows);
-  for (const Launch& launch : problem.layout().launches) {
+  for (const Launch& launch : std::views::reverse(problem.layout().launches)) {
     CHECK(step_pass(problem.table(groups), clip, launch, finished.get(), nullptr) == cudaSuccess);
   }
   for (size_t i = 0; i < rows; ++i) CHECK(finished[i] == 0);
