@@ -1,14 +1,18 @@
 // The global norm as an order of operations, so that every device and thread count gives the same
 // bits.
 //
+// clang-format off
 //   element i of a chunk  ->  row i / 256, lane i % 256
-//   rows of a chunk       ->  8 strips of consecutive rows (as even as their number allows)
+//   rows of a chunk       ->  8 strips of ceil(rows / 8) consecutive rows; the last may be shorter
+//                             or empty
 //   a strip               ->  each lane adds its elements from the first row to the last, then the
-//                             256 lanes fold by halves: lane l takes lane l + 128, l + 64, ... l +
-//                             1
-//   a chunk               ->  its strips in order; in float32 (float64 for float64 tensors) up to
-//   here all chunks            ->  float64: chunk c goes to lane c % 256, lanes in order of c, then
-//   the same fold
+//                             256 lanes fold by halves: lane l takes lane l + 128, then l + 64, ...
+//                             until lane 0 takes lane 1
+//   a chunk               ->  its strips, in order
+//                             (up to here in float32; in float64 for float64 tensors)
+//   all chunks            ->  in float64: chunk c goes to lane c % 256, each lane adds its chunks
+//                             in order of c, then the lanes fold by halves as above
+// clang-format on
 //
 // On the GPU a warp is a strip and a thread holds 8 lanes; on the CPU the lanes of a strip fit
 // the vector registers.
