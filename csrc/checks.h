@@ -39,6 +39,18 @@ inline Dtype require_dtype(const char* function, const char* argument, int64_t i
   return *dtype;
 }
 
+// The kernels take a tensor's elements in the order of memory, numel() of them from the first on.
+inline void require_gapless(const char* function, const char* argument, int64_t i,
+                            const Tensor& tensor) {
+  if (!is_gapless(tensor)) {
+    std::ostringstream got;
+    for (const Dimension& dim : dimensions(tensor)) {
+      got << (got.tellp() > 0 ? ", " : "sizes and strides ") << dim.size << " by " << dim.stride;
+    }
+    require(false, function, argument, i, "have its elements in memory without gaps", got.str());
+  }
+}
+
 inline void require_same_device(const char* function, const char* argument, int64_t i,
                                 const Tensor& tensor, const Tensor& reference) {
   require(same_device(tensor, reference), function, argument, i,

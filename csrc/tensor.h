@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -57,6 +58,41 @@ inline bool same_layout(const Tensor& a, const Tensor& b) {
         (numel > 0 && a_sizes[d] != 1 && a_strides[d] != b_strides[d])) {
       return false;
     }
+  }
+  return true;
+}
+
+struct Dimension {
+  int64_t size;
+  int64_t stride;  // in elements
+};
+
+inline std::vector<Dimension> dimensions(const Tensor& tensor) {
+  int64_t *sizes, *strides;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor.get(), &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor.get(), &strides));
+  std::vector<Dimension> dims;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    dims.push_back({sizes[d], strides[d]});
+  }
+  return dims;
+}
+
+// Whether numel() elements from the first on are the tensor's, each once, in whatever order of
+// dimensions: no gap, and none shared, as in an expanded tensor.
+inline bool is_gapless(const Tensor& tensor) {
+  if (tensor.numel() < 2) {
+    return true;
+  }
+  auto dims = dimensions(tensor);
+  std::erase_if(dims, [](const Dimension& dim) { return dim.size == 1; });
+  std::ranges::sort(dims, {}, &Dimension::stride);
+  int64_t expected = 1;
+  for (const Dimension& dim : dims) {
+    if (dim.stride != expected) {
+      return false;
+    }
+    expected *= dim.size;
   }
   return true;
 }

@@ -29,6 +29,7 @@ void TensorTable::assign(const char* function, const Tensors& params, const Tens
       const Tensor& param = params[i];
       Slot slot{param, {}, steps[i], {}};
       slot.row.param_dtype = require_dtype(function, "params", i, param);
+      require_gapless(function, "params", i, param);
       require_same_device(function, "params", i, param, params[0]);
       require_scalar(function, "steps", i, steps[i], Dtype::kFloat32, param);
       slot.row.param = param.data_ptr();
@@ -66,10 +67,12 @@ void TensorTable::assign(const char* function, const Tensors& params, const Tens
 }
 
 void TensorTable::assign(const char* function, const Tensors& tensors) {
+  require(!tensors.empty(), function, "tensors", -1, "not be empty", 0);
   std::vector<Slot> slots;
   for (size_t i = 0; i < tensors.size(); ++i) {
     Slot slot{tensors[i], {}, std::nullopt, {}};
     slot.row.param_dtype = require_dtype(function, "tensors", i, tensors[i]);
+    require_gapless(function, "tensors", i, tensors[i]);
     require_same_device(function, "tensors", i, tensors[i], tensors[0]);
     slot.row.param = tensors[i].data_ptr();
     slot.row.size = tensors[i].numel();

@@ -26,11 +26,13 @@ class TensorTable {
 
   // The parameters of an optimizer, group after group. `states` lists all first states, then all
   // second ones, ...; `state_counts[g]` says how many states the parameters of group g have.
+  // Refused, with the table as it was: wrong dtypes, devices, lengths, and elements with gaps.
   void assign(const char* function, const Tensors& params, const Tensors& states,
               const Tensors& steps, const std::vector<int64_t>& group_sizes,
               const std::vector<int64_t>& state_counts);
 
   // Tensors that a rule without state rewrites or that are only read: gradients to be clipped.
+  // At least one.
   void assign(const char* function, const Tensors& tensors);
 
   // Compares everything with what the table says and takes over the addresses of the gradients;

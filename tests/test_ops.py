@@ -1,14 +1,14 @@
-"""The ops themselves: schemas, fakes, torch.compile, version counters, and their own checks."""
+"""The ops themselves: schemas, fakes, torch.compile, version counters."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from helpers import assert_same_bits, make_params, set_grads
+from op_arguments import FIELDS, adam_arguments, randn, scalar, with_fields
 from torch import Tensor
 from torch.library import opcheck
 
@@ -16,41 +16,6 @@ import fusedstep
 from fusedstep import _C
 
 ops = torch.ops.fusedstep
-FIELDS = [1e-3, 0.9, 0.999, 1e-8, 1e-2, 1.0, 0.0, 0.0, 0.0]  # csrc/adam_groups.h
-
-
-_TABLE_OPTIONS = (FIELDS, [], None, 0.0, None, None, -1.0, False)
-
-
-def with_fields(**changed: float) -> list[float]:
-    names = ("lr", "beta1", "beta2", "eps", "weight_decay", "decoupled", "maximize", "amsgrad")
-    values = dict(zip((*names, "lr_is_tensor"), FIELDS, strict=True)) | changed
-    return list(values.values())
-
-
-def randn(
-    *shapes: tuple[int, ...], device: torch.device | str = "cpu", seed: int = 0
-) -> list[Tensor]:
-    return [p.detach() for p in make_params(*shapes, device=device, seed=seed)]
-
-
-def scalar(value: float, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.tensor(value, dtype=dtype, device=device)
-
-
-def adam_arguments(device: torch.device | str = "cpu") -> list[Any]:
-    """Two groups, the second with amsgrad and a tensor lr, clipped and unscaled."""
-    shapes = [(3, 4), (), (5,)]
-    lists = [randn(*shapes, device=device, seed=seed) for seed in range(4)]
-    params, grads, exp_avgs, exp_avg_sqs = lists
-    largest = [exp_avg_sqs[2].abs()]
-    steps = [scalar(float(i), device) for i in range(3)]
-    fields = FIELDS + with_fields(amsgrad=1.0, lr_is_tensor=1.0)
-    norm = scalar(3.0, device, torch.float64)
-    return [
-        params, grads, exp_avgs, [v.abs() for v in exp_avg_sqs], largest, steps, [2, 1], fields,
-        [scalar(0.01, device)], norm, scalar(2.0, device), scalar(0.0, device), 1.0, True,
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("norm_type", [2.0, 1.0, math.inf])
@@ -191,86 +156,3 @@ def test_clip_counts_the_version_of_gradients(device: torch.device) -> None:
     version = params[0].grad._version
     fusedstep.clip_grad_norm_(params, 1.0)
     assert params[0].grad._version > version
-
-
-def replace(index: int, value: Callable[[Any], Any]) -> Callable[[list[Any]], None]:
-    def change(arguments: list[Any]) -> None:
-        arguments[index] = value(arguments[index])
-
-    return change
-
-
-def swap(index: int, tensor: Callable[[Tensor], Tensor]) -> Callable[[list[Any]], None]:
-    return replace(index, lambda tensors: [*tensors[:-1], tensor(tensors[-1])])
-
-
-WRONG: dict[str, tuple[Callable[[list[Any]], None], str]] = {
-    "too few grads": (replace(1, lambda x: x[:-1]), "adam_: grads must have length 3, got 2"),
-    "too few exp_avgs": (replace(2, lambda x: x[1:]), "adam_: exp_avgs must have length 3, got 2"),
-    "no exp_avg_sqs": (replace(3, lambda x: []), "adam_: exp_avg_sqs must have length 3, got 0"),
-    "no largest": (replace(4, lambda x: []), "adam_: states must .*, got 6"),
-    "too few steps": (replace(5, lambda x: x[1:]), "adam_: steps must have length 3, got 2"),
-    "group sizes": (replace(6, lambda x: [2, 2]), r"adam_: group_sizes\[1\] must .*, got 2"),
-    "small groups": (replace(6, lambda x: [1, 1]), "adam_: params must have length 2, got 3"),
-    "more groups": (replace(6, lambda x: [1, 1, 1]), "adam_: groups must have length 3, got 2"),
-    "odd fields": (replace(7, lambda x: x[1:]), "adam_: groups must have 9 numbers .*, got 17"),
-    "no lr": (replace(8, lambda x: []), "adam_: lrs must have one rate .*, got 0"),
-    "two lrs": (replace(8, lambda x: x * 2), "adam_: lrs must have length 1, got 2"),
-    "float64 lr": (swap(8, Tensor.double), r"adam_: lrs\[0\] must be one float32 value, got .*"),
-    "long lr": (swap(8, lambda x: x.expand(2)), r"adam_: lrs\[0\] must be one .*, got 2 values.*"),
-    "float64 grad_scale": (replace(10, Tensor.double), "adam_: grad_scale must be one float32 .*"),
-    "float64 found_inf": (replace(11, Tensor.double), "adam_: found_inf must be one float32 .*"),
-    "float32 norm": (replace(9, Tensor.float), "adam_: norm must be one float64 value, got .*"),
-    "integer param": (swap(0, Tensor.int), r"adam_: params\[2\] must be a dense float32.*, got .*"),
-    "integer grad": (swap(1, Tensor.int), "adam_: grads must have .* a supported dtype, got .*"),
-    "other shape": (swap(1, lambda x: x[:-1]), "adam_: grads must have their parameters' .*"),
-    "half state": (swap(2, Tensor.half), r"adam_: states\[2\] must be float32, .*, got .*"),
-    "other state": (swap(3, lambda x: x[:-1]), r"adam_: states\[5\] must have its .*, got .*"),
-    "long step": (swap(5, lambda x: x.expand(2)), r"adam_: steps\[2\] must be one .*, got 2 .*"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_adam_op_refuses(name: str) -> None:
-    change, message = WRONG[name]
-    arguments = adam_arguments()
-    change(arguments)
-    written = [t for tensors in arguments[:6] for t in tensors]
-    before = [t.clone() for t in written]
-    with pytest.raises(RuntimeError, match=f"^{message}$"):
-        ops.adam_(*arguments)
-    for tensor, value in zip(written, before, strict=True):
-        assert_same_bits(tensor, value, "what must stay")
-
-
-def test_norm_ops_refuse() -> None:
-    tensors = randn((3,), (4,))
-    with pytest.raises(RuntimeError, match=r"^total_norm: norm_type must be 2, 1 or inf, got 3$"):
-        ops.total_norm(tensors, 3.0)
-    norm = torch.tensor(1.0)
-    with pytest.raises(RuntimeError, match=r"^clip_by_norm_: norm must be one float64 value, got"):
-        ops.clip_by_norm_(tensors, norm, 1.0)
-    with pytest.raises(RuntimeError, match=r"^total_norm: tensors\[1\] must be a dense float32"):
-        ops.total_norm([tensors[0], torch.ones(3, dtype=torch.int64)])
-
-
-@pytest.mark.parametrize("missing", [[3], [-1], [0, 0], [1, 0], [0, 1]])
-def test_table_op_refuses_wrong_positions_of_missing_gradients(missing: list[int]) -> None:
-    table = _C.TensorTable()
-    params, grads, exp_avgs, exp_avg_sqs = adam_arguments()[:4]
-    steps = [torch.tensor(0.0) for _ in params]
-    ops.table_assign(table.address, params, [*exp_avgs, *exp_avg_sqs], steps, [3], [2])
-    assert not ops.table_refresh(table.address, grads[:2], missing)
-    assert table.num_rows == 0
-    with pytest.raises(RuntimeError, match=r"^table_adam_: table must have gradients, got none"):
-        ops.table_adam_(table.address, params[0], *_TABLE_OPTIONS)
-
-
-def test_table_op_refuses_groups_with_other_states() -> None:
-    table = _C.TensorTable()
-    params, grads, exp_avgs, exp_avg_sqs = adam_arguments()[:4]
-    steps = [torch.tensor(0.0) for _ in params]
-    ops.table_assign(table.address, params, [*exp_avgs, *exp_avg_sqs], steps, [3], [2])
-    assert ops.table_refresh(table.address, grads, [])
-    with pytest.raises(RuntimeError, match=r"^table_adam_: groups must have the states that"):
-        ops.table_adam_(table.address, params[0], with_fields(amsgrad=1.0), *_TABLE_OPTIONS[1:])
