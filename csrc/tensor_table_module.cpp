@@ -1,5 +1,5 @@
-// fusedstep._C.TensorTable: the table's lifetime, and what tests and `python -m fusedstep` may ask
-// of it.
+// fusedstep._C.TensorTable: the table's lifetime and what tests ask of it; and the comparisons by
+// identity, same_objects and same_items, by which a step learns whether its plan still fits.
 #include "csrc/tensor_table_module.h"
 
 #include <torch/csrc/stable/library.h>
@@ -21,6 +21,10 @@ void table_assign(int64_t table, const Tensors& params, const Tensors& states, c
 bool table_refresh(int64_t table, const Tensors& grads, const std::vector<int64_t>& missing) {
   return reinterpret_cast<TensorTable*>(table)->refresh(grads, missing);
 }
+
+// For gradients that are not what their memory says: torch would hand over temporary copies, whose
+// addresses the table must not keep. The caller assigns anew, from tensors it made plain itself.
+bool refresh_nothing(int64_t, const Tensors&, const std::vector<int64_t>&) { return false; }
 
 // Whether dicts[i][key], for every key that it has, is still the very object that `objects`
 // lists. A state that somebody replaced must not go on being written in its old place.
@@ -80,4 +84,16 @@ void bind_tensor_table(py::module_& m) {
 STABLE_TORCH_LIBRARY_IMPL(fusedstep, CompositeExplicitAutograd, m) {
   m.impl("table_assign", TORCH_BOX(&fusedstep::table_assign));
   m.impl("table_refresh", TORCH_BOX(&fusedstep::table_refresh));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fusedstep, Negative, m) {
+  m.impl("table_refresh", TORCH_BOX(&fusedstep::refresh_nothing));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fusedstep, Conjugate, m) {
+  m.impl("table_refresh", TORCH_BOX(&fusedstep::refresh_nothing));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fusedstep, ZeroTensor, m) {
+  m.impl("table_refresh", TORCH_BOX(&fusedstep::refresh_nothing));
 }
