@@ -15,6 +15,8 @@ from hypothesis import settings
 
 from fusedstep import build
 
+pytest_plugins = ["on_host"]  # fixtures that several files use
+
 # A busy machine is slow, not wrong: no example may fail for the time it took. CI repeats itself.
 settings.register_profile(
     "fusedstep", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI"))

@@ -1,92 +1,17 @@
-"""The CUDA path from op to kernel, run on the host: device table, uploads, graph capture, bits.
-
-csrc/cuda and kernels/cuda are compiled as they are against the SIMT harness (tests/simt), whose
-copies are late and whose allocations obey the rules of graph capture.
-"""
+"""The CUDA path from op to kernel, run on the host: device table, uploads, graph capture, bits."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import assert_same_bits, make_params, set_grads
-from torch.utils.cpp_extension import include_paths, library_paths
+from on_host import SHAPES, address_of, assert_twins, step_on_cpu, twins
 
 import fusedstep
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("csrc/cuda/device_table.cpp", "csrc/tensor_table.cpp", "tests/simt/torch/ops.cpp")
-GLOBS = ("kernels/cuda/*.cu", "tests/simt/src/*.cpp")
-# As in CMakeLists.txt; -Bsymbolic makes the module's own stand-ins for torch's CUDA calls count.
-FLAGS = ["-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-DFUSEDSTEP_SIMT", "-w"]
-FLAGS += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DUSE_CUDA"]
-SHAPES = ((70, 300), (), (0, 3), (5,), (33000,), (16, 16))
-
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def simt(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The ops of tests/simt/torch/ops.cpp."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler on PATH")
-    folder = tmp_path_factory.mktemp("simt")
-    includes = [ROOT / "tests" / "simt" / "include", ROOT, *include_paths("cpu")]
-    files = [ROOT / name for name in SOURCES]
-    files += sorted(path for pattern in GLOBS for path in ROOT.glob(pattern))
-    objects = []
-    for source in files:
-        objects.append(folder / f"{source.parent.name}_{source.stem}.o")
-        command = [compiler, *FLAGS, *(f"-I{path}" for path in includes)]
-        subprocess.run([*command, "-x", "c++", "-c", source, "-o", objects[-1]], check=True)
-    library = folder / "simt.so"
-    links = [f"-L{path}" for path in library_paths("cpu")]
-    command = [compiler, "-shared", "-Wl,-Bsymbolic", *objects, "-o", library, *links]
-    subprocess.run([*command, "-ltorch_cpu"], check=True)
-    torch.ops.load_library(str(library))
-    return torch.ops.fusedstep_simt
-
-
-@pytest.fixture
-def on_simt(simt: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes fusedstep.AdamW run the CUDA path; the ops are also returned."""
-    simt.seed(1)
-    monkeypatch.setattr(fusedstep.AdamW, "_table_op", simt.table_adam_.default)
-    return simt
-
-
-def twins(dtype: torch.dtype = torch.float32, **options: Any):
-    """Two optimizers over equal parameters: for the CUDA path and for the CPU's."""
-    params = [make_params(*SHAPES, dtype=dtype, seed=3) for _ in range(2)]
-    groups = [
-        [{"params": p[:3]}, {"params": p[3:], "lr": 1e-2, "weight_decay": 0.5}] for p in params
-    ]
-    return params, [fusedstep.AdamW(g, **options) for g in groups]
-
-
-def step_on_cpu(optimizer: fusedstep.AdamW) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        op = torch.ops.fusedstep.table_adam_.default
-        patch.setattr(fusedstep.AdamW, "_table_op", op)
-        optimizer.step()
-
-
-def assert_twins(params: list[list[torch.Tensor]], optimizers: list[fusedstep.AdamW]) -> None:
-    for i, (a, b) in enumerate(zip(*params, strict=True)):
-        assert_same_bits(a, b, f"parameter {i}")
-        states = [optimizer.state[p] for optimizer, p in zip(optimizers, (a, b), strict=True)]
-        for name in states[1]:
-            assert_same_bits(states[0][name], states[1][name], f"{name} of parameter {i}")
-
-
-def address_of(optimizer: fusedstep.AdamW) -> int:
-    return next(iter(optimizer._plans.values())).table.address
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -158,7 +83,7 @@ def test_a_captured_graph_replays_with_new_gradients_and_survives_eager_steps(on
 
     on_simt.begin_capture()
     optimizer.step()
-    assert on_simt.end_capture() == 2  # the norm pass and the step pass
+    assert len(on_simt.end_capture()) == 2  # the norm pass and the step pass
     static = [p.grad for p in params[0]]
     norm = optimizer._norm  # held here; on a GPU the graph's memory pool keeps it
 
@@ -197,19 +122,22 @@ def test_the_first_step_may_be_captured(on_simt: Any) -> None:
         set_grads(p, seed=0)
     on_simt.begin_capture()
     optimizer.step()
-    assert on_simt.end_capture() == 2
+    assert len(on_simt.end_capture()) == 2
     on_simt.replay()
     step_on_cpu(twin)
     assert_twins(params, [optimizer, twin])
 
 
 def test_a_launch_for_each_combination_of_dtypes(on_simt: Any) -> None:
-    params = [*make_params((300,), (7,)), *make_params((64,), (5, 5), dtype=torch.bfloat16)]
+    """The norm pass reads all chunks; the step passes begin with the dtypes that it read last."""
+    params = [*make_params((300,), (7,)), *make_params((64,), (5, 5), (3,), dtype=torch.bfloat16)]
     optimizer = fusedstep.AdamW(params, max_norm=1.0, capturable=True)
     set_grads(params, seed=0)
     on_simt.begin_capture()
     optimizer.step()
-    assert on_simt.end_capture() == 3  # one norm pass; float32 and bfloat16 step passes
+    norm_pass, *step_passes = on_simt.end_capture()
+    assert norm_pass <= 5  # blocks may take several chunks
+    assert step_passes == [3, 2]  # a block a chunk: bfloat16, then float32
 
 
 def test_the_clip_has_the_bits_of_the_cpu(on_simt: Any) -> None:

@@ -1,48 +1,21 @@
-// The copy of a tensor table in GPU memory: sent once, re-sent only where it changed, never waiting
-// for the GPU.
+// The copy of a tensor table in GPU memory: sent once, re-sent only where it changed. It waits for
+// the GPU only where a table outgrows its memory, because cudaFree does.
 #pragma once
-
-#include <cuda_runtime.h>
 
 #include <memory>
 #include <vector>
 
+#include "csrc/cuda/memory.h"
 #include "csrc/tensor_table.h"
 
 namespace fusedstep::cuda {
 
-void check(cudaError_t status, const char* what);
-
-// Memory from CUDA itself, outside torch's pools: inside a graph capture, a pool may hand out
-// memory that earlier nodes of the same graph write to again at every replay.
-class DeviceMemory {
- public:
-  explicit DeviceMemory(size_t bytes);
-  ~DeviceMemory();
-  DeviceMemory(const DeviceMemory&) = delete;
-  std::byte* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
-
- private:
-  std::byte* data_ = nullptr;
-  size_t bytes_;
-};
-
-// Page-locked memory from which a copy may still be under way.
-struct Staging {
-  std::byte* data = nullptr;
-  size_t bytes = 0;
-  cudaEvent_t copied = nullptr;
-  explicit Staging(size_t bytes);
-  ~Staging();
-  Staging(const Staging&) = delete;
-};
-
 // The layout of the memory: groups and gradient addresses first, since they change most often,
-// then rows and chunks, then what kernels write: partial sums and counters, all zero at rest.
+// then rows and chunks, then what kernels write: partial sums, and counters that are zero at rest.
 class DeviceTable : public DeviceSide {
  public:
-  // Makes the copy say what `table` and `groups` say, in order on `stream`.
+  // Makes the copy say what `table` and `groups` say, in order on `stream`. If it raises, the next
+  // call sends everything again.
   void synchronize(const TensorTable& table, const void* groups, size_t groups_bytes,
                    cudaStream_t stream);
 
@@ -50,9 +23,9 @@ class DeviceTable : public DeviceSide {
   double* partials() const { return partials_; }
   unsigned* ticket() const { return counters_; }
   unsigned* finished() const { return counters_ + 1; }
-  int64_t uploads() const { return uploads_; }
+  int64_t uploads() const { return uploads_; }  // copies sent so far, for tests
   bool captured() const { return captured_; }
-  void forget() { layout_version_ = -1; }  // the next table is another one
+  void forget() { layout_version_ = -1; }  // what was sent no longer counts
 
  private:
   void place(const TensorTable& table, size_t groups_bytes, bool capturing);
@@ -60,10 +33,10 @@ class DeviceTable : public DeviceSide {
   Staging& free_staging(size_t bytes);
 
   std::unique_ptr<DeviceMemory> memory_;
-  std::vector<std::unique_ptr<DeviceMemory>> captured_memory_;  // graphs still point to it
+  std::vector<std::unique_ptr<DeviceMemory>> retired_;  // graphs or kernels in flight still read it
   std::vector<std::unique_ptr<Staging>> staging_;
   std::vector<std::byte> sent_;  // what the memory holds, or will once the stream gets there
-  bool captured_ = false;
+  bool captured_ = false;        // a graph reads memory_
   size_t groups_bytes_ = 0;
   int64_t layout_version_ = -1;
   int64_t uploads_ = 0;
@@ -74,19 +47,5 @@ class DeviceTable : public DeviceSide {
 
 // The device side of a table that lives on, made at the first call.
 DeviceTable& device_side(TensorTable& table);
-
-// A device side for the length of one op. Its memory goes back to a pool, to be overwritten in
-// the order of the same stream; where a graph was captured it is kept for good.
-class BorrowedDeviceTable {
- public:
-  explicit BorrowedDeviceTable(cudaStream_t stream);
-  ~BorrowedDeviceTable();
-  BorrowedDeviceTable(const BorrowedDeviceTable&) = delete;
-  DeviceTable& operator*() const { return *table_; }
-
- private:
-  cudaStream_t stream_;
-  std::unique_ptr<DeviceTable> table_;
-};
 
 }  // namespace fusedstep::cuda

@@ -5,8 +5,9 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <optional>
+#include <ranges>
 
-#include "csrc/cuda/device_table.h"
+#include "csrc/cuda/borrowed_table.h"
 #include "csrc/group_bytes.h"
 #include "kernels/common/clip.h"
 #include "kernels/cuda/norm.h"
@@ -23,7 +24,7 @@ class Passes {
         stream_(current_stream(device_index(table))),
         launches_(table.layout().launches) {
     if (!lives_on) {
-      borrowed_.emplace(stream_);
+      borrowed_.emplace(device_index(table), stream_);
     }
     device_ = lives_on ? &device_side(table) : &**borrowed_;
     device_->synchronize(table, groups.data, groups.bytes, stream_);
@@ -41,8 +42,9 @@ class Passes {
  private:
   using StepPass = cudaError_t(const Table&, const Clip&, const Launch&, unsigned*, cudaStream_t);
 
+  // Last launch first, as each of them takes its last chunk first: what the norm pass read last.
   void step(StepPass* step_pass, const Clip& clip) {
-    for (const Launch& launch : launches_) {
+    for (const Launch& launch : std::views::reverse(launches_)) {
       check(step_pass(device_->view(), clip, launch, device_->finished(), stream_),
             "launching the step pass");
     }

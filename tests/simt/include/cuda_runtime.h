@@ -6,6 +6,7 @@
 #include <cstring>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "simt/intrinsics.h"
 #include "simt/runtime.h"
@@ -63,8 +64,10 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return "unrecognized error code";
 }
 
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+inline cudaError_t cudaPeekAtLastError() { return simt::device.last_error; }
+inline cudaError_t cudaGetLastError() {
+  return std::exchange(simt::device.last_error, cudaSuccess);
+}
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
@@ -96,13 +99,14 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const bool empty = threads == 0 || grid.x == 0 || grid.y == 0 || grid.z == 0;
   if (empty || threads > 1024 || block.z > 64 || grid.y > 65535 || grid.z > 65535 ||
       grid.x > 0x7fffffffu) {
-    return cudaErrorInvalidConfiguration;
+    return simt::device.fail(cudaErrorInvalidConfiguration);
   }
+  if (const cudaError_t error = simt::device.begin("cudaLaunchKernelEx")) return error;
   // FUSEDSTEP_SHARED never needs dynamic shared memory.
-  if (config->dynamicSmemBytes != 0) return cudaErrorInvalidValue;
+  if (config->dynamicSmemBytes != 0) return simt::device.fail(cudaErrorInvalidValue);
   const std::tuple<std::remove_cv_t<Parameters>...> copies(
       static_cast<Parameters>(std::forward<Arguments>(arguments))...);
-  simt::run_on(config->stream, [grid, block, kernel, copies] {
+  simt::run_on(config->stream, grid.x, [grid, block, kernel, copies] {
     simt::launch(grid, block, [&] { std::apply(kernel, copies); });
   });
   return cudaSuccess;

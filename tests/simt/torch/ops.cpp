@@ -31,14 +31,49 @@ void begin_capture() {
   simt::device.capturing = true;
 }
 
-// Returns the number of kernels that the graph holds.
-int64_t end_capture() {
+// Returns the number of blocks of each kernel that the graph holds.
+std::vector<int64_t> end_capture() {
   simt::device.capturing = false;
-  return static_cast<int64_t>(simt::device.graph.size());
+  std::vector<int64_t> blocks;
+  for (const auto& kernel : simt::device.graph) blocks.push_back(kernel.blocks);
+  return blocks;
 }
 
 void replay() {
-  for (const auto& kernel : simt::device.graph) kernel();
+  for (const auto& kernel : simt::device.graph) kernel.run();
+}
+
+void begin_capture_elsewhere() {
+  simt::device.capturing_elsewhere = true;
+  simt::device.invalidated = false;
+}
+
+// Returns whether the capture is still valid.
+bool end_capture_elsewhere() {
+  simt::device.capturing_elsewhere = false;
+  return !simt::device.invalidated;
+}
+
+// From here on kernels are late, as copies are.
+void hold() { simt::device.hold = true; }
+
+// The end of hold(): everything asked for is done, in order.
+void finish() {
+  simt::device.hold = false;
+  simt::device.finish(nullptr, true);
+}
+
+void fail_next(std::string call) { simt::device.fail_next = call; }
+int64_t last_error() { return cudaPeekAtLastError(); }
+int64_t freed_too_early() { return simt::device.freed_too_early; }
+
+// Where the table of `tensors` lies that a list op would borrow on a device's default stream.
+int64_t borrowed_memory(const fusedstep::Tensors& tensors, int64_t device) {
+  fusedstep::TensorTable table;
+  table.assign("borrowed_memory", tensors);
+  const fusedstep::cuda::BorrowedDeviceTable borrowed(static_cast<int32_t>(device), nullptr);
+  (*borrowed).synchronize(table, nullptr, 0, nullptr);
+  return reinterpret_cast<int64_t>((*borrowed).view().groups);
 }
 
 int64_t uploads(int64_t table) {
@@ -59,10 +94,18 @@ STABLE_TORCH_LIBRARY(fusedstep_simt, m) {
       "bool skip_nonfinite) -> ()");
   m.def("seed(int value) -> ()");
   m.def("begin_capture() -> ()");
-  m.def("end_capture() -> int");
+  m.def("end_capture() -> int[]");
   m.def("replay() -> ()");
   m.def("uploads(int table) -> int");
   m.def("allocations() -> int");
+  m.def("begin_capture_elsewhere() -> ()");
+  m.def("end_capture_elsewhere() -> bool");
+  m.def("hold() -> ()");
+  m.def("finish() -> ()");
+  m.def("fail_next(str call) -> ()");
+  m.def("last_error() -> int");
+  m.def("freed_too_early() -> int");
+  m.def("borrowed_memory(Tensor[] tensors, int device) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedstep_simt, CompositeExplicitAutograd, m) {
@@ -75,4 +118,12 @@ STABLE_TORCH_LIBRARY_IMPL(fusedstep_simt, CompositeExplicitAutograd, m) {
   m.impl("replay", TORCH_BOX(&replay));
   m.impl("uploads", TORCH_BOX(&uploads));
   m.impl("allocations", TORCH_BOX(&allocations));
+  m.impl("begin_capture_elsewhere", TORCH_BOX(&begin_capture_elsewhere));
+  m.impl("end_capture_elsewhere", TORCH_BOX(&end_capture_elsewhere));
+  m.impl("hold", TORCH_BOX(&hold));
+  m.impl("finish", TORCH_BOX(&finish));
+  m.impl("fail_next", TORCH_BOX(&fail_next));
+  m.impl("last_error", TORCH_BOX(&last_error));
+  m.impl("freed_too_early", TORCH_BOX(&freed_too_early));
+  m.impl("borrowed_memory", TORCH_BOX(&borrowed_memory));
 }

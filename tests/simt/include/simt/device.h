@@ -1,13 +1,16 @@
 // CUDA's memory, streams, events and graph capture, as far as host code under test uses them.
 //
 // Copies are late on purpose: they happen when a kernel runs on their stream or somebody waits, so
-// that staging memory which was re-used too early shows. A captured kernel runs at replay.
+// that staging memory which was re-used too early shows. A captured kernel runs at replay. Tests
+// can make kernels late too, let one call fail, and capture in another thread.
 #pragma once
 
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
-#include <set>
+#include <map>
+#include <string>
 #include <vector>
 
 enum cudaMemcpyKind {
@@ -24,84 +27,136 @@ constexpr unsigned cudaEventDisableTiming = 2;
 constexpr unsigned cudaStreamNonBlocking = 1;
 
 struct CUstream_st {};
-struct CUevent_st {
-  std::size_t after = 0;  // copies that were asked for before it
-};
 using cudaStream_t = CUstream_st*;
+struct CUevent_st {
+  cudaStream_t stream = nullptr;
+  std::size_t after = 0;  // works on any stream that were asked for before it
+};
 using cudaEvent_t = CUevent_st*;
 
 namespace simt {
 
-struct Copy {
-  void* to;
-  const void* from;
-  std::size_t bytes;
+// A copy or a kernel that was asked for and is not done yet.
+struct Work {
   cudaStream_t stream;
+  std::size_t number;
+  std::function<void()> run;
+  const void* reads = nullptr;  // where a copy takes its bytes from
 };
 
-// One device. The null stream is the one that can be captured.
-struct Device {
-  std::vector<Copy> copies;  // asked for and not done yet
-  std::size_t done = 0;      // copies that are done
-  bool capturing = false;
-  bool relaxed = false;                      // what cudaThreadExchangeStreamCaptureMode was told
-  std::vector<std::function<void()>> graph;  // kernels captured, in order
-  std::set<void*> allocated;
+struct CapturedKernel {
+  std::function<void()> run;
+  unsigned blocks;
+};
 
-  void finish_copies() {
-    for (const Copy& copy : copies) std::memcpy(copy.to, copy.from, copy.bytes);
-    done += copies.size();
-    copies.clear();
+// The null stream is the one that can be captured.
+struct Device {
+  std::deque<Work> works;
+  std::size_t asked = 0;  // works so far
+  bool hold = false;      // kernels stay works too, until somebody waits
+  bool capturing = false;
+  bool capturing_elsewhere = false;  // in another thread, in global mode
+  bool invalidated = false;          // a capture, by a call that is forbidden while it goes on
+  bool relaxed = false;              // what cudaThreadExchangeStreamCaptureMode was told
+  std::vector<CapturedKernel> graph;
+  std::map<void*, std::size_t> allocated;  // bytes
+  int freed_too_early = 0;                 // page-locked memory that a copy was still to read
+  std::string fail_next;                   // the call that fails, once
+  cudaError_t last_error = cudaSuccess;
+
+  cudaError_t fail(cudaError_t error) { return last_error = error; }
+
+  // For calls that global capture mode forbids to every thread while any stream is captured.
+  cudaError_t begin_unsafe(const char* call) {
+    if ((capturing || capturing_elsewhere) && !relaxed) {
+      invalidated = true;
+      return fail(cudaErrorStreamCaptureUnsupported);
+    }
+    return begin(call);
   }
-  // Global capture mode forbids allocation while any stream is being captured.
-  bool may_allocate() const { return !capturing || relaxed; }
+  cudaError_t begin(const char* call) {
+    if (fail_next != call) return cudaSuccess;
+    fail_next.clear();
+    return fail(cudaErrorMemoryAllocation);
+  }
+
+  void add(cudaStream_t stream, std::function<void()> run, const void* reads = nullptr) {
+    works.push_back({stream, asked++, std::move(run), reads});
+  }
+
+  // In order: what was asked for on `stream`, or on all.
+  void finish(cudaStream_t stream, bool all = false) {
+    for (std::size_t i = 0; i < works.size();) {
+      if (!all && works[i].stream != stream) {
+        ++i;
+        continue;
+      }
+      const Work work = std::move(works[i]);
+      works.erase(works.begin() + static_cast<std::ptrdiff_t>(i));
+      work.run();
+    }
+  }
 };
 inline Device device;
 
-// Runs now, or with the graph that is being captured.
-inline void run_on(cudaStream_t stream, std::function<void()> kernel) {
+// Runs now, or with the graph that is being captured, or late where the test wants that.
+inline void run_on(cudaStream_t stream, unsigned blocks, std::function<void()> kernel) {
   if (device.capturing && stream == nullptr) {
-    device.graph.push_back(std::move(kernel));
-  } else {
-    device.finish_copies();
-    kernel();
+    device.graph.push_back({std::move(kernel), blocks});
+    return;
   }
+  device.add(stream, std::move(kernel));
+  if (!device.hold) device.finish(stream);
+}
+
+inline cudaError_t allocate(const char* call, void** memory, std::size_t bytes) {
+  if (const cudaError_t error = device.begin_unsafe(call)) return error;
+  *memory = std::malloc(bytes);
+  std::memset(*memory, 0xa5, bytes);  // CUDA promises nothing either
+  device.allocated[*memory] = bytes;
+  return cudaSuccess;
 }
 
 }  // namespace simt
 
 inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
-  if (!simt::device.may_allocate()) return cudaErrorStreamCaptureUnsupported;
-  *memory = std::malloc(bytes);
-  std::memset(*memory, 0xa5, bytes);  // CUDA promises nothing either
-  simt::device.allocated.insert(*memory);
-  return cudaSuccess;
+  return simt::allocate("cudaMalloc", memory, bytes);
+}
+
+inline cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  return simt::allocate("cudaHostAlloc", memory, bytes);
 }
 
 inline cudaError_t cudaFree(void* memory) {
-  if (!simt::device.may_allocate()) return cudaErrorStreamCaptureUnsupported;
-  simt::device.finish_copies();  // as CUDA does, it waits
+  if (const cudaError_t error = simt::device.begin_unsafe("cudaFree")) return error;
+  simt::device.finish(nullptr, true);  // as CUDA does, it waits
   simt::device.allocated.erase(memory);
   std::free(memory);
   return cudaSuccess;
 }
 
-inline cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
-  return cudaMalloc(memory, bytes);
+// CUDA promises no wait here.
+inline cudaError_t cudaFreeHost(void* memory) {
+  for (const simt::Work& work : simt::device.works) {
+    simt::device.freed_too_early += memory != nullptr && work.reads == memory;
+  }
+  return cudaFree(memory);
 }
-
-inline cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
 
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                                    cudaStream_t stream = nullptr) {
   // Inside a graph it would read `from` at every replay: no code under test may ask for that.
-  if (simt::device.capturing && stream == nullptr) return cudaErrorStreamCaptureUnsupported;
-  simt::device.copies.push_back({to, from, bytes, stream});
+  if (simt::device.capturing && stream == nullptr) {
+    return simt::device.fail(cudaErrorStreamCaptureUnsupported);
+  }
+  if (const cudaError_t error = simt::device.begin("cudaMemcpyAsync")) return error;
+  simt::device.add(stream, [=] { std::memcpy(to, from, bytes); }, from);
   return cudaSuccess;
 }
 
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  simt::device.finish_copies();
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (const cudaError_t error = simt::device.begin_unsafe("cudaStreamSynchronize")) return error;
+  simt::device.finish(stream);
   return cudaSuccess;
 }
 
@@ -110,7 +165,9 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   return cudaSuccess;
 }
 
+// As CUDA does, it lets the stream's work come to its end.
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  simt::device.finish(stream);
   delete stream;
   return cudaSuccess;
 }
@@ -138,11 +195,23 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 
-inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
-  event->after = simt::device.done + simt::device.copies.size();
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  *event = {stream, simt::device.asked};
   return cudaSuccess;
 }
 
 inline cudaError_t cudaEventQuery(cudaEvent_t event) {
-  return simt::device.done >= event->after ? cudaSuccess : cudaErrorNotReady;
+  if (const cudaError_t error = simt::device.begin_unsafe("cudaEventQuery")) return error;
+  for (const simt::Work& work : simt::device.works) {
+    if (work.stream == event->stream && work.number < event->after) {
+      return simt::device.fail(cudaErrorNotReady);
+    }
+  }
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (const cudaError_t error = simt::device.begin_unsafe("cudaEventSynchronize")) return error;
+  simt::device.finish(event->stream);
+  return cudaSuccess;
 }

@@ -1,0 +1,76 @@
+// CUDA's memory and events as objects, and the check of CUDA's answers.
+#include "csrc/cuda/memory.h"
+
+#include <torch/headeronly/util/Exception.h>
+
+namespace fusedstep::cuda {
+namespace {
+
+// For destructors, which cannot raise: at exit the driver may be gone before the last table.
+void drop(cudaError_t status) {
+  if (status != cudaSuccess) {
+    (void)cudaGetLastError();
+  }
+}
+
+}  // namespace
+
+void check(cudaError_t status, const char* what) {
+  drop(status);
+  STD_TORCH_CHECK(status == cudaSuccess, "fusedstep: ", what,
+                  " failed: ", cudaGetErrorString(status));
+}
+
+DeviceMemory::DeviceMemory(size_t bytes) : bytes_(bytes) {
+  RelaxedCapture relaxed;
+  check(cudaMalloc(reinterpret_cast<void**>(&data_), bytes), "allocating the tensor table");
+}
+
+DeviceMemory::~DeviceMemory() {
+  RelaxedCapture relaxed;
+  drop(cudaFree(data_));
+}
+
+// By way of the constructor without arguments: if a call fails, the destructor frees what there is.
+Staging::Staging(size_t bytes) : Staging() {
+  RelaxedCapture relaxed;
+  check(cudaHostAlloc(reinterpret_cast<void**>(&data_), bytes, cudaHostAllocDefault),
+        "allocating page-locked memory");
+  bytes_ = bytes;
+  check(cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming), "creating an event");
+}
+
+// Freeing does not wait for a copy, so this does.
+Staging::~Staging() {
+  RelaxedCapture relaxed;
+  if (copied_ != nullptr) {
+    drop(cudaEventSynchronize(copied_));
+    drop(cudaEventDestroy(copied_));
+  }
+  drop(cudaFreeHost(data_));
+}
+
+bool Staging::idle() const {
+  RelaxedCapture relaxed;
+  const cudaError_t status = cudaEventQuery(copied_);
+  if (status == cudaErrorNotReady) {
+    (void)cudaGetLastError();  // an answer, not a fault
+    return false;
+  }
+  check(status, "asking whether a copy is done");
+  return true;
+}
+
+void Staging::copy_to(std::byte* device_memory, size_t bytes, cudaStream_t stream) {
+  check(cudaMemcpyAsync(device_memory, data_, bytes, cudaMemcpyHostToDevice, stream),
+        "sending the tensor table");
+  check(cudaEventRecord(copied_, stream), "recording an event");
+}
+
+SideStream::SideStream() {
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
+}
+
+SideStream::~SideStream() { drop(cudaStreamDestroy(stream_)); }
+
+}  // namespace fusedstep::cuda
