@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import bounded, copies, make_params, set_grads, threads
@@ -249,3 +250,25 @@ def test_equals_the_reference_for_any_hyperparameters(
     for step in range(3):
         set_grads(params, seed=seed + step, scale=scale)
         twin.step()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    params = make_params((3,))
+    optimizer = fusedstep.AdamW(params, lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: np.float32(0.5))
+    set_grads(params)
+    before = params[0].detach().clone()
+    optimizer.step()
+    schedule.step()
+    optimizer.step()
+    assert isinstance(optimizer.param_groups[0]["lr"], np.floating)
+    assert not torch.equal(params[0], before)
+
+
+def test_a_profiler_sees_the_step() -> None:
+    params = make_params((3,))
+    optimizer = fusedstep.AdamW(params)
+    set_grads(params)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    assert "Optimizer.step#AdamW.step" in {event.name for event in profile.events()}

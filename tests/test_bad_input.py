@@ -244,3 +244,33 @@ def test_views_of_one_tensor_that_do_not_overlap_are_taken() -> None:
     before = base.clone()
     fusedstep.AdamW(params, lr=1.0).step()
     assert (base != before).all()
+
+
+def test_state_of_another_shape_is_refused_until_it_is_mended() -> None:
+    (param,) = make_params((3,))
+    optimizer = fusedstep.AdamW([param])
+    set_grads([param])
+    optimizer.step()
+    mended = optimizer.state[param]["exp_avg"]
+    optimizer.state[param]["exp_avg"] = torch.ones(1)
+    before = param.detach().clone()
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"^AdamW: state of params\[0\]\['exp_avg'\] must have"
+        ):
+            optimizer.step()
+    assert torch.equal(param, before)
+    optimizer.state[param]["exp_avg"] = mended
+    optimizer.step()
+    assert float(optimizer.state[param]["step"]) == 2
+
+
+@pytest.mark.parametrize("option", ["fused", "differentiable"])
+def test_a_group_that_asks_for_another_implementation(option: str) -> None:
+    optimizer = fusedstep.AdamW(make_params((3,)))
+    group = {"params": make_params((2,)), option: option == "differentiable"}
+    with pytest.raises(
+        ValueError, match=rf"^AdamW: param_groups\[1\]\['{option}'\] must be .*, got"
+    ):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1

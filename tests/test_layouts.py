@@ -199,3 +199,17 @@ def test_any_strides(
         set_grads([param], seed=step)
         param.grad = strided(grad_order).copy_(param.grad)
         twin.step()
+
+
+def test_gradients_with_a_lazy_negation() -> None:
+    """Autograd makes such views of conjugates; their memory holds the opposite sign."""
+    lazy, plain = make_params((4,)), make_params((4,))
+    lazy[0].grad = torch._neg_view(torch.ones(4))
+    plain[0].grad = -torch.ones(4)
+    for params in (lazy, plain):
+        optimizer = fusedstep.AdamW(params, max_norm=1.0)
+        for _ in range(2):
+            optimizer.step()
+        fusedstep.clip_grad_norm_(params, 0.5)
+    assert_same_bits(lazy[0], plain[0], "parameter")
+    assert_same_bits(lazy[0].grad.resolve_neg(), plain[0].grad, "clipped gradient")

@@ -232,3 +232,20 @@ def test_refused_checkpoint_changes_nothing() -> None:
     assert all(map(torch.equal, after, before))
     run(optimizer, range(2, 3))
     assert float(optimizer.state[params[0]]["step"]) == 3
+
+
+def test_post_hooks_have_the_last_word_on_half_precision_state() -> None:
+    params = make_params((6,), dtype=torch.bfloat16)
+    saved = fusedstep.AdamW(params)
+    set_grads(params)
+    saved.step()
+    loaded = fusedstep.AdamW(params)
+
+    def clear(optimizer: torch.optim.Optimizer) -> None:
+        optimizer.state[params[0]]["exp_avg"].zero_()
+
+    loaded.register_load_state_dict_post_hook(clear)
+    loaded.load_state_dict(saved.state_dict())
+    assert loaded.state[params[0]]["exp_avg"].dtype == torch.float32
+    assert not loaded.state[params[0]]["exp_avg"].any()
+    assert saved.state[params[0]]["exp_avg"].any()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fusedstep import build
 
@@ -27,7 +29,7 @@ def require_number(function: str, argument: str, value: Any, must: str = "be 0 o
 
     Reading the value of a tensor on a GPU waits for it; callers keep such tensors away from here.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+    if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
         refuse(function, argument, "be a number", type(value).__name__, TypeError)
     if isinstance(value, Tensor) and value.numel() != 1:
         refuse(function, argument, "have one element", tuple(value.shape))
@@ -60,6 +62,8 @@ def require_dense(function: str, argument: str, tensor: Any) -> None:
     """A strided tensor of a supported dtype on a device for which there are kernels."""
     if not isinstance(tensor, Tensor):
         refuse(function, argument, "be a tensor", type(tensor).__name__, TypeError)
+    if is_traceable_wrapper_subclass(tensor):  # DTensor: its norm and its memory are not all here
+        refuse(function, argument, "be a plain tensor", type(tensor).__name__, TypeError)
     if tensor.layout != torch.strided:
         refuse(function, argument, "be dense", tensor.layout, TypeError)
     if tensor.dtype not in DTYPES:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_dense, require_norm_type, require_number
-from fusedstep.optim.plan import in_layout_of
-from fusedstep.overlap import is_dense, refuse_overlap
+from fusedstep.overlap import gapless, refuse_overlap
 
 
 def get_total_norm(
-    tensors: Tensor | Iterable[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False
+    tensors: Tensor | Iterable[Tensor],
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
 ) -> Tensor:
     """The norm of all elements of all tensors, as torch.nn.utils.get_total_norm.
 
@@ -22,6 +24,7 @@ def get_total_norm(
         tensors: float32, float64, bfloat16 or float16, of any shape and on any devices.
         norm_type: 2, 1 or inf.
         error_if_nonfinite: RuntimeError where the norm is NaN or infinite (waits for the device).
+        foreach: taken for torch's sake; there is one implementation.
 
     Returns:
         0-d float32 on the first tensor's device, whatever the tensors' dtypes: the same bits for
@@ -44,13 +47,15 @@ def clip_grad_norm_(
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
 ) -> Tensor:
     """Scales the gradients in place to a global norm of at most `max_norm`, as torch.nn.utils'.
 
     Args:
         parameters: tensors whose `.grad`, where there is one, is clipped; all together.
         max_norm: in units of the gradient; the factor is min(1, max_norm / (norm + 1e-6)).
-        norm_type, error_if_nonfinite: as in `get_total_norm`; nothing is scaled where it raises.
+        norm_type, error_if_nonfinite, foreach: as in `get_total_norm`; nothing is scaled where it
+            raises.
 
     Returns:
         The norm before clipping: 0-d float32 on the first gradient's device.
@@ -75,8 +80,7 @@ def clip_grad_norm_(
     norm = _norm(grads, norm_type)
     published = _publish(function, norm, norm_type, error_if_nonfinite)
     for device, members in _by_device(grads).items():
-        # A gradient with gaps between its elements is scaled as a gapless copy.
-        dense = [grad if is_dense(grad) else in_layout_of(grad, grad) for grad in members]
+        dense = [gapless(grad) for grad in members]
         torch.ops.fusedstep.clip_by_norm_(dense, norm.to(device), max_norm)
         for grad, copy in zip(members, dense, strict=True):
             if copy is not grad:
@@ -89,7 +93,7 @@ def _norm(tensors: list[Tensor], norm_type: float) -> Tensor:
     """0-d float64 on the first tensor's device; over several devices, the norm of their norms."""
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
-    tensors = [t.detach() if is_dense(t) else in_layout_of(t, t.detach()) for t in tensors]
+    tensors = [gapless(t.detach()) for t in tensors]
     groups = _by_device(tensors)
     norms = [torch.ops.fusedstep.total_norm(group, norm_type) for group in groups.values()]
     if len(norms) == 1:

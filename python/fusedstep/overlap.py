@@ -14,7 +14,7 @@ def memory_layout(tensor: Tensor) -> tuple[int, ...]:
     """The strides torch.empty_like gives: those of `tensor` itself if its elements lie gapless."""
     if tensor.is_contiguous():
         return tensor.stride()
-    return torch.empty_like(tensor, memory_format=torch.preserve_format).stride()
+    return torch.empty_like(tensor, device="meta", memory_format=torch.preserve_format).stride()
 
 
 def same_strides(a: Tensor, strides: Sequence[int]) -> bool:
@@ -27,6 +27,27 @@ def same_strides(a: Tensor, strides: Sequence[int]) -> bool:
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements lie in memory without gap or overlap, whatever the dimensions' order."""
     return tensor.is_contiguous() or same_strides(tensor, memory_layout(tensor))
+
+
+def is_plain(tensor: Tensor, strides: Sequence[int]) -> bool:
+    """Whether memory holds the very elements, with these strides: no lazy negation or zero."""
+    return (
+        same_strides(tensor, strides) and not tensor.is_neg() and not torch._is_zerotensor(tensor)
+    )
+
+
+def in_layout_of(param: Tensor, tensor: Tensor) -> Tensor:
+    """A copy of `tensor` whose elements lie in memory in the order of those of `param`."""
+    return torch.empty_strided(
+        tensor.shape, memory_layout(param), dtype=tensor.dtype, device=tensor.device
+    ).copy_(tensor)
+
+
+def gapless(tensor: Tensor) -> Tensor:
+    """`tensor` itself where its memory is just its elements, else a copy of which that is true."""
+    if is_dense(tensor) and is_plain(tensor, tensor.stride()):
+        return tensor
+    return in_layout_of(tensor, tensor)
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

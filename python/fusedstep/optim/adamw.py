@@ -78,15 +78,15 @@ class AdamW(FusedOptimizer, torch.optim.AdamW):
 def adam_fields(function: str, group: dict[str, Any], index: int | None) -> list[float]:
     """The numbers of parameter group `index`, checked, in the order of csrc/adam_groups.h.
 
-    `index` None: the constructor's arguments. A learning rate that is a tensor is left where it
-    is: the kernels read it there.
+    `index` None: the constructor's arguments. A learning rate on a GPU is left where it is: the
+    kernels read it there.
     """
     lr, betas, eps, weight_decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
     try:
         beta1, beta2 = betas
     except (TypeError, ValueError):
         refuse(function, _label(index, "betas"), "be a pair of numbers", repr(betas))
-    reads_lr = isinstance(lr, Tensor)
+    reads_lr = isinstance(lr, Tensor) and lr.is_cuda
     rate = 0.0 if reads_lr else lr
     # The usual case first: this runs for every group at every step.
     floats = type(rate) is type(beta1) is type(beta2) is type(eps) is type(weight_decay) is float
@@ -106,7 +106,7 @@ def _checked(function: str, group: dict[str, Any], index: int | None) -> tuple[f
 
     betas = _label(index, "betas")
     return (
-        0.0 if isinstance(group["lr"], Tensor) else number("lr"),
+        0.0 if isinstance(group["lr"], Tensor) and group["lr"].is_cuda else number("lr"),
         require_beta(function, f"{betas}[0]", group["betas"][0]),
         require_beta(function, f"{betas}[1]", group["betas"][1]),
         number("eps"),

@@ -82,7 +82,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @property
     def grad_norm(self) -> Tensor | None:
-        """The norm before clipping in the last step: 0-d float32 on the parameters' device.
+        """The norm before clipping in the last step with gradients: 0-d float32 on their device.
 
         None before the first step and where neither `max_norm` nor `nonfinite` asked for it.
         """
@@ -128,50 +128,48 @@ class FusedOptimizer(torch.optim.Optimizer):
         return self.step(closure)
 
     def _step(self) -> None:
-        if not self._plans.fit(self.param_groups, self.state, self._all_state_names()):
-            self._make_plans()
-        work = {device: plan for device, plan in self._plans.items() if plan.look()}
+        fields = self._all_fields()  # refuses numbers that are out of range
+        fits = self._plans.fit(self.param_groups, self.state, self._all_state_names())
+        work = self._look() if fits else {}
         try:
+            if not work or not all(plan.refresh() for plan in work.values()):
+                self._plans.make(self.param_groups, self.state, self._all_state_names())
+                work = self._look()
+                for plan in work.values():
+                    if not plan.refresh() and not plan.refresh_by_copies():
+                        raise RuntimeError(f"{plan.function}: a table refused tensors just checked")
             if work:
-                self._step_with(work)
+                self._write(work, fields)  # all that can be refused has been
         finally:
             for plan in work.values():
                 plan.release()
 
-    def _step_with(self, work: dict[torch.device, Plan]) -> None:
-        fields = self._all_fields()
+    def _look(self) -> dict[torch.device, Plan]:
+        """The plans of the devices on which there are gradients now."""
+        return {device: plan for device, plan in self._plans.items() if plan.look()}
+
+    def _write(self, work: dict[torch.device, Plan], fields: list[float]) -> None:
+        self._require_capturable(work)
         wants_norm = self.max_norm is not None or self.nonfinite != "propagate"
         max_norm = -1.0 if self.max_norm is None else self.max_norm
         total = self._norm_of_devices(work) if wants_norm and len(work) > 1 else None
         for device, plan in work.items():
-            if device.type == "cuda":
-                self._require_capturable()
             norm, norm_type = None, 0.0  # 0: the op computes no norm
             if total is not None:
                 norm = total.to(device)
             elif wants_norm:
                 norm = torch.empty((), dtype=torch.float64, device=device)
                 norm_type = self.norm_type
-            self._run(
-                plan, self._table_op, plan.params[0], fields, self._lr_tensors(device), norm,
+            self._table_op(
+                plan.table.address, plan.params[0], fields, self._lr_tensors(device), norm,
                 norm_type, self._scalar("grad_scale", device), self._scalar("found_inf", device),
                 max_norm, self.nonfinite != "propagate",
             )  # fmt: skip
+            plan.finish()
             total = norm if total is None else total
-            plan.count_version()
         self._norm = total
         if self.nonfinite == "error":
             self._raise_nonfinite()
-
-    def _make_plans(self) -> None:
-        self._all_fields()  # the groups' numbers are refused before anything is made
-        self._plans.make(self.param_groups, self.state, self._all_state_names())
-
-    def _run(self, plan: Plan, op: Any, *arguments: Any) -> None:
-        if not plan.run(op, *arguments):
-            self._make_plans()  # something moved: check everything and try again
-            if not plan.run(op, *arguments):
-                plan.run_by_copies(op, *arguments)
 
     def _norm_of_devices(self, work: dict[torch.device, Plan]) -> Tensor:
         """The norm over several devices: the norm of their norms, 0-d float64 on the first."""
@@ -179,8 +177,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         for device, plan in work.items():
             norm = torch.empty((), dtype=torch.float64, device=device)
             scale = self._scalar("grad_scale", device)
-            op = torch.ops.fusedstep.table_norm_.default
-            self._run(plan, op, norm, self.norm_type, scale)
+            torch.ops.fusedstep.table_norm_(plan.table.address, norm, self.norm_type, scale)
             norms.append(norm.to(next(iter(work))))
         return torch.ops.fusedstep.total_norm(norms, self.norm_type)
 
@@ -196,15 +193,11 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _scalar(self, name: str, device: torch.device) -> Tensor | None:
         """GradScaler's `grad_scale` or `found_inf`, where it has set one, on `device`."""
         value = getattr(self, name, None)
-        return None if value is None else value.to(device, torch.float32, non_blocking=True)
+        return None if value is None else float32_on(device, value)
 
     def _lr_tensors(self, device: torch.device) -> list[Tensor]:
-        rates = (group["lr"] for group in self.param_groups)
-        return [
-            lr.to(device, torch.float32, non_blocking=True)
-            for lr in rates
-            if isinstance(lr, Tensor)
-        ]
+        rates = [group["lr"] for group in self.param_groups]
+        return [float32_on(device, lr) for lr in rates if isinstance(lr, Tensor) and lr.is_cuda]
 
     def _raise_nonfinite(self) -> None:
         found_inf = getattr(self, "found_inf", None)
@@ -216,14 +209,15 @@ class FusedOptimizer(torch.optim.Optimizer):
                 f"nonfinite='error', got {norm}; nothing was changed"
             )
 
-    def _require_capturable(self) -> None:
-        if torch.cuda.is_current_stream_capturing() and not all(
-            group["capturable"] for group in self.param_groups
-        ):
-            raise RuntimeError(
-                f"{type(self).__name__}: capturable must be True in every parameter group while a "
-                "CUDA graph is captured, got False"
-            )
+    def _require_capturable(self, work: dict[torch.device, Plan]) -> None:
+        on_gpu = any(device.type == "cuda" for device in work)
+        if not on_gpu or not torch.cuda.is_current_stream_capturing():
+            return
+        name, rest = type(self).__name__, "while a CUDA graph is captured, got"
+        if not all(group["capturable"] for group in self.param_groups):
+            raise RuntimeError(f"{name}: capturable must be True in every group {rest} False")
+        if self.nonfinite == "error":
+            raise RuntimeError(f"{name}: nonfinite must be 'propagate' or 'skip' {rest} 'error'")
 
     # --- torch.optim's protocol -------------------------------------------------------------
 
@@ -237,6 +231,10 @@ class FusedOptimizer(torch.optim.Optimizer):
             for i, param in enumerate(group["params"]):
                 require_dense(type(self).__name__, f"{where}['params'][{i}]", param)
             self._fields(group, len(self.param_groups) - 1)
+            for option in ("fused", "differentiable"):
+                if group[option] != self.defaults[option]:
+                    must = f"be {self.defaults[option]}, as for the whole optimizer"
+                    refuse(type(self).__name__, f"{where}['{option}']", must, group[option])
         except Exception:
             self.param_groups.pop()
             raise
@@ -262,18 +260,23 @@ class FusedOptimizer(torch.optim.Optimizer):
         """
         loaded: dict[str, Any] = {}
         # Registered last, this sees the dictionary as the user's own hooks leave it.
-        hook = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
+        before = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
+        # And this runs before the user's hooks look at what was loaded.
+        after = self.register_load_state_dict_post_hook(
+            lambda _: self._restore_precision(loaded), prepend=True
+        )
         plans = self._plans
         try:
             super().load_state_dict(state_dict)
         finally:
-            hook.remove()
-        if self._native:
-            self._restore_precision(loaded)
-            self._plans = plans  # for their tables: captured graphs may point to them
-            self._plans.forget()
+            before.remove()
+            after.remove()
+        self._plans = plans  # for their tables: captured graphs may point to them
+        self._plans.forget()
 
     def _restore_precision(self, loaded: dict[str, Any]) -> None:
+        if not self._native:
+            return
         saved = chain.from_iterable(group["params"] for group in loaded["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, param in zip(saved, params, strict=True):
@@ -282,3 +285,8 @@ class FusedOptimizer(torch.optim.Optimizer):
                 cast = isinstance(value, Tensor) and value.is_floating_point() and name != "step"
                 if cast and value.dtype != param.dtype and dtype != param.dtype:
                     self.state[param][name] = value.to(param.device, dtype, copy=True)
+
+
+def float32_on(device: torch.device, value: Tensor) -> Tensor:
+    """`value` as float32 on `device`, without waiting for a GPU unless the CPU is to read it."""
+    return value.to(device, torch.float32, non_blocking=device.type == "cuda")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fusedstep import _C
 from fusedstep.checks import refuse, require_dense
-from fusedstep.overlap import is_dense, memory_layout, same_strides
+from fusedstep.overlap import in_layout_of, is_dense, is_plain, memory_layout, same_strides
 
 _GRAD = attrgetter("grad")
 _REFRESH = torch.ops.fusedstep.table_refresh.default
@@ -50,8 +50,8 @@ class Plan:
         self.params = [param for _, param in chain.from_iterable(groups)]
         self._strided = [i for i, param in enumerate(self.params) if not is_dense(param)]
         for group, keys in zip(groups, names, strict=True):
-            for _, param in group:
-                prepare_state(param, state[param], keys)
+            for label, param in group:
+                prepare_state(self.function, label, param, state[param], keys)
         self._states = [state[param] for param in self.params]
         self._state_keys = tuple(dict.fromkeys(chain(("step",), *names)))
         self._state_tensors = [s[k] for s in self._states for k in self._state_keys if k in s]
@@ -88,30 +88,27 @@ class Plan:
             self._written = [p for p, g in zip(self.params, grads, strict=True) if g is not None]
         return bool(self._grads)
 
-    def run(self, op: Callable[..., None], *arguments: Any) -> bool:
-        """Calls a table op; False, with nothing written, where the plan no longer fits."""
-        if self._strided or not self._refresh(self._grads):
-            return False
-        op(self.table.address, *arguments)
-        return True
+    def refresh(self) -> bool:
+        """Brings the table up to date, with nothing written; False where it no longer fits."""
+        if self._strided:
+            return self.refresh_by_copies()
+        return self._refresh(self._grads)
 
-    def run_by_copies(self, op: Callable[..., None], *arguments: Any) -> None:
-        """The same for parameters with gaps and gradients of other strides, through copies."""
+    def refresh_by_copies(self) -> bool:
+        """The same with gapless copies of parameters that have gaps and of unusual gradients."""
         params = list(self.params)
         for i in self._strided:
             params[i] = torch.empty_like(params[i]).copy_(params[i])
         missing = set(self._missing)
         with_grad = (param for i, param in enumerate(params) if i not in missing)
         grads = [
-            grad if same_strides(grad, param.stride()) else in_layout_of(param, grad)
+            grad if is_plain(grad, param.stride()) else in_layout_of(param, grad)
             for param, grad in zip(with_grad, self._grads, strict=True)
         ]
+        self._copies = params
+        self._grads = grads  # held until the kernels have read them
         self._assign(params)
-        if not self._refresh(grads):
-            raise RuntimeError(f"{self.function}: the table refused tensors that were just checked")
-        op(self.table.address, *arguments)
-        for i in self._strided:
-            self.params[i].copy_(params[i])
+        return self._refresh(grads)
 
     def _refresh(self, grads: list[Tensor]) -> bool:
         try:
@@ -119,24 +116,22 @@ class Plan:
         except NotImplementedError:  # the dispatcher's word for gradients that have no kernel
             return False
 
-    def count_version(self) -> None:
-        """Tells autograd that the parameters were written, so that a stale backward raises."""
+    def finish(self) -> None:
+        """After the step: copies go back; autograd is told, so that a stale backward raises."""
+        for i in self._strided:
+            self.params[i].copy_(self._copies[i])
         torch.autograd.graph.increment_version(self._written)
 
     def release(self) -> None:
-        """Lets go of the gradients: between steps their memory is not ours to hold."""
+        """Lets go of gradients and copies: between steps their memory is not ours to hold."""
         self._grads: list[Tensor] = []
         self._written: list[Tensor] = []
+        self._copies: list[Tensor] = []
 
 
-def in_layout_of(param: Tensor, tensor: Tensor) -> Tensor:
-    """A copy of `tensor` whose elements lie in memory in the order of those of `param`."""
-    return torch.empty_strided(
-        tensor.shape, memory_layout(param), dtype=tensor.dtype, device=tensor.device
-    ).copy_(tensor)
-
-
-def prepare_state(param: Tensor, state: dict[str, Tensor], names: Sequence[str]) -> None:
+def prepare_state(
+    function: str, label: str, param: Tensor, state: dict[str, Tensor], names: Sequence[str]
+) -> None:
     """Makes missing state; puts loaded state into the device, dtype and layout kernels need."""
     step = state.get("step")
     if step is None:
@@ -147,6 +142,9 @@ def prepare_state(param: Tensor, state: dict[str, Tensor], names: Sequence[str])
     dtype = compute_dtype(param.dtype)
     for name in names:
         old = state.get(name)
+        if old is not None and old.shape != param.shape:
+            must = f"have its parameter's shape {tuple(param.shape)}"
+            refuse(function, f"state of {label}['{name}']", must, tuple(old.shape))
         fits = (
             old is not None
             and old.dtype == dtype

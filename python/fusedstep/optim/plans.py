@@ -50,6 +50,7 @@ class Plans(dict[torch.device, Plan]):
 
         `names[g]`: what the rule calls the states of group g.
         """
+        self.forget()  # should anything below be refused, the next step must look again
         listed: list[Tensor] = []
         stateless: list[Tensor] = []
         by_device: dict[torch.device, list[list[Named]]] = {}
