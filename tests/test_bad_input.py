@@ -274,3 +274,13 @@ def test_a_group_that_asks_for_another_implementation(option: str) -> None:
     ):
         optimizer.add_param_group(group)
     assert len(optimizer.param_groups) == 1
+
+
+def test_parameter_with_a_lazy_negation() -> None:
+    param = torch._neg_view(torch.ones(3)).requires_grad_()
+    optimizer = fusedstep.AdamW([param])
+    param.grad = torch.ones(3)
+    with pytest.raises(
+        ValueError, match=r"^AdamW: params\[0\] must hold its values in memory, got"
+    ):
+        optimizer.step()

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fusedstep import _C
-from fusedstep.checks import require_dense
+from fusedstep.checks import refuse, require_dense
 from fusedstep.optim.plan import Named, Plan, require_gradient
-from fusedstep.overlap import refuse_overlap
+from fusedstep.overlap import is_plain, refuse_overlap
 
 Groups = Sequence[Mapping[str, Any]]  # an optimizer's param_groups
 State = dict[Tensor, dict[str, Tensor]]  # an optimizer's state
@@ -59,6 +59,9 @@ class Plans(dict[torch.device, Plan]):
                 label = f"params[{len(listed)}]"
                 listed.append(param)
                 require_dense(self._function, label, param)
+                if not is_plain(param, param.stride()):
+                    got = "a lazy negation or zero"
+                    refuse(self._function, label, "hold its values in memory", got)
                 require_gradient(self._function, label, param)
                 if param.grad is None and not state.get(param):
                     stateless.append(param)
