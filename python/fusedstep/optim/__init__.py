@@ -1,4 +1,4 @@
-"""The optimizers, one file each; what they share is in base.py and plan.py."""
+"""The optimizers, one file each; what they share is in base.py, plans.py and plan.py."""
 
 from fusedstep.optim.adamw import AdamW
 

@@ -92,7 +92,7 @@ def adam_fields(function: str, group: dict[str, Any], index: int | None) -> list
     floats = type(rate) is type(beta1) is type(beta2) is type(eps) is type(weight_decay) is float
     in_range = floats and rate >= 0 and eps >= 0 and weight_decay >= 0
     if not (in_range and 0 <= beta1 < 1 and 0 <= beta2 < 1):
-        rate, beta1, beta2, eps, weight_decay = _checked(function, group, index)
+        rate, beta1, beta2, eps, weight_decay = _checked(function, group | {"lr": rate}, index)
     decoupled = 1.0
     flags = (decoupled, float(group["maximize"]), float(group["amsgrad"]), float(reads_lr))
     return [rate, beta1, beta2, eps, weight_decay, *flags]
@@ -106,7 +106,7 @@ def _checked(function: str, group: dict[str, Any], index: int | None) -> tuple[f
 
     betas = _label(index, "betas")
     return (
-        0.0 if isinstance(group["lr"], Tensor) and group["lr"].is_cuda else number("lr"),
+        number("lr"),
         require_beta(function, f"{betas}[0]", group["betas"][0]),
         require_beta(function, f"{betas}[1]", group["betas"][1]),
         number("eps"),

@@ -132,7 +132,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         fits = self._plans.fit(self.param_groups, self.state, self._all_state_names())
         work = self._look() if fits else {}
         try:
-            if not work or not all(plan.refresh() for plan in work.values()):
+            if not fits or not all(plan.refresh() for plan in work.values()):
                 self._plans.make(self.param_groups, self.state, self._all_state_names())
                 work = self._look()
                 for plan in work.values():
