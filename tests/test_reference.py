@@ -1,19 +1,27 @@
-"""The NumPy reference itself: rounding against ml_dtypes, its formulas against plain ones."""
+"""The NumPy reference itself: rounding against ml_dtypes, rules against torch or plain formulas."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import product
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from helpers import bounded
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusedstep.reference.adagrad import AdagradGroup, adagrad
 from fusedstep.reference.adam import AdamGroup, adam, power
 from fusedstep.reference.clip import clip_coefficient, decide
+from fusedstep.reference.lion import LionGroup, lion
 from fusedstep.reference.norm import CHUNK, total_norm
+from fusedstep.reference.rmsprop import RMSpropGroup, rmsprop
+from fusedstep.reference.sgd import SGDGroup, sgd
 from fusedstep.reference.storage import round_to
 
 # All halves of a float32's bits, so that every exponent, tie and neighbour of a tie is met.
@@ -65,6 +73,83 @@ def test_adam_is_the_textbook_formula() -> None:
         param = param * (1 - 0.01 * 0.1)
         param = param - 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
         np.testing.assert_allclose(value, param, rtol=1e-12)
+
+
+def combinations(**values: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """Every choice of one value per name."""
+    return [dict(zip(values, choice, strict=True)) for choice in product(*values.values())]
+
+
+BOOLS = (False, True)
+DECAY = {"weight_decay": (0.0, 0.1), "maximize": BOOLS}
+OF_SGD = combinations(momentum=(0.0, 0.9), dampening=(0.0, 0.3, 0.9), nesterov=BOOLS, **DECAY)
+AGAINST_TORCH = {
+    "RMSprop": (rmsprop, RMSpropGroup, combinations(
+        alpha=(0.99, 0.5), eps=(1e-8, 0.1), momentum=(0.0, 0.9), centered=BOOLS, **DECAY
+    )),
+    "SGD": (sgd, SGDGroup, [
+        o for o in OF_SGD if not o["nesterov"] or (o["momentum"] > 0 and o["dampening"] == 0)
+    ]),
+    "Adagrad": (adagrad, AdagradGroup, combinations(
+        lr_decay=(0.0, 0.5), eps=(1e-10, 0.1), initial_accumulator_value=(0.0, 2.0), **DECAY
+    )),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AGAINST_TORCH)
+def test_rules_are_those_of_torch(name: str) -> None:
+    rule, group_type, choices = AGAINST_TORCH[name]
+    for options in choices:
+        fields = {k: v for k, v in options.items() if k != "initial_accumulator_value"}
+        follow_torch(getattr(torch.optim, name), options, rule, group_type(lr=0.05, **fields))
+
+
+def follow_torch(theirs: type, options: dict[str, Any], rule: Callable, group: object) -> None:
+    """Six steps of `rule` and of torch's class: parameter and states agree, in torch's order."""
+    rng = np.random.default_rng(1)
+    value = rng.standard_normal(7)
+    param = torch.tensor(value, requires_grad=True)
+    optimizer = theirs([param], lr=0.05, foreach=False, **options)
+    states = [np.full(7, options.get("initial_accumulator_value", 0.0)) for _ in range(3)]
+    for t in range(1, 7):
+        grad = rng.standard_normal(7)
+        param.grad = torch.tensor(grad / 2)
+        optimizer.step()
+        expected = {k: v for k, v in optimizer.state[param].items() if k != "step"}
+        value, states = rule(value, grad, states[: len(expected)], t, group, 0.5)
+        close = {"rtol": 1e-11, "atol": 1e-14, "err_msg": f"step {t}, {options}"}
+        np.testing.assert_allclose(value, param.detach(), **close)
+        for state, (key, tensor) in zip(states, expected.items(), strict=True):
+            np.testing.assert_allclose(state, tensor, **close | {"err_msg": f"{key}, {options}"})
+
+
+@pytest.mark.parametrize("maximize", BOOLS)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(("beta1", "beta2"), [(0.9, 0.99), (0.95, 0.98), (0.0, 0.0)])
+def test_lion_is_algorithm_2(
+    beta1: float, beta2: float, weight_decay: float, maximize: bool
+) -> None:
+    rng = np.random.default_rng(2)
+    group = LionGroup(0.05, beta1, beta2, weight_decay, maximize)
+    param, m = rng.standard_normal(7), np.zeros(7)
+    value, states = param, [m]
+    for t in range(1, 7):
+        grad = rng.standard_normal(7)
+        value, states = lion(value, grad, states, t, group, 0.5)
+        g = -grad / 2 if maximize else grad / 2
+        c = beta1 * m + (1 - beta1) * g
+        param = param - 0.05 * (np.sign(c) + weight_decay * param)
+        m = beta2 * m + (1 - beta2) * g
+        np.testing.assert_allclose(value, param, rtol=1e-12)
+        np.testing.assert_allclose(states[0], m, rtol=1e-12)
+
+
+def test_lion_moves_nothing_for_zero_and_keeps_nan() -> None:
+    param = np.array([1.0, 1.0, np.nan], np.float32)
+    grad, m = np.array([0.0, np.nan, 1.0], np.float32), np.zeros(3, np.float32)
+    value, (m,) = lion(param, grad, [m], 1, LionGroup(lr=0.1))
+    assert np.array_equal(value, np.array([1, np.nan, np.nan], np.float32), equal_nan=True)
+    assert np.array_equal(np.isnan(m), [False, True, False])
 
 
 def test_decision() -> None:
