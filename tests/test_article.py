@@ -81,9 +81,7 @@ AS_OPTIMIZER: dict[str, tuple[Equation, str, dict[str, Any], Sequence[Array], tu
         ("momentum_buffer",),
     ),
     # v₀ = 0: the buffer without dampening is vₜ / (1 - β), from the first step on.
-    "momentum from zero": (
-        momentum, "SGD", {"momentum": BETA, "lr": ETA * (1 - BETA)}, ZERO, ()
-    ),
+    "momentum from zero": (momentum, "SGD", {"momentum": BETA, "lr": ETA * (1 - BETA)}, ZERO, ()),
     # ϵ stands outside the root, as torch's does; its default is 1e-10 there.
     "AdaGrad": (adagrad, "Adagrad", {"eps": EPSILON}, ZERO, ("sum",)),
     # β is torch's alpha, 0.99 by default.
