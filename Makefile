@@ -7,6 +7,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 SECOND := .venv-second
+TRAINERS := .venv-trainers
 PY := $(VENV)/bin/python
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 JOBS := $(or $(MAX_JOBS),$(shell getconf _NPROCESSORS_ONLN))
@@ -29,7 +30,7 @@ train: setup ## train a language model with torch's step and with fusedstep's; A
 	$(PY) bench/train_lm.py $(ARGS)
 
 .PHONY: test
-test: test-kernels test-second test-python ## every test that this machine can run
+test: test-kernels test-second test-python ## every test that this machine can run, trainers aside
 
 .PHONY: setup
 setup: $(VENV)/built ## make the virtual environment and build the extension in it
@@ -52,6 +53,12 @@ else
 test-second: setup $(SECOND)/installed # the files that were built for the first torch
 	PYTHONPATH="$(CURDIR)/python" $(SECOND)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
 endif
+
+# Not a part of `make test`: these two libraries want an environment of their own.
+.PHONY: test-trainers
+test-trainers: setup $(TRAINERS)/installed ## train with Lightning and transformers, clipping left to us
+	PYTHONPATH="$(CURDIR)/python" $(TRAINERS)/bin/python -m pytest \
+	  tests/test_lightning.py tests/test_transformers.py $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: setup ## time the step against torch's; ARGS="..."
@@ -91,13 +98,13 @@ clean: ## remove what was built, keep the virtual environments
 .PHONY: FORCE
 FORCE:
 
-$(VENV)/created $(SECOND)/created: %/created:
+$(VENV)/created $(SECOND)/created $(TRAINERS)/created: %/created:
 	$(PYTHON) -m venv $*
 	touch $@
 
 $(VENV)/settings: SETTINGS = torch $(FUSEDSTEP_TORCH) cuda $(FUSEDSTEP_CUDA) $(TORCH_CUDA_ARCH_LIST)
-$(SECOND)/settings: SETTINGS = torch $(FUSEDSTEP_SECOND_TORCH)
-$(VENV)/settings $(SECOND)/settings: %/settings: FORCE | %/created
+$(SECOND)/settings $(TRAINERS)/settings: SETTINGS = torch $(FUSEDSTEP_SECOND_TORCH)
+$(VENV)/settings $(SECOND)/settings $(TRAINERS)/settings: %/settings: FORCE | %/created
 	@cmp -s $@ <(echo '$(SETTINGS)') || echo '$(SETTINGS)' > $@
 
 $(VENV)/torch: $(VENV)/settings
@@ -108,9 +115,11 @@ $(VENV)/built: $(VENV)/torch $(SOURCES)
 	$(PY) -m pip install -q --no-build-isolation -e '.[bench,test]'
 	touch $@
 
-$(SECOND)/installed: $(SECOND)/settings | $(VENV)/built
-	$(SECOND)/bin/python -m pip install "$(FUSEDSTEP_SECOND_TORCH)" numpy \
-	  $$($(PY) python/buildtools/extras.py bench test)
+$(SECOND)/installed: EXTRAS = bench test
+$(TRAINERS)/installed: EXTRAS = test trainers
+$(SECOND)/installed $(TRAINERS)/installed: %/installed: %/settings | $(VENV)/built
+	$*/bin/python -m pip install "$(FUSEDSTEP_SECOND_TORCH)" numpy \
+	  $$($(PY) python/buildtools/extras.py $(EXTRAS))
 	touch $@
 
 $(VENV)/lint: pyproject.toml | $(VENV)/built
