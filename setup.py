@@ -27,6 +27,7 @@ from setuptools.command.build import build
 from python.buildtools import cuda
 from python.buildtools.facts import write_header
 from python.buildtools.flags import CXX_FLAGS, NVCC_FLAGS
+from python.buildtools.rules import write_sources
 
 FOUND = cuda.find_toolkit()
 if FOUND:
@@ -112,11 +113,13 @@ class BuildModules(cpp_extension.BuildExtension):
         super().run()
 
 
-def module(name: str, sources: list[str], device: str, libraries: list[str], macros: list):
+def module(name: str, globs: list[str], device: str, libraries: list[str], macros: list):
     """One C++ module; it links only what it uses, so that _C loads on a torch without CUDA."""
+    sources = [path for glob in globs for path in ROOT.glob(glob)]
+    sources += write_sources(device, GENERATED / "rules" / device, ROOT)
     return setuptools.Extension(
         f"fusedstep.{name}",
-        sorted(str(path.relative_to(ROOT)) for glob in sources for path in ROOT.glob(glob)),
+        sorted(str(path.relative_to(ROOT)) for path in sources),
         include_dirs=[
             *[str(ROOT), str(GENERATED), pybind11.get_include()],
             *cpp_extension.include_paths(device),
@@ -134,8 +137,8 @@ PLAN = plan_cuda()
 MODULES = [module("_C", ["csrc/*.cpp", "kernels/cpu/*.cpp"], "cpu", ["torch_cpu"], [])]
 if PLAN.root:
     # The tensor table is used from both modules, which do not link to one another.
-    sources = ["csrc/tensor_table.cpp", "csrc/cuda/*.cpp", "kernels/cuda/*.cu"]
+    globs = ["csrc/tensor_table.cpp", "csrc/cuda/*.cpp", "kernels/cuda/*.cu"]
     libraries = ["torch_cpu", "torch_cuda", "cudart"]
-    MODULES.append(module("_C_cuda", sources, "cuda", libraries, [("USE_CUDA", None)]))
+    MODULES.append(module("_C_cuda", globs, "cuda", libraries, [("USE_CUDA", None)]))
 
 setuptools.setup(ext_modules=MODULES, cmdclass={"build": BuildFromEmpty, "build_ext": BuildModules})

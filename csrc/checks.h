@@ -34,7 +34,7 @@ inline void require_length(const char* function, const char* argument, size_t le
 inline Dtype require_dtype(const char* function, const char* argument, int64_t i,
                            const Tensor& tensor) {
   const auto dtype = dtype_of(tensor);
-  require(dtype.has_value() && is_strided(tensor), function, argument, i,
+  require(is_floating(dtype) && is_strided(tensor), function, argument, i,
           "be a dense float32, float64, bfloat16 or float16 tensor", "another dtype or layout");
   return *dtype;
 }

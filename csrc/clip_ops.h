@@ -4,9 +4,9 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "csrc/rule_groups.h"
 #include "csrc/step_options.h"
 #include "csrc/tensor_table.h"
-#include "kernels/rules/scale.h"
 
 namespace fusedstep {
 
@@ -20,7 +20,7 @@ struct ClipOps {
     require_scalar("total_norm", "grad_scale", grad_scale, Dtype::kFloat32, tensors[0]);
     Tensor out = torch::stable::empty({}, torch::headeronly::ScalarType::Double, std::nullopt,
                                       tensors[0].device());
-    Passes(table, kGroups, false)
+    Passes(table, RuleGroups(), false)
         .norm(norm, data_or_null<float>(grad_scale), static_cast<double*>(out.data_ptr()));
     return out;
   }
@@ -30,7 +30,8 @@ struct ClipOps {
     table.assign("clip_by_norm_", tensors);
     const StepOptions options{norm, std::nullopt, std::nullopt, max_norm, false};
     options.check("clip_by_norm_", tensors[0]);
-    Passes(table, kGroups, false).scale(options.clip());
+    const auto* scale = find_rule<typename Passes::Step>("scale");
+    Passes(table, RuleGroups(), false).step(scale->step, options.clip());
   }
 
   // After table_refresh.
@@ -41,13 +42,10 @@ struct ClipOps {
     require(!tensors.empty(), kFunction, "table", -1, "have gradients", "none");
     require_scalar(kFunction, "norm", -1, norm, Dtype::kFloat64, tensors.slots()[0].param);
     require_scalar(kFunction, "grad_scale", grad_scale, Dtype::kFloat32, norm);
-    Passes(tensors, kGroups, true)
+    Passes(tensors, RuleGroups(), true)
         .norm(require_norm(kFunction, norm_type), data_or_null<float>(grad_scale),
               static_cast<double*>(norm.data_ptr()));
   }
-
- private:
-  static inline const std::vector<Scale::Group> kGroups{Scale::Group{}};
 };
 
 }  // namespace fusedstep

@@ -1,21 +1,21 @@
 // Registers the ops' implementations on the CPU.
 #include <torch/csrc/stable/library.h>
 
-#include "csrc/adam_ops.h"
 #include "csrc/clip_ops.h"
 #include "csrc/cpu_passes.h"
+#include "csrc/step_ops.h"
 
 namespace {
 
 using Clip = fusedstep::ClipOps<fusedstep::CpuPasses>;
-using Adam = fusedstep::AdamOps<fusedstep::CpuPasses>;
+using Step = fusedstep::StepOps<fusedstep::CpuPasses>;
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fusedstep, CPU, m) {
   m.impl("total_norm", TORCH_BOX(&Clip::total_norm));
   m.impl("clip_by_norm_", TORCH_BOX(&Clip::clip_by_norm_));
-  m.impl("adam_", TORCH_BOX(&Adam::adam_));
+  m.impl("step_", TORCH_BOX(&Step::step_));
   m.impl("table_norm_", TORCH_BOX(&Clip::table_norm_));
-  m.impl("table_adam_", TORCH_BOX(&Adam::table_adam_));
+  m.impl("table_step_", TORCH_BOX(&Step::table_step_));
 }

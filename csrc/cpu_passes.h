@@ -5,11 +5,10 @@
 
 #include <algorithm>
 
-#include "csrc/group_bytes.h"
+#include "csrc/rule_groups.h"
 #include "csrc/tensor_table.h"
-#include "kernels/common/clip.h"
 #include "kernels/cpu/norm.h"
-#include "kernels/cpu/rules.h"
+#include "kernels/cpu/passes.h"
 
 namespace fusedstep {
 
@@ -31,8 +30,10 @@ void for_shares(const Layout& layout, const F& f) {
 // The passes over one table. The CPU reads the table where it is, however long it lives.
 class CpuPasses {
  public:
-  CpuPasses(TensorTable& table, GroupBytes groups, bool /*lives_on*/)
-      : table_(table), host_(table.host(groups.data)) {}
+  using Step = cpu::StepChunks;
+
+  CpuPasses(TensorTable& table, const RuleGroups& groups, bool /*lives_on*/)
+      : table_(table), groups_(groups), host_(table.host(groups_.data())) {}
 
   void norm(Norm norm, const float* grad_scale, double* out) {
     auto& partials = table_.partials;
@@ -45,19 +46,15 @@ class CpuPasses {
     *out = cpu::fold_partials(norm, partials.data(), host_.num_chunks, grad_scale);
   }
 
-  void adam(const Clip& clip) { step(cpu::adam_chunks, clip); }
-  void scale(const Clip& clip) { step(cpu::scale_chunks, clip); }
-
- private:
-  using StepChunks = void(const Table&, const Clip&, Position begin, Position end);
-
-  void step(StepChunks* step_chunks, const Clip& clip) {
+  void step(Step* step_chunks, const Clip& clip) {
     for_shares(table_.layout(),
                [&](Position begin, Position end) { step_chunks(host_, clip, begin, end); });
     cpu::advance_steps(host_, static_cast<int64_t>(table_.layout().rows.size()), clip);
   }
 
+ private:
   TensorTable& table_;
+  const RuleGroups groups_;
   Table host_;
 };
 

@@ -1,29 +1,32 @@
 // The one list of all ops: their schemas, with every argument that is written marked.
 #include <torch/csrc/stable/library.h>
 
-// A step is `norm` (0-d float64) and then a rule; `norm`, `grad_scale` and `found_inf` are read on
-// the device. `groups` holds the fields of csrc/adam_groups.h, a row a parameter group.
+// A step is `norm` (0-d float64) and then a rule of kernels/rules, named by its file; `norm`,
+// `grad_scale` and `found_inf` are read on the device. `arrays` holds what each parameter has
+// beside its gradient, array_counts[i] of them for parameter i; `roles` says what each is for
+// (kernels/common/table.h). `groups` holds the numbers of csrc/rule_groups.h, a row a parameter
+// group, and `lrs` the rates that are tensors.
 //
 // The ops with a `table` are for eager mode, where lists of tensors are dear: `table` is the
-// address of a fusedstep._C.TensorTable that remembers the parameters and their state. After a
-// `table_refresh` that said true, `table_norm_` and `table_adam_` write what the table lists;
+// address of a fusedstep._C.TensorTable that remembers the parameters and their arrays. After a
+// `table_refresh` that said true, `table_norm_` and `table_step_` write what the table lists;
 // `param` is the first of those.
 STABLE_TORCH_LIBRARY(fusedstep, m) {
   m.def("total_norm(Tensor[] tensors, float norm_type=2.0, Tensor? grad_scale=None) -> Tensor");
   m.def("clip_by_norm_(Tensor(a!)[] tensors, Tensor norm, float max_norm) -> ()");
   m.def(
-      "adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-      "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, int[] group_sizes, float[] groups, "
-      "Tensor[] lrs, Tensor? norm=None, Tensor? grad_scale=None, Tensor? found_inf=None, "
-      "float max_norm=-1.0, bool skip_nonfinite=False) -> ()");
+      "step_(str rule, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] arrays, "
+      "int[] roles, int[] array_counts, int[] group_sizes, float[] groups, Tensor[] lrs, "
+      "Tensor? norm=None, Tensor? grad_scale=None, Tensor? found_inf=None, float max_norm=-1.0, "
+      "bool skip_nonfinite=False) -> ()");
 
   m.def(
-      "table_assign(int table, Tensor[] params, Tensor[] states, Tensor[] steps, "
-      "int[] group_sizes, int[] state_counts) -> ()");
+      "table_assign(int table, Tensor[] params, Tensor[] arrays, int[] roles, int[] array_counts, "
+      "int[] group_sizes, int[] positions) -> ()");
   m.def("table_refresh(int table, Tensor[] grads, int[] missing) -> bool");
   m.def("table_norm_(int table, Tensor(a!) norm, float norm_type, Tensor? grad_scale) -> ()");
   m.def(
-      "table_adam_(int table, Tensor(a!) param, float[] groups, Tensor[] lrs, Tensor(b!)? norm, "
-      "float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
+      "table_step_(int table, str rule, Tensor(a!) param, float[] groups, Tensor[] lrs, "
+      "Tensor(b!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
       "bool skip_nonfinite) -> ()");
 }

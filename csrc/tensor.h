@@ -18,16 +18,23 @@ using Tensors = std::vector<Tensor>;
 // The kernels' name for a tensor's dtype; nothing where they do not know it.
 inline std::optional<Dtype> dtype_of(const Tensor& tensor) {
   // Asked for every tensor at every step, so torch's codes are looked up once.
-  static const int32_t kCodes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(),
-                                   aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16()};
+  static const int32_t kCodes[] = {aoti_torch_dtype_float32(),  aoti_torch_dtype_float64(),
+                                   aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(),
+                                   aoti_torch_dtype_int8(),     aoti_torch_dtype_uint8(),
+                                   aoti_torch_dtype_int16()};
   int32_t code;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
-  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kBFloat16, Dtype::kFloat16}) {
-    if (code == kCodes[static_cast<int>(dtype)]) {
-      return dtype;
+  for (size_t i = 0; i < std::size(kCodes); ++i) {
+    if (code == kCodes[i]) {
+      return static_cast<Dtype>(i + 1);  // 0 is kNone
     }
   }
   return std::nullopt;
+}
+
+// Whether parameters and gradients may have it.
+inline bool is_floating(std::optional<Dtype> dtype) {
+  return dtype.has_value() && *dtype <= Dtype::kFloat16;  // the first ones
 }
 
 inline bool is_strided(const Tensor& tensor) {

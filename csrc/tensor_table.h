@@ -15,21 +15,21 @@ struct DeviceSide {
 
 class TensorTable {
  public:
-  // One parameter: its tensors, and its row without the gradient. The states are in the compute
-  // type and the layout of the parameter; the step, where there is one, is a float32 scalar.
+  // One parameter: its tensors, and its row without the gradient.
   struct Slot {
     Tensor param;
-    Tensors states;
-    std::optional<Tensor> step;
+    Tensors arrays;
+    std::vector<int64_t> roles;  // of the arrays: kernels/common/table.h
     Row row;
   };
 
-  // The parameters of an optimizer, group after group. `states` lists all first states, then all
-  // second ones, ...; `state_counts[g]` says how many states the parameters of group g have.
+  // The parameters of an optimizer, group after group, and their arrays, parameter after parameter.
+  // Parameter i has array_counts[i] of them and stands at positions[i] in the optimizer's list;
+  // `roles` says what each array is for.
   // Refused, with the table as it was: wrong dtypes, devices, lengths, and elements with gaps.
-  void assign(const char* function, const Tensors& params, const Tensors& states,
-              const Tensors& steps, const std::vector<int64_t>& group_sizes,
-              const std::vector<int64_t>& state_counts);
+  void assign(const char* function, const Tensors& params, const Tensors& arrays,
+              const std::vector<int64_t>& roles, const std::vector<int64_t>& array_counts,
+              const std::vector<int64_t>& group_sizes, const std::vector<int64_t>& positions);
 
   // Tensors that a rule without state rewrites or that are only read: gradients to be clipped.
   // At least one.
@@ -44,7 +44,8 @@ class TensorTable {
   const Layout& layout() const { return layout_; }
   const std::vector<void*>& grads() const { return grads_; }
   const std::vector<Slot>& slots() const { return slots_; }
-  const std::vector<int64_t>& state_counts() const { return state_counts_; }  // by group
+  // By group: how many states its parameters have; below 0 where it has no parameters.
+  const std::vector<int64_t>& state_counts() const { return state_counts_; }
   bool empty() const { return layout_.rows.empty(); }
 
   // Counts how often the rows were laid out anew; a copy on a device is good for one version.

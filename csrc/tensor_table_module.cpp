@@ -11,11 +11,11 @@ namespace py = pybind11;
 namespace fusedstep {
 namespace {
 
-void table_assign(int64_t table, const Tensors& params, const Tensors& states, const Tensors& steps,
-                  const std::vector<int64_t>& group_sizes,
-                  const std::vector<int64_t>& state_counts) {
-  reinterpret_cast<TensorTable*>(table)->assign("table_assign", params, states, steps, group_sizes,
-                                                state_counts);
+void table_assign(int64_t table, const Tensors& params, const Tensors& arrays,
+                  const std::vector<int64_t>& roles, const std::vector<int64_t>& array_counts,
+                  const std::vector<int64_t>& group_sizes, const std::vector<int64_t>& positions) {
+  reinterpret_cast<TensorTable*>(table)->assign("table_assign", params, arrays, roles, array_counts,
+                                                group_sizes, positions);
 }
 
 bool table_refresh(int64_t table, const Tensors& grads, const std::vector<int64_t>& missing) {

@@ -8,10 +8,9 @@
 #include <ranges>
 
 #include "csrc/cuda/borrowed_table.h"
-#include "csrc/group_bytes.h"
-#include "kernels/common/clip.h"
+#include "csrc/rule_groups.h"
 #include "kernels/cuda/norm.h"
-#include "kernels/cuda/rules.h"
+#include "kernels/cuda/passes.h"
 
 namespace fusedstep::cuda {
 
@@ -19,7 +18,9 @@ namespace fusedstep::cuda {
 // outlives the op, so that its copy on the device is worth keeping.
 class Passes {
  public:
-  Passes(TensorTable& table, GroupBytes groups, bool lives_on)
+  using Step = StepPass;
+
+  Passes(TensorTable& table, const RuleGroups& groups, bool lives_on)
       : guard_(device_index(table)),
         stream_(current_stream(device_index(table))),
         launches_(table.layout().launches) {
@@ -27,7 +28,7 @@ class Passes {
       borrowed_.emplace(device_index(table), stream_);
     }
     device_ = lives_on ? &device_side(table) : &**borrowed_;
-    device_->synchronize(table, groups.data, groups.bytes, stream_);
+    device_->synchronize(table, groups.data(), groups.bytes(), stream_);
   }
 
   void norm(Norm norm, const float* grad_scale, double* out) {
@@ -36,20 +37,15 @@ class Passes {
           "launching the norm pass");
   }
 
-  void adam(const Clip& clip) { step(adam_pass, clip); }
-  void scale(const Clip& clip) { step(scale_pass, clip); }
-
- private:
-  using StepPass = cudaError_t(const Table&, const Clip&, const Launch&, unsigned*, cudaStream_t);
-
   // Last launch first, as each of them takes its last chunk first: what the norm pass read last.
-  void step(StepPass* step_pass, const Clip& clip) {
+  void step(Step* step_pass, const Clip& clip) {
     for (const Launch& launch : std::views::reverse(launches_)) {
       check(step_pass(device_->view(), clip, launch, device_->finished(), stream_),
             "launching the step pass");
     }
   }
 
+ private:
   static int32_t device_index(const TensorTable& table) {
     return table.slots()[0].param.get_device();
   }

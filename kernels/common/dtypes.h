@@ -1,5 +1,4 @@
-// The four storage types of parameters and gradients, and their conversions: the same bits on every
-// device.
+// The storage types of arrays and the conversions between them: the same bits on every device.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +13,18 @@
 
 namespace fusedstep {
 
-enum class Dtype : uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+// Parameters and gradients are of the floating-point types; the integers hold codes (quantize.h)
+// and remainders (remainder.h).
+enum class Dtype : uint8_t {
+  kNone,
+  kFloat32,
+  kFloat64,
+  kBFloat16,
+  kFloat16,
+  kInt8,
+  kUInt8,
+  kInt16
+};
 
 struct BFloat16 {
   uint16_t bits;
@@ -26,6 +36,10 @@ struct Half {
 // The type a parameter is computed in: double for float64, float for everything else.
 template <typename Storage>
 using Compute = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
+
+FUSEDSTEP_HD Dtype compute_dtype(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
+}
 
 template <typename To, typename From>
 FUSEDSTEP_HD To bit_cast(From from) {

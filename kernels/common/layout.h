@@ -1,5 +1,4 @@
-// Builds a tensor table on the host: rows sorted by dtypes, chunks numbered, one launch per
-// combination.
+// Builds a tensor table on the host: rows sorted by compute type, chunks numbered, one launch each.
 #pragma once
 
 #include <algorithm>
@@ -9,10 +8,9 @@
 
 namespace fusedstep {
 
-// A run of chunks whose rows have the same dtypes: one kernel launch.
+// A run of chunks whose rows are computed in the same type: one kernel launch.
 struct Launch {
-  Dtype param_dtype;
-  Dtype grad_dtype;
+  Dtype computed;
   int64_t first_chunk;
   int64_t num_chunks;
 };
@@ -39,11 +37,9 @@ inline Layout make_layout(const std::vector<Row>& listed) {
     first_partial[i] = chunks;
     chunks += chunks_of(listed[i].size);
   }
-  const auto dtypes = [&](int32_t i) {
-    return static_cast<int>(listed[i].param_dtype) * 16 + static_cast<int>(listed[i].grad_dtype);
-  };
-  std::stable_sort(layout.order.begin(), layout.order.end(),
-                   [&](int32_t a, int32_t b) { return dtypes(a) < dtypes(b); });
+  std::stable_sort(layout.order.begin(), layout.order.end(), [&](int32_t a, int32_t b) {
+    return compute_dtype(listed[a].param_dtype) < compute_dtype(listed[b].param_dtype);
+  });
 
   layout.row_of_chunk.reserve(chunks);
   layout.cost.reserve(chunks + 1);
@@ -52,11 +48,9 @@ inline Layout make_layout(const std::vector<Row>& listed) {
     Row row = listed[listed_as];
     row.first_chunk = layout.num_chunks();
     row.first_partial = first_partial[listed_as];
-    const bool same_launch = !layout.rows.empty() &&
-                             layout.rows.back().param_dtype == row.param_dtype &&
-                             layout.rows.back().grad_dtype == row.grad_dtype;
-    if (!same_launch) {
-      layout.launches.push_back({row.param_dtype, row.grad_dtype, row.first_chunk, 0});
+    const Dtype computed = compute_dtype(row.param_dtype);
+    if (layout.launches.empty() || layout.launches.back().computed != computed) {
+      layout.launches.push_back({computed, row.first_chunk, 0});
     }
     const int64_t row_chunks = chunks_of(row.size);
     layout.launches.back().num_chunks += row_chunks;
@@ -76,8 +70,11 @@ struct Position {
   int32_t element = 0;
 };
 
+constexpr int64_t kShareUnit = 256;
+
 // Where the share of worker `worker` of `workers` begins; shares are even in work. Within a chunk
-// they begin at a multiple of 64 elements, so that no cache line belongs to two workers.
+// they begin at a multiple of 256 elements, so that neither a cache line nor a block of an 8-bit
+// state belongs to two workers.
 inline Position share_begin(const Layout& layout, int64_t worker, int64_t workers) {
   const auto target =
       static_cast<int64_t>(static_cast<double>(layout.cost.back()) * worker / workers);
@@ -87,7 +84,7 @@ inline Position share_begin(const Layout& layout, int64_t worker, int64_t worker
     return {layout.num_chunks()};
   }
   const int64_t size = layout.cost[chunk + 1] - layout.cost[chunk] - kChunkOverhead;
-  const int64_t element = (target - layout.cost[chunk]) / 64 * 64;
+  const int64_t element = (target - layout.cost[chunk]) / kShareUnit * kShareUnit;
   return element == 0 || element < size ? Position{chunk, static_cast<int32_t>(element)}
                                         : Position{chunk + 1};
 }

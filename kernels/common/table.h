@@ -14,17 +14,31 @@ constexpr int64_t kChunkSize = 32768;
 
 constexpr int kMaxStates = 3;
 
+// What an array beside parameter and gradient is for. python/fusedstep/optim/arrays.py says the
+// same. The type of an array's elements says how it is to be read: see Row.
+enum Role : int {
+  kState = 0,                // and the next two: the rule's states, in its order
+  kScale = kMaxStates,       // and the next two: a float32 for each block of an 8-bit state
+  kMaster = 2 * kMaxStates,  // float32, or what a bfloat16 parameter lacks of it (remainder.h)
+  kAverage,                  // the parameter's moving average, in the compute type
+  kStep,                     // one float32: updates done so far
+  kNumRoles,
+};
+
 // One tensor that takes part. Data are in storage order: all arrays of a row share one layout.
 struct Row {
   void* param;
-  void* states[kMaxStates];  // in the compute type of the parameter; null past the rule's need
-  float* step;               // updates done so far; null where the rule counts none
-  int64_t size;              // elements
-  int64_t first_chunk;       // of the table, in the order of the rows
-  int64_t first_partial;     // of the norm's partial results, in the order the caller listed
+  void* arrays[kNumRoles];  // null where the tensor has none
+  int64_t size;             // elements
+  int64_t first_chunk;      // of the table, in the order of the rows
+  int64_t first_partial;    // of the norm's partial results, in the order the caller listed
   int32_t group;
+  int32_t position;  // in the optimizer's list of parameters: one key of the random numbers
   Dtype param_dtype;
   Dtype grad_dtype;
+  Dtype dtypes[kNumRoles];  // of the arrays
+
+  FUSEDSTEP_HD float* step() const { return static_cast<float*>(arrays[kStep]); }
 };
 
 // Pointers into host memory for the CPU, into device memory for a GPU.
@@ -32,7 +46,7 @@ struct Table {
   const Row* rows;
   void* const* grads;           // [rows], apart because gradients move between steps
   const int32_t* row_of_chunk;  // [num_chunks]
-  const void* groups;           // [num_groups] of the rule's Group
+  const void* groups;           // [num_groups] of GroupOf<Rule>
   int64_t num_chunks;
 };
 

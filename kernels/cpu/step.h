@@ -3,15 +3,14 @@
 
 #include <algorithm>
 
-#include "kernels/common/clip.h"
-#include "kernels/common/layout.h"
-#include "kernels/cpu/tile.h"
+#include "kernels/cpu/passes.h"
+#include "kernels/cpu/storage.h"
 
 namespace fusedstep::cpu {
 
-template <typename Variant, typename T>
+template <typename Variant, typename T, typename Coefficients>
 FUSEDSTEP_CLONES void update_tile(T* param, const T* grad, T* const* states, int n,
-                                  const typename Variant::template Coefficients<T>& coefficients) {
+                                  const Coefficients& coefficients) {
   constexpr int kStates = Variant::kStates;
   constexpr int kSlots = kStates > 0 ? kStates : 1;
   T* slots[kSlots];
@@ -30,53 +29,57 @@ FUSEDSTEP_CLONES void update_tile(T* param, const T* grad, T* const* states, int
   }
 }
 
-template <typename Variant, typename T>
-void update_range(const Row& row, void* grad, int64_t begin, int size,
-                  const typename Variant::template Coefficients<T>& coefficients) {
+// Tile by tile where something has to be converted, else all at once.
+template <typename Variant, typename T, typename Coefficients>
+void update_range(const Storage<T>& storage, void* grad, int64_t begin, int size,
+                  const Coefficients& coefficients) {
+  constexpr int kBuffers = Variant::kStates > 0 ? Variant::kStates : 1;
   alignas(64) T param_buffer[kTile];
   alignas(64) T grad_buffer[kTile];
-  const bool direct =
-      stored_as_computed<T>(row.param_dtype) && stored_as_computed<T>(row.grad_dtype);
-  const int tile = direct ? size : kTile;
+  alignas(64) T state_buffers[kBuffers][kTile];
+  const int tile = storage.template direct<Variant::kStates>() ? size : kTile;
   for (int i = 0; i < size; i += tile) {
     const int n = std::min(tile, size - i);
     const int64_t at = begin + i;
-    T* states[kMaxStates];
+    T* states[kBuffers];
     for (int k = 0; k < Variant::kStates; ++k) {
-      states[k] = static_cast<T*>(row.states[k]) + at;
+      states[k] = storage.load_state(k, at, n, state_buffers[k]);
     }
-    T* p = load_tile<T>(row.param, row.param_dtype, at, n, param_buffer);
-    const T* g = load_tile<T>(grad, row.grad_dtype, at, n, grad_buffer);
+    T* p = storage.load_param(at, n, param_buffer);
+    const T* g = load_tile<T>(grad, storage.row.grad_dtype, at, n, grad_buffer);
     update_tile<Variant, T>(p, g, states, n, coefficients);
-    store_tile<T>(p, row.param, row.param_dtype, at, n);
+    storage.store_param(p, at, n);
+    for (int k = 0; k < Variant::kStates; ++k) {
+      storage.store_state(states[k], k, at, n);
+    }
   }
 }
 
 // From `begin` to before `end`, the last chunk first: what the norm pass read last is still in the
-// cache. A chunk may be shared by two callers: each element is for itself.
+// cache.
 template <typename Rule>
 void step_chunks(const Table& table, const Clip& clip, Position begin, Position end) {
   const Decision decision = decide(clip);
   if (decision.skip) {
     return;
   }
-  const auto* groups = static_cast<const typename Rule::Group*>(table.groups);
+  const auto* groups = static_cast<const GroupOf<Rule>*>(table.groups);
   for (int64_t c = end.element > 0 ? end.chunk : end.chunk - 1; c >= begin.chunk; --c) {
     const Chunk chunk = locate(table, c);
     const int from = c == begin.chunk ? begin.element : 0;
     const int to = c == end.chunk ? end.element : chunk.size;
     const Row& row = table.rows[chunk.row];
     const auto& group = groups[row.group];
-    const double step = row.step != nullptr ? *row.step + 1.0 : 0;
-    Rule::with_variant(group, [&](auto variant) {
+    const Update update = update_of(group.head, row.step(), decision.multiplier);
+    Rule::with_variant(group.rule, [&](auto variant) {
       using Variant = decltype(variant);
-      const auto update = [&](auto computed) {
+      const auto run = [&](auto computed) {
         using T = decltype(computed);
-        update_range<Variant, T>(
-            row, table.grads[chunk.row], chunk.begin + from, to - from,
-            Variant::template coefficients<T>(group, step, decision.multiplier));
+        update_range<Variant, T>(Storage<T>(row, group.head, update), table.grads[chunk.row],
+                                 chunk.begin + from, to - from,
+                                 Variant::template coefficients<T>(group.rule, update));
       };
-      row.param_dtype == Dtype::kFloat64 ? update(double{}) : update(float{});
+      row.param_dtype == Dtype::kFloat64 ? run(double{}) : run(float{});
     });
   }
 }

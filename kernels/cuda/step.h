@@ -1,72 +1,52 @@
-// The step pass on the GPU, for any rule: one block a chunk, one launch a combination of dtypes.
+// The step pass on the GPU, for any rule: one block a chunk, one launch a compute type.
 #pragma once
 
 #include <cuda_runtime.h>
 
-#include "kernels/common/clip.h"
-#include "kernels/common/layout.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/vector.h"
+#include "kernels/cuda/passes.h"
+#include "kernels/cuda/storage.h"
 
 namespace fusedstep::cuda {
 
-// How many elements a thread takes at once: 16 bytes of the narrowest array.
-template <typename Param, typename Grad>
-constexpr int kStepPack = sizeof(Compute<Param>) == sizeof(double)                        ? 2
-                          : sizeof(Param) < sizeof(float) || sizeof(Grad) < sizeof(float) ? 8
-                                                                                          : 4;
+// Blocks that must fit a multiprocessor at once: up to 128 registers a thread, which the packs of
+// five arrays need. 16 warps with 16 bytes of each array in flight cover the memory's latency.
+constexpr int kStepBlocks = 2;
 
-// Blocks that must fit a multiprocessor at once: up to 80 registers a thread, 128 for float64.
-// Without this number nvcc aims at 64 and spills what division, square root and two variants need.
-template <typename Param>
-constexpr int kStepBlocks = sizeof(Compute<Param>) == sizeof(double) ? 2 : 3;
-
-// The arrays of one chunk, from its first element.
-template <typename Variant, typename Param, typename Grad>
-struct Arrays {
-  using T = Compute<Param>;
-  static constexpr int kStates = Variant::kStates;
-  static constexpr int kSlots = kStates > 0 ? kStates : 1;
-  Param* param;
-  const Grad* grad;
-  T* states[kSlots];
-
-  __device__ Arrays(const Row& row, const void* grads, int64_t begin)
-      : param(static_cast<Param*>(row.param) + begin),
-        grad(static_cast<const Grad*>(grads) + begin) {
+// All elements of a chunk, a pack of each array a turn. Every thread takes every turn: those of a
+// warp exchange values where a state is kept in blocks.
+template <typename Variant, typename T, typename Coefficients>
+__device__ void update_chunk(const Row& row, void* grads, const GroupHead& group,
+                             const Update& update, const Chunk& chunk, const Coefficients& c) {
+  constexpr int n = kPack<T>;
+  constexpr int kStates = Variant::kStates;
+  constexpr int kSlots = kStates > 0 ? kStates : 1;
+  const ChunkArray<T> param(row.param, row.param_dtype, chunk.begin);
+  const ChunkArray<T> grad(grads, row.grad_dtype, chunk.begin);
+  ChunkArray<T> states[kSlots];
+#pragma unroll
+  for (int k = 0; k < kStates; ++k) {
+    states[k] = {row.arrays[kState + k], row.dtypes[kState + k], chunk.begin};
+  }
+  const Average<T> average(group.average_decay);
+#pragma unroll 1
+  for (int turn = 0; turn < chunk.size; turn += kThreads * n) {
+    const int at = turn + static_cast<int>(threadIdx.x) * n;
+    const int left = chunk.size - at;
+    const int count = left < n ? left : n;  // 0 or below past the end
+    Raw raw_param, raw_grad, raw_states[kSlots];
+    param.load(at, count, raw_param);
+    grad.load(at, count, raw_grad);
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
-      states[k] = static_cast<T*>(row.states[k]) + begin;
+      states[k].load(at, count, raw_states[k]);
     }
-  }
-
-  // Elements before the first whose parameter is aligned for packs of n.
-  template <int n>
-  __device__ int head() const {
-    constexpr int kAlign = alignof(Pack<Param, n>);
-    const auto past = reinterpret_cast<uintptr_t>(param) % kAlign;
-    return past == 0 ? 0 : static_cast<int>((kAlign - past) / sizeof(Param));
-  }
-
-  template <int n>
-  __device__ bool aligned_from(int at) const {
-    bool aligned = aligned_for<Param, n>(param + at) && aligned_for<Grad, n>(grad + at);
-#pragma unroll
-    for (int k = 0; k < kStates; ++k) {
-      aligned = aligned && aligned_for<T, n>(states[k] + at);
-    }
-    return aligned;
-  }
-
-  // Elements [at, at + n): all loads first, so that they are in flight together.
-  template <int n>
-  __device__ void update(int at, const typename Variant::template Coefficients<T>& c) const {
     T p[n], g[n], s[kSlots][n];
-    load_pack(param + at, p);
-    load_pack(grad + at, g);
+    param.widen(raw_param, p);
+    grad.widen(raw_grad, g);
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
-      load_pack(states[k] + at, s[k]);
+      states[k].widen(raw_states[k], s[k]);
     }
 #pragma unroll
     for (int j = 0; j < n; ++j) {
@@ -81,36 +61,11 @@ struct Arrays {
         s[k][j] = state[k];
       }
     }
-    store_pack(p, param + at);
+    param.store(p, at, count);
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
-      store_pack(s[k], states[k] + at);
+      states[k].store(s[k], at, count);
     }
-  }
-};
-
-// Packs between a head and a tail of single elements; single elements throughout where the
-// arrays are not aligned alike.
-template <typename Variant, typename Param, typename Grad>
-__device__ void update_chunk(const Arrays<Variant, Param, Grad>& arrays, int size,
-                             const typename Variant::template Coefficients<Compute<Param>>& c) {
-  constexpr int n = kStepPack<Param, Grad>;
-  const int head = arrays.template head<n>();
-  const bool packs = head <= size && arrays.template aligned_from<n>(head);
-  const int begin = packs ? head : size;
-  const int end = packs ? size - (size - head) % n : size;
-  const int thread = threadIdx.x;
-  for (int i = begin + thread * n; i < end; i += kThreads * n) {
-    arrays.template update<n>(i, c);
-  }
-  // Not unrolled: a head or a tail takes few turns.
-#pragma unroll 1
-  for (int i = thread; i < begin; i += kThreads) {
-    arrays.template update<1>(i, c);
-  }
-#pragma unroll 1
-  for (int i = end + thread; i < size; i += kThreads) {
-    arrays.template update<1>(i, c);
   }
 }
 
@@ -118,15 +73,14 @@ __device__ void update_chunk(const Arrays<Variant, Param, Grad>& arrays, int siz
 inline __device__ void advance_step(const Row& row, unsigned* finished) {
   const unsigned blocks = static_cast<unsigned>(chunks_of(row.size));
   __threadfence();
-  if (row.step != nullptr && (blocks == 1 || atomicInc(finished, blocks - 1) == blocks - 1)) {
-    *row.step += 1;
+  if (row.step() != nullptr && (blocks == 1 || atomicInc(finished, blocks - 1) == blocks - 1)) {
+    *row.step() += 1;
   }
 }
 
-template <typename Rule, typename Param, typename Grad>
-__global__ void __launch_bounds__(kThreads, kStepBlocks<Param>)
+template <typename Rule, typename T>
+__global__ void __launch_bounds__(kThreads, kStepBlocks)
     step_kernel(const Table table, const Clip clip, int64_t first_chunk, unsigned* finished) {
-  using T = Compute<Param>;
   const Decision decision = decide(clip);
   if (decision.skip) {
     return;
@@ -134,35 +88,37 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<Param>)
   // Last chunk first: the norm pass has just read it, so it may still be in the second-level cache.
   const Chunk chunk = locate(table, first_chunk + (gridDim.x - 1 - blockIdx.x));
   const Row& row = table.rows[chunk.row];
-  const auto& group = static_cast<const typename Rule::Group*>(table.groups)[row.group];
-  Rule::with_variant(group, [&](auto variant) {
+  const auto& group = static_cast<const GroupOf<Rule>*>(table.groups)[row.group];
+  Rule::with_variant(group.rule, [&](auto variant) {
     using Variant = decltype(variant);
+    using Coefficients =
+        decltype(Variant::template coefficients<T>(group.rule, update_of(group.head, nullptr, 1)));
     // The powers in the coefficients take one thread some hundred cycles; the others wait.
-    FUSEDSTEP_SHARED(typename Variant::template Coefficients<T>, shared, 1);
+    FUSEDSTEP_SHARED(Coefficients, shared, 1);
+    FUSEDSTEP_SHARED(Update, shared_update, 1);
     if (threadIdx.x == 0) {
-      const double step = row.step != nullptr ? *row.step + 1.0 : 0;
-      shared[0] = Variant::template coefficients<T>(group, step, decision.multiplier);
+      const Update update = update_of(group.head, row.step(), decision.multiplier);
+      shared_update[0] = update;
+      shared[0] = Variant::template coefficients<T>(group.rule, update);
     }
     __syncthreads();
-    const typename Variant::template Coefficients<T> coefficients = shared[0];
+    const Coefficients coefficients = shared[0];
+    const Update update = shared_update[0];
     if (threadIdx.x == 0) {
       advance_step(row, finished + chunk.row);
     }
-    update_chunk(Arrays<Variant, Param, Grad>(row, table.grads[chunk.row], chunk.begin), chunk.size,
-                 coefficients);
+    update_chunk<Variant, T>(row, table.grads[chunk.row], group.head, update, chunk, coefficients);
   });
 }
 
-// One launch for the chunks of `range`. `finished`: [rows] zeros, zeros again after.
 template <typename Rule>
 cudaError_t step_pass(const Table& table, const Clip& clip, const Launch& range, unsigned* finished,
                       cudaStream_t stream) {
-  return with_storage(range.param_dtype, [&](auto param) {
-    return with_storage(range.grad_dtype, [&](auto grad) {
-      return launch(step_kernel<Rule, decltype(param), decltype(grad)>, range.num_chunks, stream,
-                    table, clip, range.first_chunk, finished);
-    });
-  });
+  const auto run = [&](auto kernel) {
+    return launch(kernel, range.num_chunks, stream, table, clip, range.first_chunk, finished);
+  };
+  return range.computed == Dtype::kFloat64 ? run(step_kernel<Rule, double>)
+                                           : run(step_kernel<Rule, float>);
 }
 
 }  // namespace fusedstep::cuda

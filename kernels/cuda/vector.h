@@ -1,5 +1,5 @@
-// Reads and writes of a few neighbouring elements at once, 16 bytes an access where the type
-// allows.
+// Eight neighbouring elements of an array in a thread's registers, as they lie in memory: read and
+// written 16 bytes at a time where the array is aligned for it.
 #pragma once
 
 #include <cstdint>
@@ -7,18 +7,6 @@
 #include "kernels/common/dtypes.h"
 
 namespace fusedstep::cuda {
-
-constexpr int kAccess = 16;  // bytes of the widest load and store
-
-template <typename Storage, int n>
-struct alignas(sizeof(Storage) * n < kAccess ? sizeof(Storage) * n : kAccess) Pack {
-  Storage values[n];
-};
-
-template <typename Storage, int n>
-FUSEDSTEP_HD bool aligned_for(const void* p) {
-  return reinterpret_cast<uintptr_t>(p) % alignof(Pack<Storage, n>) == 0;
-}
 
 // Addresses come out of the tensor table, so nvcc cannot see that they lie in global memory and
 // would choose the slower instructions that ask so at run time.
@@ -28,44 +16,129 @@ FUSEDSTEP_HD void assume_global([[maybe_unused]] const void* p) {
 #endif
 }
 
-template <int n, typename T, typename Storage>
-FUSEDSTEP_HD void load_pack(const Storage* from, T (&to)[n]) {
+// Elements that a thread takes at once: 16 bytes of the narrowest floating-point array.
+template <typename T>
+constexpr int kPack = sizeof(T) == sizeof(double) ? 4 : 8;
+
+// Room for a pack of anything up to the compute type. Filled without a look at what the elements
+// are, so that the loads of all arrays are under way before the first is waited for.
+struct Raw {
+  uint32_t words[8];
+};
+
+template <int bytes>
+struct alignas(bytes < 16 ? bytes : 16) Access {
+  uint32_t words[bytes / 4];
+};
+
+// Whether packs of `bytes` that begin at p are read and written whole.
+FUSEDSTEP_HD bool aligned_for(const void* p, int bytes) {
+  return reinterpret_cast<uintptr_t>(p) % (bytes < 16 ? bytes : 16) == 0;
+}
+
+template <int bytes>
+FUSEDSTEP_HD void load_whole(const void* from, Raw& to) {
+  constexpr int kBytes = bytes < 16 ? bytes : 16;
   assume_global(from);
-  const auto pack = *reinterpret_cast<const Pack<Storage, n>*>(from);
+  const auto* accesses = static_cast<const Access<kBytes>*>(from);
 #pragma unroll
-  for (int j = 0; j < n; ++j) {
-    to[j] = load_as<T>(pack.values[j]);
-  }
-}
-
-template <typename Pack>
-FUSEDSTEP_HD void store(const Pack& pack, Pack* to) {
-#if defined(__CUDA_ARCH__)
-  if constexpr (sizeof(Pack) >= kAccess) {
-    // Said in PTX: nvcc may take an assignment apart into stores of single elements.
-    uint4 words[sizeof(Pack) / kAccess];
-    memcpy(words, &pack, sizeof(Pack));
+  for (int a = 0; a < bytes / kBytes; ++a) {
+    const Access<kBytes> access = accesses[a];
 #pragma unroll
-    for (int w = 0; w < static_cast<int>(sizeof(Pack)) / kAccess; ++w) {
-      asm volatile(
-          "st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(reinterpret_cast<uint4*>(to) + w),
-          "r"(words[w].x), "r"(words[w].y), "r"(words[w].z), "r"(words[w].w)
-          : "memory");
+    for (int w = 0; w < kBytes / 4; ++w) {
+      to.words[a * (kBytes / 4) + w] = access.words[w];
     }
-    return;
   }
-#endif
-  *to = pack;
 }
 
-template <int n, typename T, typename Storage>
-FUSEDSTEP_HD void store_pack(const T (&from)[n], Storage* to) {
-  Pack<Storage, n> pack;
+template <int bytes>
+FUSEDSTEP_HD void store_whole(const Raw& from, void* to) {
+  constexpr int kBytes = bytes < 16 ? bytes : 16;
+  auto* accesses = static_cast<Access<kBytes>*>(to);
+#pragma unroll
+  for (int a = 0; a < bytes / kBytes; ++a) {
+    const uint32_t* words = from.words + a * (kBytes / 4);
+#if defined(__CUDA_ARCH__)
+    if constexpr (kBytes == 16) {
+      // Said in PTX: nvcc may take an assignment apart into stores of single elements.
+      asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(accesses + a), "r"(words[0]),
+                   "r"(words[1]), "r"(words[2]), "r"(words[3])
+                   : "memory");
+      continue;
+    }
+#endif
+    Access<kBytes> access;
+#pragma unroll
+    for (int w = 0; w < kBytes / 4; ++w) {
+      access.words[w] = words[w];
+    }
+    accesses[a] = access;
+  }
+}
+
+// The first `count` of `n` elements, one by one: at a tensor's end and where it is not aligned.
+template <typename Element, int n>
+FUSEDSTEP_HD void load_singly(const Element* from, int count, Raw& to) {
+  Element elements[n] = {};
 #pragma unroll
   for (int j = 0; j < n; ++j) {
-    pack.values[j] = store_as<Storage>(from[j]);
+    if (j < count) {
+      assume_global(from + j);
+      elements[j] = from[j];
+    }
   }
-  store(pack, reinterpret_cast<Pack<Storage, n>*>(to));
+  memcpy(&to, elements, sizeof(elements));
+}
+
+template <typename Element, int n>
+FUSEDSTEP_HD void store_singly(const Raw& from, int count, Element* to) {
+  Element elements[n];
+  memcpy(elements, &from, sizeof(elements));
+#pragma unroll
+  for (int j = 0; j < n; ++j) {
+    if (j < count) {
+      to[j] = elements[j];
+    }
+  }
+}
+
+template <typename Element, int n>
+FUSEDSTEP_HD void load_pack(const void* from, bool whole, int count, Raw& to) {
+  if (whole) {
+    load_whole<sizeof(Element) * n>(from, to);
+  } else {
+    load_singly<Element, n>(static_cast<const Element*>(from), count, to);
+  }
+}
+
+template <typename Element, int n>
+FUSEDSTEP_HD void store_pack(const Raw& from, bool whole, int count, void* to) {
+  if (whole) {
+    store_whole<sizeof(Element) * n>(from, to);
+  } else {
+    store_singly<Element, n>(from, count, static_cast<Element*>(to));
+  }
+}
+
+// The elements of a pack as T, and back.
+template <typename Element, typename T, int n>
+FUSEDSTEP_HD void widen_pack(const Raw& from, T (&to)[n]) {
+  Element elements[n];
+  memcpy(elements, &from, sizeof(elements));
+#pragma unroll
+  for (int j = 0; j < n; ++j) {
+    to[j] = load_as<T>(elements[j]);
+  }
+}
+
+template <typename Element, typename T, int n>
+FUSEDSTEP_HD void narrow_pack(const T (&from)[n], Raw& to) {
+  Element elements[n];
+#pragma unroll
+  for (int j = 0; j < n; ++j) {
+    elements[j] = store_as<Element>(from[j]);
+  }
+  memcpy(&to, elements, sizeof(elements));
 }
 
 }  // namespace fusedstep::cuda

@@ -9,23 +9,18 @@
 #include <cmath>
 
 #include "kernels/common/power.h"
-#include "kernels/common/table.h"
+#include "kernels/common/rule.h"
 
-namespace fusedstep {
+namespace fusedstep::adam {
 
-// The hyperparameters of one parameter group as the user gave them; 8 bytes each.
-struct AdamGroup {
-  const float* lr_tensor;  // where it is not null, the rate is read there at every step
-  double lr, beta1, beta2, eps, weight_decay;
-  int64_t decoupled;  // 1: AdamW's decay of the parameter, 0: Adam's addition to the gradient
-  int64_t maximize;
-  int64_t amsgrad;
+struct Group {
+  double beta1, beta2, eps, weight_decay;
+  double decoupled;  // 1: AdamW's decay of the parameter, 0: Adam's addition to the gradient
+  double amsgrad;
 };
 
-// What the inner loop needs. Combined in double, rounded to T once: T(1 - beta) is not T(1) -
-// T(beta).
 template <typename T>
-struct AdamCoefficients {
+struct Coefficients {
   T grad;   // unscaling, clipping and the sign of `maximize` in one factor
   T decay;  // 1 - lr * weight_decay
   T l2;     // Adam's weight_decay; 0 for AdamW
@@ -37,36 +32,30 @@ struct AdamCoefficients {
 };
 
 template <bool amsgrad>
-struct AdamVariant {
-  template <typename T>
-  using Coefficients = AdamCoefficients<T>;
+struct Variant {
   static constexpr int kStates = amsgrad ? 3 : 2;  // exp_avg, exp_avg_sq, max_exp_avg_sq
 
-  // `step` counts this update: 1 at the first.
   template <typename T>
-  static FUSEDSTEP_HD AdamCoefficients<T> coefficients(const AdamGroup& group, double step,
-                                                       double multiplier) {
-    const double lr = group.lr_tensor != nullptr ? *group.lr_tensor : group.lr;
-    const int64_t t = static_cast<int64_t>(step);
+  static FUSEDSTEP_HD Coefficients<T> coefficients(const Group& group, const Update& update) {
+    const int64_t t = static_cast<int64_t>(update.step);
     const double correction1 = 1 - power(group.beta1, t);
     const double correction2 = 1 - power(group.beta2, t);
     return {
-        .grad = static_cast<T>(group.maximize ? -multiplier : multiplier),
-        .decay = static_cast<T>(group.decoupled ? 1 - lr * group.weight_decay : 1),
-        .l2 = static_cast<T>(group.decoupled ? 0 : group.weight_decay),
+        .grad = static_cast<T>(update.multiplier),
+        .decay = static_cast<T>(group.decoupled != 0 ? 1 - update.lr * group.weight_decay : 1),
+        .l2 = static_cast<T>(group.decoupled != 0 ? 0 : group.weight_decay),
         .beta1 = static_cast<T>(group.beta1),
         .one_minus_beta1 = static_cast<T>(1 - group.beta1),
         .beta2 = static_cast<T>(group.beta2),
         .one_minus_beta2 = static_cast<T>(1 - group.beta2),
-        .step_size = static_cast<T>(lr / correction1),
+        .step_size = static_cast<T>(update.lr / correction1),
         .inverse_sqrt_correction = static_cast<T>(1 / std::sqrt(correction2)),
         .eps = static_cast<T>(group.eps),
     };
   }
 
   template <typename T>
-  static FUSEDSTEP_HD void update(T& param, T grad, T (&state)[kStates],
-                                  const AdamCoefficients<T>& c) {
+  static FUSEDSTEP_HD void update(T& param, T grad, T (&state)[kStates], const Coefficients<T>& c) {
     grad *= c.grad;
     grad = c.l2 != 0 ? grad + c.l2 * param : grad;
     T& m = state[0];
@@ -83,13 +72,13 @@ struct AdamVariant {
   }
 };
 
-struct Adam {
-  using Group = AdamGroup;
+struct Rule {
+  using Group = adam::Group;
 
   template <typename F>
   static FUSEDSTEP_HD void with_variant(const Group& group, F&& f) {
-    group.amsgrad ? f(AdamVariant<true>{}) : f(AdamVariant<false>{});
+    group.amsgrad != 0 ? f(Variant<true>{}) : f(Variant<false>{});
   }
 };
 
-}  // namespace fusedstep
+}  // namespace fusedstep::adam

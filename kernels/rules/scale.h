@@ -1,35 +1,39 @@
 // The rule of a stand-alone clip: the tensor becomes the gradient times the clip coefficient.
 #pragma once
 
-#include "kernels/common/table.h"
+#include "kernels/common/rule.h"
 
-namespace fusedstep {
+namespace fusedstep::scale {
+
+struct Group {};
+
+template <typename T>
+struct Coefficients {
+  T factor;
+};
 
 // The table names the same memory as parameter and as gradient; the parameter is never read.
-struct Scale {
-  struct Group {};
-
-  template <typename F>
-  static FUSEDSTEP_HD void with_variant(const Group&, F&& f) {
-    f(Scale{});
-  }
-
-  template <typename T>
-  struct Coefficients {
-    T factor;
-  };
+struct Variant {
   static constexpr int kStates = 0;
 
   template <typename T>
-  static FUSEDSTEP_HD Coefficients<T> coefficients(const Group&, double /*step*/,
-                                                   double multiplier) {
-    return {static_cast<T>(multiplier)};
+  static FUSEDSTEP_HD Coefficients<T> coefficients(const Group&, const Update& update) {
+    return {static_cast<T>(update.multiplier)};
   }
 
-  template <typename T, typename States>
-  static FUSEDSTEP_HD void update(T& param, T grad, States&, const Coefficients<T>& c) {
+  template <typename T>
+  static FUSEDSTEP_HD void update(T& param, T grad, T (&)[1], const Coefficients<T>& c) {
     param = grad * c.factor;
   }
 };
 
-}  // namespace fusedstep
+struct Rule {
+  using Group = scale::Group;
+
+  template <typename F>
+  static FUSEDSTEP_HD void with_variant(const Group&, F&& f) {
+    f(Variant{});
+  }
+};
+
+}  // namespace fusedstep::scale

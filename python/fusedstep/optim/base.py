@@ -1,84 +1,58 @@
-"""What every fused optimizer does beside its rule: clip, skip, loss scale, checkpoints."""
+"""The step of every optimizer beside its rule: plans looked up, clip, skip, loss scale."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
-from fusedstep.checks import refuse, require_dense, require_norm_type, require_number
-from fusedstep.optim.plan import Plan, compute_dtype
+from fusedstep.optim.hyperparameters import Group, numbers, read_on_device
+from fusedstep.optim.options import OptionAttributes, Options
+from fusedstep.optim.plan import Plan
 from fusedstep.optim.plans import Plans
+from fusedstep.optim.protocol import Protocol
 
-NONFINITE = ("propagate", "skip", "error")
 
-
-class FusedOptimizer(torch.optim.Optimizer):
+class FusedOptimizer(OptionAttributes, Protocol):
     """Mixed in before a class of torch.optim, of which it replaces the step and nothing else.
 
     With `fused=False` or `foreach=True` the step is torch's own, which serves as the reference.
     """
 
-    _table_op: ClassVar[Any]  # the op that applies the rule to a table
+    _rule: ClassVar[str]  # the stem of its file in kernels/rules
 
-    # What the class of a rule says of a parameter group: the names of its states, and its
-    # numbers, checked, in the order of the rule's adapter in csrc/; it has this index.
-    _state_names: Callable[[dict[str, Any]], Sequence[str]]
-    _fields: Callable[[dict[str, Any], int], list[float]]
+    # What the class of a rule says of parameter group `index` (None: of the constructor's
+    # arguments): the entries of its parameters' state, "step" and then those of the rule in its
+    # order; and the numbers of the rule's Group, checked.
+    _state_names: Callable[[Group], tuple[str, ...]]
+    _fields: Callable[[Group, int | None], Sequence[float]]
 
-    def _set_options(
-        self, max_norm: float | None, norm_type: float, nonfinite: str, native: bool
-    ) -> None:
-        """Keeps the arguments that torch's class lacks; comes before its __init__."""
-        self._native = native
-        self.max_norm = max_norm
-        self.norm_type = norm_type
-        self.nonfinite = nonfinite
+    _table_op = torch.ops.fusedstep.table_step_.default
+
+    def _prepare(
+        self,
+        arguments: Group,
+        *,
+        foreach: bool | None,
+        fused: bool | None,
+        differentiable: bool,
+        options: Options,
+    ) -> bool | None:
+        """Checks a constructor's arguments before torch's class sees them; returns its `fused`."""
+        native = fused is not False and not (foreach and not fused)
+        self._set_options(native, **options)
         self._plans = Plans(type(self).__name__)
         self._norm: Tensor | None = None
-
-    @property
-    def max_norm(self) -> float | None:
-        """The global norm to clip to in `step()`, in units of the gradient; None: no clip."""
-        return self._max_norm
-
-    @max_norm.setter
-    def max_norm(self, value: float | None) -> None:
-        self._refuse_beside_torch("max_norm", value, None)
-        name = type(self).__name__
-        self._max_norm = None if value is None else require_number(name, "max_norm", value)
-
-    @property
-    def norm_type(self) -> float:
-        """The order of the norm: 2, 1 or inf."""
-        return self._norm_type
-
-    @norm_type.setter
-    def norm_type(self, value: float) -> None:
-        self._norm_type = require_norm_type(type(self).__name__, value)
-
-    @property
-    def nonfinite(self) -> str:
-        """What a step does where a gradient or the norm is not finite."""
-        return self._nonfinite
-
-    @nonfinite.setter
-    def nonfinite(self, value: str) -> None:
-        if value not in NONFINITE:
-            must = f"be one of {', '.join(NONFINITE)}"
-            refuse(type(self).__name__, "nonfinite", must, repr(value))
-        self._refuse_beside_torch("nonfinite", value, "propagate")
-        self._nonfinite = value
-
-    def _refuse_beside_torch(self, argument: str, value: Any, default: Any) -> None:
-        if not self._native and value != default:
-            must = f"be {default!r} where fused=False or foreach=True asks for torch's own step"
-            refuse(type(self).__name__, argument, must, repr(value))
+        self._step_supports_amp_scaling = native
+        if native:
+            self._numbers(arguments, None)
+            if differentiable:
+                raise RuntimeError("`fused` does not support `differentiable`")
+        return True if native else fused
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -128,7 +102,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return self.step(closure)
 
     def _step(self) -> None:
-        fields = self._all_fields()  # refuses numbers that are out of range
+        values = self._all_numbers()  # refuses numbers that are out of range
         fits = self._plans.fit(self.param_groups, self.state, self._all_state_names())
         work = self._look() if fits else {}
         try:
@@ -139,7 +113,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                     if not plan.refresh() and not plan.refresh_by_copies():
                         raise RuntimeError(f"{plan.function}: a table refused tensors just checked")
             if work:
-                self._write(work, fields)  # all that can be refused has been
+                self._write(work, values)  # all that can be refused has been
         finally:
             for plan in work.values():
                 plan.release()
@@ -148,7 +122,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         """The plans of the devices on which there are gradients now."""
         return {device: plan for device, plan in self._plans.items() if plan.look()}
 
-    def _write(self, work: dict[torch.device, Plan], fields: list[float]) -> None:
+    def _write(self, work: dict[torch.device, Plan], values: list[float]) -> None:
         self._require_capturable(work)
         wants_norm = self.max_norm is not None or self.nonfinite != "propagate"
         max_norm = -1.0 if self.max_norm is None else self.max_norm
@@ -161,9 +135,9 @@ class FusedOptimizer(torch.optim.Optimizer):
                 norm = torch.empty((), dtype=torch.float64, device=device)
                 norm_type = self.norm_type
             self._table_op(
-                plan.table.address, plan.params[0], fields, self._lr_tensors(device), norm,
-                norm_type, self._scalar("grad_scale", device), self._scalar("found_inf", device),
-                max_norm, self.nonfinite != "propagate",
+                plan.table.address, self._rule, plan.params[0], values, self._lr_tensors(device),
+                norm, norm_type, self._scalar("grad_scale", device),
+                self._scalar("found_inf", device), max_norm, self.nonfinite != "propagate",
             )  # fmt: skip
             plan.finish()
             total = norm if total is None else total
@@ -181,14 +155,18 @@ class FusedOptimizer(torch.optim.Optimizer):
             norms.append(norm.to(next(iter(work))))
         return torch.ops.fusedstep.total_norm(norms, self.norm_type)
 
-    def _all_fields(self) -> list[float]:
-        fields: list[float] = []
-        for g, group in enumerate(self.param_groups):
-            fields += self._fields(group, g)
-        return fields
+    def _numbers(self, group: Group, index: int | None) -> list[float]:
+        """The numbers of a parameter group in the order of csrc/rule_groups.h, checked."""
+        on_device = read_on_device(group["lr"])
+        rate = [0.0] if on_device else numbers(type(self).__name__, group, index, ("lr",))
+        head = [*rate, float(on_device), float(group["maximize"]), 0.0, 0.0, 0.0, 0.0]
+        return [*head, *self._fields(group, index)]
+
+    def _all_numbers(self) -> list[float]:
+        return [n for g, group in enumerate(self.param_groups) for n in self._numbers(group, g)]
 
     def _all_state_names(self) -> list[tuple[str, ...]]:
-        return [tuple(self._state_names(group)) for group in self.param_groups]
+        return [self._state_names(group) for group in self.param_groups]
 
     def _scalar(self, name: str, device: torch.device) -> Tensor | None:
         """GradScaler's `grad_scale` or `found_inf`, where it has set one, on `device`."""
@@ -197,7 +175,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _lr_tensors(self, device: torch.device) -> list[Tensor]:
         rates = [group["lr"] for group in self.param_groups]
-        return [float32_on(device, lr) for lr in rates if isinstance(lr, Tensor) and lr.is_cuda]
+        return [float32_on(device, lr) for lr in rates if read_on_device(lr)]
 
     def _raise_nonfinite(self) -> None:
         found_inf = getattr(self, "found_inf", None)
@@ -214,77 +192,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         if not on_gpu or not torch.cuda.is_current_stream_capturing():
             return
         name, rest = type(self).__name__, "while a CUDA graph is captured, got"
-        if not all(group["capturable"] for group in self.param_groups):
+        if not all(group.get("capturable", True) for group in self.param_groups):
             raise RuntimeError(f"{name}: capturable must be True in every group {rest} False")
         if self.nonfinite == "error":
             raise RuntimeError(f"{name}: nonfinite must be 'propagate' or 'skip' {rest} 'error'")
-
-    # --- torch.optim's protocol -------------------------------------------------------------
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch.optim.Optimizer's; also refuses what the step would refuse."""
-        super().add_param_group(param_group)
-        if not self._native:
-            return
-        try:
-            group, where = self.param_groups[-1], f"param_groups[{len(self.param_groups) - 1}]"
-            for i, param in enumerate(group["params"]):
-                require_dense(type(self).__name__, f"{where}['params'][{i}]", param)
-            self._fields(group, len(self.param_groups) - 1)
-            for option in ("fused", "differentiable"):
-                if group[option] != self.defaults[option]:
-                    must = f"be {self.defaults[option]}, as for the whole optimizer"
-                    refuse(type(self).__name__, f"{where}['{option}']", must, group[option])
-        except Exception:
-            self.param_groups.pop()
-            raise
-
-    def __getstate__(self) -> dict[str, Any]:
-        options = ("_native", "_max_norm", "_norm_type", "_nonfinite")
-        return super().__getstate__() | {option: getattr(self, option) for option in options}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._plans = Plans(type(self).__name__)
-        self._norm = None
-        if self._native:
-            self._step_supports_amp_scaling = True
-            for group in self.param_groups:  # a checkpoint may come from another implementation
-                group["fused"], group["foreach"] = True, None
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch.optim.Optimizer's, but state keeps its precision.
-
-        torch casts floating-point state to the parameter's dtype, which would round the float32
-        moments of a bfloat16 parameter. Those are taken from the checkpoint instead.
-        """
-        loaded: dict[str, Any] = {}
-        # Registered last, this sees the dictionary as the user's own hooks leave it.
-        before = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
-        # And this runs before the user's hooks look at what was loaded.
-        after = self.register_load_state_dict_post_hook(
-            lambda _: self._restore_precision(loaded), prepend=True
-        )
-        plans = self._plans
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
-        self._plans = plans  # for their tables: captured graphs may point to them
-        self._plans.forget()
-
-    def _restore_precision(self, loaded: dict[str, Any]) -> None:
-        if not self._native:
-            return
-        saved = chain.from_iterable(group["params"] for group in loaded["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, param in zip(saved, params, strict=True):
-            dtype = compute_dtype(param.dtype)
-            for name, value in loaded["state"].get(key, {}).items():
-                cast = isinstance(value, Tensor) and value.is_floating_point() and name != "step"
-                if cast and value.dtype != param.dtype and dtype != param.dtype:
-                    self.state[param][name] = value.to(param.device, dtype, copy=True)
 
 
 def float32_on(device: torch.device, value: Tensor) -> Tensor:

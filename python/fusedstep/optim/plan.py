@@ -12,16 +12,13 @@ from torch import Tensor
 
 from fusedstep import _C
 from fusedstep.checks import refuse, require_dense
+from fusedstep.optim.arrays import Array, Role, arrays_of
 from fusedstep.overlap import in_layout_of, is_dense, is_plain, memory_layout, same_strides
 
 _GRAD = attrgetter("grad")
 _REFRESH = torch.ops.fusedstep.table_refresh.default
-Named = tuple[str, Tensor]  # a parameter and how messages call it
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype a parameter is computed in, and its state kept in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+# How messages call a parameter, the parameter, and where the optimizer lists it.
+Named = tuple[str, Tensor, int]
 
 
 class Plan:
@@ -46,32 +43,33 @@ class Plan:
         names: list[Sequence[str]],
         state: dict[Tensor, dict[str, Tensor]],
     ) -> None:
-        """Takes over the parameters of each group, already checked; `names[g]` are its states."""
-        self.params = [param for _, param in chain.from_iterable(groups)]
+        """Takes over the parameters of each group, already checked; `names[g]`: of their state."""
+        named = list(chain.from_iterable(groups))
+        self.params = [param for _, param, _ in named]
         self._strided = [i for i, param in enumerate(self.params) if not is_dense(param)]
-        for group, keys in zip(groups, names, strict=True):
-            for label, param in group:
-                prepare_state(self.function, label, param, state[param], keys)
-        self._states = [state[param] for param in self.params]
-        self._state_keys = tuple(dict.fromkeys(chain(("step",), *names)))
-        self._state_tensors = [s[k] for s in self._states for k in self._state_keys if k in s]
-        self._group_sizes = [len(group) for group in groups]
-        self._state_counts = [len(keys) for keys in names]
-        self._state_lists = [
-            state[param][keys[k]]
-            for k in range(max(self._state_counts))
+        arrays = [
+            arrays_of(param, keys)
             for group, keys in zip(groups, names, strict=True)
-            for _, param in group
-            if k < len(keys)
+            for _, param, _ in group
         ]
+        for (label, param, _), needed in zip(named, arrays, strict=True):
+            if needed:
+                prepare_state(self.function, label, param, state[param], needed)
+        self._states = [state.get(param, {}) for param in self.params]
+        self._state_keys = tuple(dict.fromkeys(chain.from_iterable(names)))
+        self._state_tensors = [s[k] for s in self._states for k in self._state_keys if k in s]
+        self._assigned = (
+            [s[array.name] for s, n in zip(self._states, arrays, strict=True) for array in n],
+            [array.role for array in chain.from_iterable(arrays)],
+            [len(needed) for needed in arrays],
+            [len(group) for group in groups],
+            [position for _, _, position in named],
+        )
         if not self._strided:
             self._assign(self.params)
 
     def _assign(self, params: list[Tensor]) -> None:
-        torch.ops.fusedstep.table_assign(
-            self.table.address, params, self._state_lists, [s["step"] for s in self._states],
-            self._group_sizes, self._state_counts,
-        )  # fmt: skip
+        torch.ops.fusedstep.table_assign(self.table.address, params, *self._assigned)
 
     def states_replaced(self) -> bool:
         """Whether somebody put another tensor into the state of a parameter."""
@@ -130,30 +128,30 @@ class Plan:
 
 
 def prepare_state(
-    function: str, label: str, param: Tensor, state: dict[str, Tensor], names: Sequence[str]
+    function: str, label: str, param: Tensor, state: dict[str, Tensor], arrays: Sequence[Array]
 ) -> None:
     """Makes missing state; puts loaded state into the device, dtype and layout kernels need."""
-    step = state.get("step")
-    if step is None:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-    elif not _is_scalar_for(param, step):
-        step = step if isinstance(step, Tensor) else torch.tensor(float(step))
-        state["step"] = step.to(param.device, torch.float32).reshape(())
-    dtype = compute_dtype(param.dtype)
-    for name in names:
-        old = state.get(name)
+    for array in arrays:
+        old = state.get(array.name)
+        if array.role == Role.STEP:
+            if old is None:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+            elif not _is_scalar_for(param, old):
+                old = old if isinstance(old, Tensor) else torch.tensor(float(old))
+                state["step"] = old.to(param.device, torch.float32).reshape(())
+            continue
         if old is not None and old.shape != param.shape:
             must = f"have its parameter's shape {tuple(param.shape)}"
-            refuse(function, f"state of {label}['{name}']", must, tuple(old.shape))
+            refuse(function, f"state of {label}['{array.name}']", must, tuple(old.shape))
         fits = (
             old is not None
-            and old.dtype == dtype
+            and old.dtype == array.dtype
             and old.device == param.device
             and same_strides(old, memory_layout(param))
         )
         if not fits:
-            new = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-            state[name] = new if old is None else new.copy_(old)
+            new = torch.zeros_like(param, dtype=array.dtype, memory_format=torch.preserve_format)
+            state[array.name] = new if old is None else new.copy_(old)
 
 
 def _is_scalar_for(param: Tensor, step: Any) -> bool:

@@ -67,9 +67,9 @@ class Plans(dict[torch.device, Plan]):
                     stateless.append(param)
                     continue
                 here = by_device.setdefault(param.device, [[] for _ in groups])
-                here[g].append((label, param))
+                here[g].append((label, param, len(listed) - 1))
         for here in by_device.values():
-            labels, params = zip(*chain.from_iterable(here), strict=True)
+            labels, params, _ = zip(*chain.from_iterable(here), strict=True)
             refuse_overlap(self._function, labels, params)
 
         for device, here in by_device.items():

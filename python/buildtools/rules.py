@@ -1,0 +1,28 @@
+"""Makes the source files that compile each rule of kernels/rules: a rule itself is one header."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_sources(device: str, folder: Path, root: Path = ROOT) -> list[Path]:
+    """Fills in the template of `device` ("cpu" or "cuda") for each rule; CMakeLists.txt does too.
+
+    A file whose text is right is left alone: a newer time would mean compiling it again. What an
+    earlier build left for a rule that is gone is removed.
+    """
+    (template,) = (root / "kernels" / device).glob("rule.*.in")
+    suffix = template.suffixes[-2]
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = []
+    for rule in sorted((root / "kernels" / "rules").glob("*.h")):
+        source = folder / f"{rule.stem}{suffix}"
+        text = template.read_text().replace("@stem@", rule.stem)
+        if not source.exists() or source.read_text() != text:
+            source.write_text(text)
+        sources.append(source)
+    for stale in set(folder.glob(f"*{suffix}")) - set(sources):
+        stale.unlink()
+    return sources

@@ -1,0 +1,43 @@
+"""The numbers of a parameter group, checked: read at every step, so the usual case comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fusedstep.checks import refuse, require_beta, require_number
+
+Group = dict[str, Any]  # one of an optimizer's param_groups, or a constructor's arguments
+
+
+def label(index: int | None, key: str) -> str:
+    """How a message calls an entry of group `index`; None: the constructor's argument itself."""
+    return key if index is None else f"param_groups[{index}]['{key}']"
+
+
+def numbers(function: str, group: Group, index: int | None, keys: Sequence[str]) -> list[float]:
+    """The values of `keys`, each 0 or more."""
+    values = [group[key] for key in keys]
+    for value in values:
+        if not (type(value) is float and value >= 0):
+            return [require_number(function, label(index, key), group[key]) for key in keys]
+    return values
+
+
+def betas(function: str, group: Group, index: int | None) -> list[float]:
+    """The two values of "betas", each at least 0 and below 1."""
+    try:
+        beta1, beta2 = group["betas"]
+    except (TypeError, ValueError):
+        refuse(function, label(index, "betas"), "be a pair of numbers", repr(group["betas"]))
+    if type(beta1) is type(beta2) is float and 0 <= beta1 < 1 and 0 <= beta2 < 1:
+        return [beta1, beta2]
+    where = label(index, "betas")
+    return [require_beta(function, f"{where}[{k}]", b) for k, b in enumerate((beta1, beta2))]
+
+
+def read_on_device(lr: Any) -> bool:
+    """Whether the kernels read the rate where it is; a rate on the CPU is read with the others."""
+    return isinstance(lr, Tensor) and lr.is_cuda
