@@ -1,0 +1,30 @@
+// A float32 in two halves: a bfloat16 that a forward pass can use, and the 16 bits it lacks.
+#pragma once
+
+#include "kernels/common/dtypes.h"
+
+namespace fusedstep {
+
+// The bfloat16 is the nearest one, and of two equally near the one of larger magnitude. Ties to
+// even, as dtypes.h and torch round, cannot be had here: 65537 floats round to each even bfloat16,
+// one more than 16 bits tell apart. The two differ in one float of 131072.
+struct Halves {
+  BFloat16 nearest;
+  uint16_t remainder;  // the float's low 16 bits
+};
+
+// Every float is restored to the bit, infinities and subnormals too; every NaN becomes 0x7fff0000.
+FUSEDSTEP_HD Halves split(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  // Where the low half is 0x8000 or more, the nearest bfloat16 is the next one away from zero.
+  return {{static_cast<uint16_t>(nan ? 0x7fffu : (bits + 0x8000u) >> 16)},
+          static_cast<uint16_t>(nan ? 0u : bits)};
+}
+
+FUSEDSTEP_HD float join(BFloat16 nearest, uint16_t remainder) {
+  const uint32_t high = nearest.bits - static_cast<uint32_t>(remainder >> 15);
+  return bit_cast<float>(high << 16 | remainder);
+}
+
+}  // namespace fusedstep
