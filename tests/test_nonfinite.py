@@ -1,8 +1,7 @@
-"""Gradients that are not finite, the three ways to treat them, loss scales and GradScaler."""
+"""Gradients that are not finite, the three ways to treat them, and loss scales."""
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -151,84 +150,3 @@ def test_error_is_not_raised_for_what_the_scaler_found() -> None:
     optimizer.found_inf = torch.tensor(1.0)
     optimizer.step()  # the scaler lowers its scale and goes on, as with any optimizer
     assert_unchanged(optimizer, before)
-
-
-class Task:
-    """A tiny regression whose loss can be made infinite."""
-
-    def __init__(self, device: torch.device, **options: Any) -> None:
-        torch.manual_seed(0)
-        self.model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 1)).to(device)
-        self.optimizer = fusedstep.AdamW(self.model.parameters(), lr=0.01, **options)
-        self.inputs = torch.randn(4, 8, device=device)
-
-    def loss(self, spoil: bool = False) -> Tensor:
-        loss = self.model(self.inputs).square().mean()
-        return loss * math.inf if spoil else loss
-
-
-@pytest.mark.parametrize("unscale", [False, True], ids=["step", "unscale_ then step"])
-@pytest.mark.parametrize("max_norm", [None, 0.1])
-def test_grad_scaler_gives_the_bits_of_a_run_without(
-    max_norm: float | None, unscale: bool, device: torch.device
-) -> None:
-    plain, scaled = (Task(device, max_norm=max_norm) for _ in range(2))
-    scaler = torch.amp.GradScaler(device.type, init_scale=1024.0)
-    for _ in range(3):
-        plain.optimizer.zero_grad()
-        plain.loss().backward()
-        plain.optimizer.step()
-        scaled.optimizer.zero_grad()
-        scaler.scale(scaled.loss()).backward()
-        if unscale:
-            scaler.unscale_(scaled.optimizer)
-        scaler.step(scaled.optimizer)
-        scaler.update()
-    for p, q in zip(plain.model.parameters(), scaled.model.parameters(), strict=True):
-        assert_same_bits(p, q, "parameter")
-    assert scaler.get_scale() == 1024.0
-    if max_norm is not None:
-        assert_same_bits(plain.optimizer.grad_norm, scaled.optimizer.grad_norm, "grad_norm")
-
-
-@pytest.mark.parametrize("unscale", [False, True], ids=["step", "unscale_ then step"])
-@pytest.mark.parametrize("nonfinite", ["propagate", "skip", "error"])
-def test_grad_scaler_skips_and_lowers_its_scale(
-    nonfinite: str, unscale: bool, device: torch.device
-) -> None:
-    task = Task(device, max_norm=1.0, nonfinite=nonfinite)
-    scaler = torch.amp.GradScaler(device.type, init_scale=1024.0)
-    for spoil_it in (False, True, False):
-        task.optimizer.zero_grad()
-        scaler.scale(task.loss(spoil_it)).backward()
-        before = snapshot(task.optimizer)
-        if unscale:
-            scaler.unscale_(task.optimizer)
-        scaler.step(task.optimizer)
-        scaler.update()
-        if spoil_it:
-            assert_unchanged(task.optimizer, before)
-    assert scaler.get_scale() == 512.0
-    assert {float(s["step"]) for s in task.optimizer.state.values()} == {2.0}
-
-
-def test_grad_scaler_with_a_copied_optimizer() -> None:
-    task = copy.deepcopy(Task(torch.device("cpu")))
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    for spoil_it in (True, False):
-        task.optimizer.zero_grad()
-        scaler.scale(task.loss(spoil_it)).backward()
-        scaled = [p.grad.clone() for p in task.model.parameters()]
-        scaler.step(task.optimizer)
-        scaler.update()
-        for param, grad in zip(task.model.parameters(), scaled, strict=True):
-            assert_same_bits(param.grad, grad, "what the optimizer, not the scaler, divides")
-    assert {float(s["step"]) for s in task.optimizer.state.values()} == {1.0}
-
-
-def test_disabled_grad_scaler() -> None:
-    task = Task(torch.device("cpu"))
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    scaler.scale(task.loss()).backward()
-    scaler.step(task.optimizer)
-    assert {float(s["step"]) for s in task.optimizer.state.values()} == {1.0}
