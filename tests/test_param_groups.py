@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import fusedstep
 from fusedstep import param_groups
 
 
@@ -47,6 +48,48 @@ def test_the_groups_fit_an_optimizer_and_its_step_decays_only_matrices():
         decays = parameter.requires_grad and parameter.dim() >= 2
         expected = before[name] * (1 - 0.1 * 0.5) if decays else before[name]
         torch.testing.assert_close(parameter.detach(), expected)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, fusedstep.AdamW])
+def test_named_groups_give_an_optimizer_its_parameters_names(kind):
+    model = Tied()
+    named = kind(param_groups(model, 0.1, named=True))
+    assert [group["param_names"] for group in named.param_groups] == [
+        ["embedding.weight", "convolution.weight"],
+        ["scale", "norm.weight", "norm.bias", "output.bias"],
+    ]
+    for group, plain in zip(named.param_groups, param_groups(model, 0.1), strict=True):
+        assert same(group["params"], plain["params"])
+        assert group["weight_decay"] == plain["weight_decay"]
+
+
+def test_a_checkpoint_without_names_loads_into_named_groups():
+    model = Tied()
+    plain, named = (
+        fusedstep.AdamW(param_groups(model, 0.1, named=named)) for named in (False, True)
+    )
+    named.load_state_dict(plain.state_dict())
+    assert named.param_groups[0]["param_names"][0] == "embedding.weight"
+
+
+def test_only_what_requires_a_gradient_now_is_there():
+    model = Tied()
+    model.embedding.requires_grad_(False)
+    model.frozen.requires_grad_(True)
+    decaying, still = param_groups(model, 0.1)
+    assert same(decaying["params"], [model.convolution.weight, model.frozen.weight])
+    assert model.frozen.bias is still["params"][-1]
+
+
+def test_a_parameter_may_have_no_elements_and_the_decay_be_an_int():
+    (group,) = param_groups(nn.ParameterList([torch.empty(0, 3)]), 1)
+    assert (len(group["params"]), group["weight_decay"]) == (1, 1.0)
+    assert type(group["weight_decay"]) is float
+
+
+def test_named_is_a_bool():
+    with pytest.raises(TypeError, match=r"^param_groups: named must be a bool, got list$"):
+        param_groups(nn.Linear(1, 1), 0.1, named=["weight"])
 
 
 @pytest.mark.parametrize(

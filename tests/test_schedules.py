@@ -116,6 +116,12 @@ def test_no_step_of_the_run_has_rate_zero_where_it_falls_to_zero(fall):
     assert min(rates[:50]) > 0 == rates[50]
 
 
+def test_rounding_does_not_lead_below_the_bottom():
+    recipe = {"max_lr": 6e-4, "min_lr": 1.3e-5, "warmup_steps": 0, "max_steps": 2 * 10**8}
+    assert 6e-4 - (6e-4 - 1.3e-5) < 1.3e-5  # in floats, where the cosine has become -1
+    assert warmup_cosine(2 * 10**8 - 1, **recipe) == 1.3e-5
+
+
 def test_the_cooldowns_follow_their_formulas():
     for step, share in ((30, 0), (35, 0.25), (40, 0.5), (49, 0.95), (50, 1)):
         line = warmup_stable_decay(step, **STABLE, decay="linear")

@@ -23,8 +23,8 @@ class Scheduler(LRScheduler):
     were given different rates is refused, as it would make them equal: give a list, or, for a
     factor on each group's own rate, torch's LambdaLR and a schedule with `max_lr=1`.
 
-    A tensor `lr` stays the same tensor and is written in place, so that a captured graph sees it.
-    `step()`, `get_last_lr()` and `last_epoch` (the step whose rate is set now) are torch's; inside
+    A tensor `lr` stays the same tensor and is written in place; a float stays a float. `step()`,
+    `get_last_lr()` and `last_epoch` (the step whose rate is set now) are torch's; inside
     SequentialLR each schedule starts from step 0 at its milestone, and it overwrites what stands
     before it in a ChainedScheduler.
 
@@ -35,7 +35,8 @@ class Scheduler(LRScheduler):
 
     Raises TypeError where `optimizer` is no torch.optim.Optimizer or `schedule` neither a function
     nor a list of them, ValueError where there are not as many as groups; at any step the same for
-    a rate that is no number, negative or not finite, before any group is changed.
+    a rate that is no number, negative or not finite, before any group is changed. KeyError, as any
+    of torch's, for a `last_epoch` above -1 where no scheduler had set `initial_lr`.
     """
 
     def __init__(
