@@ -98,22 +98,6 @@ def test_float64_is_close_to_torch_to_the_last_digits() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-14)
 
 
-def test_closure_is_run_with_gradients_enabled_and_its_loss_returned() -> None:
-    (param,) = make_params((4,))
-    optimizer = fusedstep.AdamW([param])
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = (param**2).sum()
-        loss.backward()
-        return loss
-
-    before = param.detach().clone()
-    loss = optimizer.step(closure)
-    assert loss.item() == pytest.approx(float((before**2).sum()))
-    assert not torch.equal(param, before)
-
-
 def test_torch_own_step_runs_where_it_is_asked_for() -> None:
     for options in ({"fused": False}, {"foreach": True}, {"fused": False, "foreach": False}):
         ours = make_params((9,), (2, 3))
@@ -126,52 +110,6 @@ def test_torch_own_step_runs_where_it_is_asked_for() -> None:
                 one.step()
         assert all(map(torch.equal, ours, theirs))
         assert optimizer.grad_norm is None
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_hooks_run_once(fused: bool) -> None:
-    optimizer = fusedstep.AdamW(make_params((5,)), fused=fused)
-    calls: list[str] = []
-    optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
-    optimizer.register_step_post_hook(lambda *_: calls.append("post"))
-    for _ in range(2):
-        set_grads(optimizer.param_groups[0]["params"])
-        optimizer.step()
-    assert calls == ["pre", "post"] * 2
-
-
-def test_schedulers_of_torch_work() -> None:
-    params = make_params((5,))
-    optimizer = fusedstep.AdamW(params, lr=1.0)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
-    twin = Twin(optimizer)
-    for step in range(3):
-        set_grads(params, seed=step)
-        twin.step()  # reads the rate that the scheduler set
-        scheduler.step()
-    assert optimizer.param_groups[0]["lr"] == 0.125
-
-
-def test_step_inside_backward() -> None:
-    """One optimizer a parameter, run by autograd's thread as soon as the gradient is there."""
-    ours = make_params((20, 20), (20,))
-    theirs = copies(ours)
-    optimizers = {p: fusedstep.AdamW([p], max_norm=1.0) for p in ours}
-
-    def step(param: torch.Tensor) -> None:
-        optimizers[param].step()
-        param.grad = None
-
-    for param in ours:
-        param.register_post_accumulate_grad_hook(step)
-    twins = [Twin(fusedstep.AdamW([p], max_norm=1.0)) for p in theirs]
-    for _ in range(3):
-        for params in (ours, theirs):
-            (params[0] @ params[1]).square().sum().backward()
-        for twin, param in zip(twins, theirs, strict=True):
-            twin.step()
-            param.grad = None
-    assert all(map(torch.equal, ours, theirs))
 
 
 def test_gradients_that_have_a_graph_of_their_own() -> None:

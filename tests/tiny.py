@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from optimizers import Kind
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
+STEPS = 4
 Batch = list[Tensor]  # inputs [4, 8] and targets [4, 1]
+Step = Callable[[nn.Module, Optimizer, Batch], Any]
 
 
 def network(**options: Any) -> nn.Sequential:
@@ -35,3 +40,28 @@ def loss_of(net: nn.Module, batch: Batch) -> Tensor:
     """The mean squared error."""
     inputs, targets = batch
     return F.mse_loss(net(inputs), targets)
+
+
+def plain_step(net: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
+    """As most loops have it."""
+    optimizer.zero_grad()
+    loss_of(net, batch).backward()
+    optimizer.step()
+
+
+def run(
+    net: nn.Module,
+    optimizer: Optimizer,
+    step: Step = plain_step,
+    data: Sequence[Batch] | None = None,
+) -> Optimizer:
+    """The optimizer after a step for every batch."""
+    for batch in data or batches(STEPS):
+        step(net, optimizer, batch)
+    return optimizer
+
+
+def plain_run(kind: Kind) -> Optimizer:
+    """The usual oracle: the plain loop, clipping, from the network's first weights."""
+    net = network()
+    return run(net, kind.ours(net.parameters(), max_norm=1.0))

@@ -1,0 +1,156 @@
+"""What a training loop does around the step: closures, hooks, compilation, recomputation.
+
+The oracle is a plain loop with the same optimizer; where torch has the class, torch's as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from optimizers import Kind, assert_same_run, every_kind, every_namesake, params_of
+from tiny import STEPS, Batch, batches, loss_of, network, plain_run, plain_step, run
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.checkpoint import checkpoint
+
+
+@every_namesake
+def test_plain_loop_is_close_to_torch(kind: Kind) -> None:
+    nets = network(), network()
+    ours = run(nets[0], kind.ours(nets[0].parameters()))
+    theirs = run(nets[1], kind.torchs(nets[1].parameters()))
+    torch.testing.assert_close(params_of(ours), params_of(theirs))
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@every_kind
+def test_zero_grad_in_both_modes(kind: Kind, set_to_none: bool) -> None:
+    def step(net: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
+        loss_of(net, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=set_to_none)
+        assert all((p.grad is None) == set_to_none for p in params_of(optimizer))
+        assert set_to_none or not any(p.grad.any() for p in params_of(optimizer))
+
+    net = network()
+    optimizer = run(net, kind.ours(net.parameters(), max_norm=1.0), step)
+    assert_same_run(optimizer, plain_run(kind))
+
+
+@every_kind
+def test_closure_is_run_with_gradients_enabled_and_its_loss_returned(kind: Kind) -> None:
+    def step(net: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
+        losses = []
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            losses.append(loss_of(net, batch))
+            losses[0].backward()
+            return losses[0]
+
+        with torch.no_grad():
+            assert optimizer.step(closure) is losses[0]
+        assert len(losses) == 1
+
+    net = network()
+    optimizer = run(net, kind.ours(net.parameters(), max_norm=1.0), step)
+    assert_same_run(optimizer, plain_run(kind))
+
+
+def calls_of_hooks(net: nn.Module, optimizer: Optimizer) -> list[str]:
+    """Which hooks, those of all optimizers included, run in two steps; one doubles gradients."""
+    calls: list[str] = []
+
+    def double(one: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert (one, args, kwargs) == (optimizer, (optimizer,), {})
+        calls.append("pre")
+        for param in params_of(one):
+            param.grad *= 2
+
+    optimizer.register_step_pre_hook(double)
+    optimizer.register_step_post_hook(lambda *_: calls.append("post"))
+    everywhere = register_optimizer_step_post_hook(lambda *_: calls.append("global post"))
+    try:
+        run(net, optimizer, data=batches(2))
+    finally:
+        everywhere.remove()
+    return calls
+
+
+@every_kind
+def test_hooks_run_once_and_may_change_gradients(kind: Kind) -> None:
+    def doubled_step(net: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
+        optimizer.zero_grad()
+        (2 * loss_of(net, batch)).backward()  # a factor of two rounds nothing
+        optimizer.step()
+
+    nets = network(), network()
+    hooked, plain = (kind.ours(net.parameters(), max_norm=1e9) for net in nets)
+    assert calls_of_hooks(nets[0], hooked) == ["pre", "post", "global post"] * 2
+    assert_same_run(hooked, run(nets[1], plain, doubled_step, batches(2)))
+
+
+@every_namesake
+def test_hooks_run_once_around_torch_own_step(kind: Kind) -> None:
+    net = network()
+    optimizer = kind.ours(net.parameters(), fused=False)
+    assert calls_of_hooks(net, optimizer) == ["pre", "post", "global post"] * 2
+
+
+@every_kind
+def test_step_inside_backward(kind: Kind) -> None:
+    """One optimizer a parameter, run by autograd's thread as soon as the gradient is there."""
+    nets = network(), network()
+    inside, after = ({p: kind.ours([p], max_norm=1.0) for p in net.parameters()} for net in nets)
+
+    def step(param: Tensor) -> None:
+        inside[param].step()
+        param.grad = None
+
+    for param in inside:
+        param.register_post_accumulate_grad_hook(step)
+    for batch in batches(STEPS):
+        loss_of(nets[0], batch).backward()
+        loss_of(nets[1], batch).backward()
+        for param, optimizer in after.items():
+            optimizer.step()
+            param.grad = None
+    for actual, expected in zip(inside.values(), after.values(), strict=True):
+        assert_same_run(actual, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True], ids=["optimizer.step", "the loop's body"])
+@every_kind
+def test_compiled_step_is_the_eager_one(kind: Kind, whole: bool) -> None:
+    torch._dynamo.reset()
+    net = network()
+    optimizer = kind.ours(net.parameters(), max_norm=1.0)
+    compiled = torch.compile(plain_step if whole else optimizer.step, backend="eager")
+
+    def step(net: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
+        if whole:
+            return compiled(net, optimizer, batch)
+        optimizer.zero_grad()
+        loss_of(net, batch).backward()
+        compiled()
+
+    run(net, optimizer, step)
+    assert_same_run(optimizer, plain_run(kind))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@every_kind
+def test_recomputed_activations(kind: Kind, use_reentrant: bool) -> None:
+    net = network()
+    recomputed = nn.Module()
+    recomputed.forward = lambda x: checkpoint(net, x, use_reentrant=use_reentrant)
+
+    def step(_: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
+        plain_step(recomputed, optimizer, [batch[0].clone().requires_grad_(), batch[1]])
+
+    optimizer = run(net, kind.ours(net.parameters(), max_norm=1.0), step)
+    assert_same_run(optimizer, plain_run(kind))
