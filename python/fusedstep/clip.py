@@ -9,7 +9,22 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_dense, require_norm_type, require_number
+from fusedstep.distributed import (
+    Place,
+    is_dtensor,
+    local,
+    norm_over_ranks,
+    place_of,
+    refuse_mixture,
+    require_mesh_of,
+    require_on_mesh,
+    require_placed,
+    settled,
+    shard_like,
+)
 from fusedstep.overlap import gapless, refuse_overlap
+
+Shards = dict[Place, list[Tensor]]  # what lies here of the tensors of each place
 
 
 def get_total_norm(
@@ -21,7 +36,8 @@ def get_total_norm(
     """The norm of all elements of all tensors, as torch.nn.utils.get_total_norm.
 
     Args:
-        tensors: float32, float64, bfloat16 or float16, of any shape and on any devices.
+        tensors: float32, float64, bfloat16 or float16, of any shape and on any devices. DTensors
+            may be on several meshes; every rank of those must make the call.
         norm_type: 2, 1 or inf.
         error_if_nonfinite: RuntimeError where the norm is NaN or infinite (waits for the device).
         foreach: taken for torch's sake; there is one implementation.
@@ -29,7 +45,8 @@ def get_total_norm(
     Returns:
         0-d float32 on the first tensor's device, whatever the tensors' dtypes: the same bits for
         any number of threads and on any device (the order is in kernels/common/norm.h). 0 on the
-        CPU for an empty list.
+        CPU for an empty list. Of DTensors it is the norm of the whole, a plain tensor with the same
+        bits on every rank.
 
     Raises:
         ValueError, TypeError: `get_total_norm: tensors[i] must <property>, got <value>`.
@@ -37,9 +54,15 @@ def get_total_norm(
     function = "get_total_norm"
     listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     norm_type = require_norm_type(function, norm_type)
-    for i, tensor in enumerate(listed):
-        require_dense(function, f"tensors[{i}]", tensor)
-    return _publish(function, _norm(listed, norm_type), norm_type, error_if_nonfinite)
+    names = [f"tensors[{i}]" for i in range(len(listed))]
+    for name, tensor in zip(names, listed, strict=True):
+        require_dense(function, name, local(tensor))
+        require_on_mesh(function, name, tensor)
+    refuse_mixture(function, names, listed)
+    shards: Shards = {}
+    for tensor in map(settled, listed):
+        shards.setdefault(place_of(tensor), []).append(local(tensor))
+    return _publish(function, _norm(shards, norm_type), norm_type, error_if_nonfinite)
 
 
 def clip_grad_norm_(
@@ -52,7 +75,8 @@ def clip_grad_norm_(
     """Scales the gradients in place to a global norm of at most `max_norm`, as torch.nn.utils'.
 
     Args:
-        parameters: tensors whose `.grad`, where there is one, is clipped; all together.
+        parameters: tensors whose `.grad`, where there is one, is clipped; all together. DTensors as
+            in `get_total_norm`.
         max_norm: in units of the gradient; the factor is min(1, max_norm / (norm + 1e-6)).
         norm_type, error_if_nonfinite, foreach: as in `get_total_norm`; nothing is scaled where it
             raises.
@@ -68,38 +92,51 @@ def clip_grad_norm_(
     listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     max_norm = require_number(function, "max_norm", max_norm)
     norm_type = require_norm_type(function, norm_type)
-    names, grads = [], []
-    for i, parameter in enumerate(listed):
+    names, grads, shards = _gradients(function, listed)
+    pieces = [local(grad).detach() for grad in grads]
+    refuse_overlap(function, names, pieces)
+    norm = _norm(shards, norm_type)
+    published = _publish(function, norm, norm_type, error_if_nonfinite)
+    for device, members in _by_device(pieces).items():
+        dense = [gapless(piece) for piece in members]
+        torch.ops.fusedstep.clip_by_norm_(dense, norm.to(device), max_norm)
+        for piece, copy in zip(members, dense, strict=True):
+            if copy is not piece:
+                piece.copy_(copy)
+    torch.autograd.graph.increment_version([*pieces, *filter(is_dtensor, grads)])
+    return published
+
+
+def _gradients(function: str, parameters: list[Tensor]) -> tuple[list[str], list[Tensor], Shards]:
+    """All gradients, checked, with their names, and the part of each that lies here by place."""
+    names, owners = [], []
+    for i, parameter in enumerate(parameters):
         if not isinstance(parameter, Tensor):
             refuse(function, f"parameters[{i}]", "be a tensor", type(parameter).__name__, TypeError)
         if parameter.grad is not None:
             names.append(f"parameters[{i}].grad")
-            grads.append(parameter.grad.detach())
-            require_dense(function, names[-1], grads[-1])
-    refuse_overlap(function, names, grads)
-    norm = _norm(grads, norm_type)
-    published = _publish(function, norm, norm_type, error_if_nonfinite)
-    for device, members in _by_device(grads).items():
-        dense = [gapless(grad) for grad in members]
-        torch.ops.fusedstep.clip_by_norm_(dense, norm.to(device), max_norm)
-        for grad, copy in zip(members, dense, strict=True):
-            if copy is not grad:
-                grad.copy_(copy)
-        torch.autograd.graph.increment_version(members)
-    return published
+            owners.append(parameter)
+            require_dense(function, names[-1], local(parameter.grad))
+            require_mesh_of(function, names[-1], parameter, parameter.grad)
+        require_placed(function, f"parameters[{i}]", parameter)
+    refuse_mixture(function, [f"parameters[{i}]" for i in range(len(parameters))], parameters)
+    # Ranks may differ in which parameters have gradients, but not in how often they communicate.
+    shards: Shards = {place_of(p): [] for p in parameters if is_dtensor(p)}
+    for owner in owners:
+        place = place_of(owner if is_dtensor(owner) else owner.grad)
+        shards.setdefault(place, []).append(shard_like(owner, owner.grad))
+    return names, [owner.grad for owner in owners], shards
 
 
-def _norm(tensors: list[Tensor], norm_type: float) -> Tensor:
-    """0-d float64 on the first tensor's device; over several devices, the norm of their norms."""
-    if not tensors:
-        return torch.zeros((), dtype=torch.float64)
-    tensors = [gapless(t.detach()) for t in tensors]
-    groups = _by_device(tensors)
-    norms = [torch.ops.fusedstep.total_norm(group, norm_type) for group in groups.values()]
-    if len(norms) == 1:
-        return norms[0]
-    first = tensors[0].device
-    return torch.ops.fusedstep.total_norm([norm.to(first) for norm in norms], norm_type)
+def _norm(shards: Shards, norm_type: float) -> Tensor:
+    """0-d float64 on the first place's device: of all elements there and on other ranks."""
+    norms = {
+        place: torch.ops.fusedstep.total_norm([gapless(t.detach()) for t in tensors], norm_type)
+        if tensors
+        else torch.zeros((), dtype=torch.float64, device=place.device)
+        for place, tensors in shards.items()
+    }
+    return norm_over_ranks(norms, norm_type) if norms else torch.zeros((), dtype=torch.float64)
 
 
 def _publish(function: str, norm: Tensor, norm_type: float, error_if_nonfinite: bool) -> Tensor:

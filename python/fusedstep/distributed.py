@@ -1,0 +1,186 @@
+"""DTensors: the shard of each that lies here, and norms over all ranks that hold a part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from fusedstep.checks import refuse
+
+
+class Place(NamedTuple):
+    """Where the elements of a tensor are: a device here and, for a DTensor, ranks of a mesh."""
+
+    device: torch.device
+    mesh: Any = None  # the DeviceMesh; None for a plain tensor
+    sharded: tuple[int, ...] = ()  # mesh dimensions along which ranks hold different elements
+
+
+@cache
+def _dtensor() -> type:
+    """Imported late: it takes a second that users of plain tensors need not spend."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor
+
+
+def is_dtensor(tensor: Any) -> bool:
+    """Whether this is a DTensor, as fully_shard and tensor parallelism make of parameters."""
+    return is_traceable_wrapper_subclass(tensor) and isinstance(tensor, _dtensor())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The plain tensor that holds the elements lying here; it shares their memory.
+
+    Not `to_local()`, which gives a new view of a parameter at every call: the same object as long
+    as the memory is the same lets a plan see at a glance that nothing was replaced.
+    """
+    if not is_dtensor(tensor):
+        return tensor
+    shard = tensor._local_tensor
+    return (
+        shard.wait() if is_traceable_wrapper_subclass(shard) and hasattr(shard, "wait") else shard
+    )
+
+
+def place_of(tensor: Tensor) -> Place:
+    """The key under which tensors can share one norm: same device, same mesh, same sharding.
+
+    Uneven and strided shards are shards: each element counts on the rank that holds it.
+    """
+    if not is_dtensor(tensor):
+        return Place(tensor.device)
+    sharded = (d for d, placement in enumerate(tensor.placements) if not placement.is_replicate())
+    return Place(tensor.device, tensor.device_mesh, tuple(sharded))
+
+
+def shard_like(param: Tensor, tensor: Tensor) -> Tensor:
+    """The part of `tensor`, a gradient, that belongs to the part of `param` lying here.
+
+    A gradient may be placed otherwise than its parameter: sequence parallelism leaves sums to be
+    done over the ranks (Partial). Such a one is communicated, as by torch's optimizers; all ranks
+    of the mesh get here.
+    """
+    if is_dtensor(tensor) and tensor.placements != param.placements:
+        tensor = tensor.detach().redistribute(placements=param.placements)
+    return local(tensor)
+
+
+def settled(tensor: Tensor) -> Tensor:
+    """`tensor` itself, or with sums that were left to be done over the ranks (Partial) done."""
+    if not is_dtensor(tensor) or not any(p.is_partial() for p in tensor.placements):
+        return tensor
+    from torch.distributed.tensor import Replicate
+
+    placements = [Replicate() if p.is_partial() else p for p in tensor.placements]
+    return tensor.detach().redistribute(placements=placements)
+
+
+def placed_like(param: Tensor, shard: Tensor) -> Tensor:
+    """`shard` as a DTensor placed as `param`, so that checkpoints know what part it is."""
+    if not is_dtensor(param):
+        return shard
+    return _dtensor().from_local(
+        shard, param.device_mesh, param.placements, run_check=False,
+        shape=param.shape, stride=param.stride(),
+    )  # fmt: skip
+
+
+def norm_over_ranks(norms: Mapping[Place, Tensor], norm_type: float) -> Tensor:
+    """The norm of all elements anywhere, from that of the elements lying here at each place.
+
+    Each mesh communicates once along each of its dimensions that anything is sharded over, with
+    all its norms in one message. They are gathered and then combined here, instead of by an
+    all-reduce: in rank order, they have the same bits on every rank and with every backend,
+    infinities and NaNs included. What is replicated along a dimension counts once: as the first
+    rank has it, so that replicas that differ cannot make ranks disagree.
+
+    Args:
+        norms: 0-d float64 each, on its place's device. All ranks of a mesh call with the same
+            places of it in the same order, also those that have nothing to add but a zero.
+        norm_type: 2, 1 or inf.
+
+    Returns:
+        0-d float64 on the first place's device, without waiting for a GPU.
+    """
+    whole = dict(norms)
+    meshes: dict[tuple[Any, torch.device], list[Place]] = {}
+    for place in norms:
+        if place.sharded:
+            meshes.setdefault((place.mesh, place.device), []).append(place)
+    for (mesh, _), places in meshes.items():
+        for dim in sorted(set(chain.from_iterable(place.sharded for place in places))):
+            ranks = _gather(torch.stack([whole[place] for place in places]), mesh, dim)
+            for place, column in zip(places, ranks, strict=True):
+                whole[place] = _norm([column], norm_type) if dim in place.sharded else column[0]
+    values = list(whole.values())
+    return (
+        values[0]
+        if len(values) == 1
+        else _norm([v.to(values[0].device) for v in values], norm_type)
+    )
+
+
+def _gather(values: Tensor, mesh: Any, dim: int) -> Tensor:
+    """[n] of every rank along a dimension of `mesh` -> [n, ranks], in one collective."""
+    rows = [torch.empty_like(values) for _ in range(mesh.size(dim))]
+    torch.distributed.all_gather(rows, values, group=mesh.get_group(dim))
+    return torch.stack(rows, dim=1)
+
+
+def _norm(norms: list[Tensor], norm_type: float) -> Tensor:
+    return torch.ops.fusedstep.total_norm(norms, norm_type)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def require_on_mesh(function: str, argument: str, tensor: Tensor) -> None:
+    """A plain tensor, or a DTensor on a mesh with this process, which could not help otherwise."""
+    if is_dtensor(tensor) and tensor.device_mesh.get_coordinate() is None:
+        refuse(function, argument, "be on a mesh that this process is part of", tensor.device_mesh)
+
+
+def require_placed(function: str, argument: str, tensor: Tensor) -> None:
+    """A plain tensor, or a DTensor of which this process holds final values."""
+    require_on_mesh(function, argument, tensor)
+    if is_dtensor(tensor) and any(placement.is_partial() for placement in tensor.placements):
+        refuse(function, argument, "be sharded or replicated", tensor.placements)
+
+
+def require_mesh_of(function: str, argument: str, param: Tensor, tensor: Tensor) -> None:
+    """What belongs to a DTensor is one on the same mesh; to a plain tensor, a plain one."""
+    if is_dtensor(param) != is_dtensor(tensor):
+        kinds = ("a DTensor", "a plain tensor")
+        kind, got = kinds if is_dtensor(param) else reversed(kinds)
+        refuse(function, argument, f"be {kind}, as its parameter", got, TypeError)
+    if is_dtensor(param) and param.device_mesh != tensor.device_mesh:
+        must = f"be on its parameter's mesh {param.device_mesh}"
+        refuse(function, argument, must, tensor.device_mesh)
+
+
+def require_placement_of(function: str, argument: str, param: Tensor, tensor: Tensor) -> None:
+    """And state is divided among the ranks as its parameter is."""
+    require_mesh_of(function, argument, param, tensor)
+    if is_dtensor(param) and param.placements != tensor.placements:
+        must = f"be placed as its parameter, {param.placements}"
+        refuse(function, argument, must, tensor.placements)
+
+
+def refuse_mixture(function: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+    """TypeError where some are DTensors and some are not.
+
+    Nothing tells whether a plain tensor is the same on every rank and counts once, or is another
+    one on each: their norm would be a guess.
+    """
+    kinds = [is_dtensor(tensor) for tensor in tensors]
+    if any(kinds) and not all(kinds):
+        placed, plain = names[kinds.index(True)], names[kinds.index(False)]
+        must = f"be a DTensor, as {placed} is (distribute_tensor makes one, Replicate() included)"
+        refuse(function, plain, must, "a plain tensor", TypeError)
