@@ -6,10 +6,11 @@ __version__ = build.FACTS["version"]
 
 from fusedstep import ops, schedules
 from fusedstep.clip import clip_grad_norm_, get_total_norm
-from fusedstep.optim import AdamW
+from fusedstep.optim import Adam, AdamW
 from fusedstep.param_groups import param_groups
 
 __all__ = [
+    "Adam",
     "AdamW",
     "build",
     "clip_grad_norm_",

@@ -1,5 +1,6 @@
 """The optimizers, one file each; what they share is in base.py, plans.py and plan.py."""
 
+from fusedstep.optim.adam import Adam
 from fusedstep.optim.adamw import AdamW
 
-__all__ = ["AdamW"]
+__all__ = ["Adam", "AdamW"]

@@ -7,30 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fusedstep.optim.base import FusedOptimizer
-from fusedstep.optim.hyperparameters import Group, betas, numbers
+from fusedstep.optim.adam import AdamRule
 from fusedstep.optim.options import Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-class AdamRule(FusedOptimizer):
-    """What Adam and AdamW say of their parameter groups."""
-
-    _rule = "adam"
-
-    def _state_names(self, group: Group) -> tuple[str, ...]:
-        names = ("step", "exp_avg", "exp_avg_sq")
-        return (*names, "max_exp_avg_sq") if group["amsgrad"] else names
-
-    def _fields(self, group: Group, index: int | None) -> list[float]:
-        name = type(self).__name__
-        decoupled, amsgrad = group["decoupled_weight_decay"], group["amsgrad"]
-        return [
-            *betas(name, group, index), *numbers(name, group, index, ("eps", "weight_decay")),
-            float(decoupled), float(amsgrad),
-        ]  # fmt: skip
 
 
 class AdamW(AdamRule, torch.optim.AdamW):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +31,10 @@ class FusedOptimizer(OptionAttributes, Protocol):
     _state_names: Callable[[Group], tuple[str, ...]]
     _fields: Callable[[Group, int | None], Sequence[float]]
 
+    def _initial(self, name: str, state: Mapping[str, Any]) -> float:
+        """What the entry `name` of a parameter's state begins with; `state`: those there are."""
+        return 0.0
+
     _table_op = torch.ops.fusedstep.table_step_.default
 
     def _prepare(
@@ -52,6 +56,8 @@ class FusedOptimizer(OptionAttributes, Protocol):
             self._numbers(arguments, None)
             if differentiable:
                 raise RuntimeError("`fused` does not support `differentiable`")
+            if foreach:
+                raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         return True if native else fused
 
     @property
@@ -107,7 +113,8 @@ class FusedOptimizer(OptionAttributes, Protocol):
         work = self._look() if fits else {}
         try:
             if not fits or not all(plan.refresh() for plan in work.values()):
-                self._plans.make(self.param_groups, self.state, self._all_state_names())
+                names = self._all_state_names()
+                self._plans.make(self.param_groups, self.state, names, self._initial)
                 work = self._look()
                 for plan in work.values():
                     if not plan.refresh() and not plan.refresh_by_copies():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +25,14 @@ def numbers(function: str, group: Group, index: int | None, keys: Sequence[str])
         if not (type(value) is float and value >= 0):
             return [require_number(function, label(index, key), group[key]) for key in keys]
     return values
+
+
+def signed(function: str, group: Group, index: int | None, key: str) -> float:
+    """The value of `key`, a number of either sign."""
+    value, where = group[key], label(index, key)
+    if isinstance(value, Real) and value < 0:
+        return float(value)
+    return require_number(function, where, value, "be a number")
 
 
 def betas(function: str, group: Group, index: int | None) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -19,6 +19,8 @@ _GRAD = attrgetter("grad")
 _REFRESH = torch.ops.fusedstep.table_refresh.default
 # How messages call a parameter, the parameter, and where the optimizer lists it.
 Named = tuple[str, Tensor, int]
+# What a missing entry of a parameter's state begins with, from its name and the entries there are.
+Initial = Callable[[str, Mapping[str, Any]], float]
 
 
 class Plan:
@@ -42,6 +44,7 @@ class Plan:
         groups: list[list[Named]],
         names: list[Sequence[str]],
         state: dict[Tensor, dict[str, Tensor]],
+        initial: Initial,
     ) -> None:
         """Takes over the parameters of each group, already checked; `names[g]`: of their state."""
         named = list(chain.from_iterable(groups))
@@ -54,7 +57,7 @@ class Plan:
         ]
         for (label, param, _), needed in zip(named, arrays, strict=True):
             if needed:
-                prepare_state(self.function, label, param, state[param], needed)
+                prepare_state(self.function, label, param, state[param], needed, initial)
         self._states = [state.get(param, {}) for param in self.params]
         self._state_keys = tuple(dict.fromkeys(chain.from_iterable(names)))
         self._state_tensors = [s[k] for s in self._states for k in self._state_keys if k in s]
@@ -128,14 +131,21 @@ class Plan:
 
 
 def prepare_state(
-    function: str, label: str, param: Tensor, state: dict[str, Tensor], arrays: Sequence[Array]
+    function: str,
+    label: str,
+    param: Tensor,
+    state: dict[str, Tensor],
+    arrays: Sequence[Array],
+    initial: Initial,
 ) -> None:
     """Makes missing state; puts loaded state into the device, dtype and layout kernels need."""
+    first = {a.name: initial(a.name, state) for a in arrays if state.get(a.name) is None}
     for array in arrays:
         old = state.get(array.name)
         if array.role == Role.STEP:
             if old is None:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+                value = first[array.name]
+                state["step"] = torch.full((), value, dtype=torch.float32, device=param.device)
             elif not _is_scalar_for(param, old):
                 old = old if isinstance(old, Tensor) else torch.tensor(float(old))
                 state["step"] = old.to(param.device, torch.float32).reshape(())
@@ -150,8 +160,8 @@ def prepare_state(
             and same_strides(old, memory_layout(param))
         )
         if not fits:
-            new = torch.zeros_like(param, dtype=array.dtype, memory_format=torch.preserve_format)
-            state[array.name] = new if old is None else new.copy_(old)
+            new = torch.empty_like(param, dtype=array.dtype, memory_format=torch.preserve_format)
+            state[array.name] = new.fill_(first[array.name]) if old is None else new.copy_(old)
 
 
 def _is_scalar_for(param: Tensor, step: Any) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusedstep import _C
 from fusedstep.checks import refuse, require_dense
-from fusedstep.optim.plan import Named, Plan, require_gradient
+from fusedstep.optim.plan import Initial, Named, Plan, require_gradient
 from fusedstep.overlap import is_plain, refuse_overlap
 
 Groups = Sequence[Mapping[str, Any]]  # an optimizer's param_groups
@@ -45,7 +45,9 @@ class Plans(dict[torch.device, Plan]):
             and self._names == names
         )
 
-    def make(self, groups: Groups, state: State, names: list[tuple[str, ...]]) -> None:
+    def make(
+        self, groups: Groups, state: State, names: list[tuple[str, ...]], initial: Initial
+    ) -> None:
         """Checks all parameters and gradients, then makes the state and tables they need.
 
         `names[g]`: what the rule calls the states of group g.
@@ -73,7 +75,7 @@ class Plans(dict[torch.device, Plan]):
             refuse_overlap(self._function, labels, params)
 
         for device, here in by_device.items():
-            self.setdefault(device, Plan(self._function)).rebuild(here, names, state)
+            self.setdefault(device, Plan(self._function)).rebuild(here, names, state, initial)
         for device in self.keys() - by_device.keys():
             del self[device]
         self._listed, self._stateless, self._names = listed, stateless, names

@@ -1,4 +1,4 @@
-"""torch.optim's protocol beside the step: groups added, pickling, checkpoints that keep precision."""
+"""torch.optim's protocol beside the step: groups, pickling, checkpoints that keep precision."""
 
 from __future__ import annotations
 
@@ -26,13 +26,21 @@ class Protocol(torch.optim.Optimizer):
             for i, param in enumerate(group["params"]):
                 require_dense(type(self).__name__, f"{where}['params'][{i}]", param)
             self._numbers(group, len(self.param_groups) - 1)
-            for option in self.defaults.keys() & {"fused", "differentiable"}:
-                if group[option] != self.defaults[option]:
-                    must = f"be {self.defaults[option]}, as for the whole optimizer"
+            for option, value in (("fused", True), ("differentiable", False)):
+                if group.get(option, value) != value:
+                    must = f"be {value}, as for the whole optimizer"
                     refuse(type(self).__name__, f"{where}['{option}']", must, group[option])
         except Exception:
             self.param_groups.pop()
             raise
+
+    def _add_default(self, name: str, value: Any) -> None:
+        """Gives every group an entry of which torch's class, whose step it may be, knows nothing."""
+        if not self._native:
+            return
+        self.defaults[name] = value
+        for group in self.param_groups:
+            group.setdefault(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         options = ("_native", "_max_norm", "_norm_type", "_nonfinite")
@@ -46,6 +54,8 @@ class Protocol(torch.optim.Optimizer):
             self._step_supports_amp_scaling = True
             for group in self.param_groups:  # a checkpoint may come from another implementation
                 group.update({k: v for k, v in (("fused", True), ("foreach", None)) if k in group})
+                for name, value in self.defaults.items():
+                    group.setdefault(name, value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch.optim.Optimizer's, but state keeps its precision.
