@@ -6,12 +6,13 @@ __version__ = build.FACTS["version"]
 
 from fusedstep import ops, schedules
 from fusedstep.clip import clip_grad_norm_, get_total_norm
-from fusedstep.optim import Adam, AdamW
+from fusedstep.optim import Adam, AdamW, RMSprop
 from fusedstep.param_groups import param_groups
 
 __all__ = [
     "Adam",
     "AdamW",
+    "RMSprop",
     "build",
     "clip_grad_norm_",
     "get_total_norm",

@@ -2,5 +2,6 @@
 
 from fusedstep.optim.adam import Adam
 from fusedstep.optim.adamw import AdamW
+from fusedstep.optim.rmsprop import RMSprop
 
-__all__ = ["Adam", "AdamW"]
+__all__ = ["Adam", "AdamW", "RMSprop"]
