@@ -3,5 +3,6 @@
 from fusedstep.optim.adam import Adam
 from fusedstep.optim.adamw import AdamW
 from fusedstep.optim.rmsprop import RMSprop
+from fusedstep.optim.sgd import SGD
 
-__all__ = ["Adam", "AdamW", "RMSprop"]
+__all__ = ["SGD", "Adam", "AdamW", "RMSprop"]
