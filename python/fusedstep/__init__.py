@@ -6,11 +6,12 @@ __version__ = build.FACTS["version"]
 
 from fusedstep import ops, schedules
 from fusedstep.clip import clip_grad_norm_, get_total_norm
-from fusedstep.optim import SGD, Adam, AdamW, RMSprop
+from fusedstep.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from fusedstep.param_groups import param_groups
 
 __all__ = [
     "SGD",
+    "Adagrad",
     "Adam",
     "AdamW",
     "RMSprop",

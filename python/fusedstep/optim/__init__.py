@@ -1,8 +1,9 @@
 """The optimizers, one file each; what they share is in base.py, plans.py and plan.py."""
 
+from fusedstep.optim.adagrad import Adagrad
 from fusedstep.optim.adam import Adam
 from fusedstep.optim.adamw import AdamW
 from fusedstep.optim.rmsprop import RMSprop
 from fusedstep.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "RMSprop"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
