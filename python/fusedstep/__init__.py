@@ -6,7 +6,7 @@ __version__ = build.FACTS["version"]
 
 from fusedstep import ops, schedules
 from fusedstep.clip import clip_grad_norm_, get_total_norm
-from fusedstep.optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from fusedstep.optim import SGD, Adagrad, Adam, AdamW, Lion, RMSprop
 from fusedstep.param_groups import param_groups
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Lion",
     "RMSprop",
     "build",
     "clip_grad_norm_",

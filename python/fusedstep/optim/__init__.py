@@ -3,7 +3,8 @@
 from fusedstep.optim.adagrad import Adagrad
 from fusedstep.optim.adam import Adam
 from fusedstep.optim.adamw import AdamW
+from fusedstep.optim.lion import Lion
 from fusedstep.optim.rmsprop import RMSprop
 from fusedstep.optim.sgd import SGD
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "RMSprop"]
