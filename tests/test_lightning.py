@@ -1,4 +1,4 @@
-"""lightning.Trainer with a fused optimizer that clips: the bits of a plain loop.
+"""lightning.Trainer and Fabric with a fused optimizer that clips: the bits of a plain loop.
 
 Leave Lightning's own `gradient_clip_val` unset and give `max_norm` to the optimizer instead.
 """
@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 import torch
 from optimizers import Kind, assert_same_run, every_kind
-from tiny import Batch, batches, examples, loss_of, network
+from tiny import STEPS, Batch, batches, examples, loss_of, network, plain_run
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
 lightning = pytest.importorskip("lightning.pytorch", reason="needs the trainers extra: lightning")
+fabric = pytest.importorskip("lightning.fabric", reason="needs the trainers extra: lightning")
 
 # Of Lightning itself, about no fault of ours.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.*LeafSpec")
-STEPS = 6
 
 
 class Module(lightning.LightningModule):
@@ -177,3 +177,17 @@ def test_clip_of_lightning_is_refused_under_mixed_precision(kind: Kind, tmp_path
     """As with torch's fused optimizers: Lightning takes the gradients to be scaled still."""
     with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
         fit(Module(kind.ours), tmp_path, precision="bf16-mixed", gradient_clip_val=1.0)
+
+
+@every_kind
+def test_fabric_is_the_plain_loop(kind: Kind) -> None:
+    one = fabric.Fabric(accelerator="cpu", devices=1)
+    net = network()
+    optimizer = kind.ours(net.parameters(), max_norm=1.0)
+    module, wrapped = one.setup(net, optimizer)
+    for batch in batches(STEPS):
+        wrapped.zero_grad()
+        one.backward(loss_of(module, batch))
+        wrapped.step()
+    assert wrapped.grad_norm.item() == optimizer.grad_norm.item()
+    assert_same_run(optimizer, plain_run(kind))

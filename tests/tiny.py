@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-STEPS = 4
+STEPS = 6
 Batch = list[Tensor]  # inputs [4, 8] and targets [4, 1]
 Step = Callable[[nn.Module, Optimizer, Batch], Any]
 
