@@ -33,6 +33,11 @@ class Kind:
 
 OPTIMIZERS = [
     Kind("AdamW", {"lr": 0.01, "weight_decay": 0.1, "amsgrad": True}),
+    Kind("Adam", {"lr": 0.01, "weight_decay": 0.1, "amsgrad": True}),
+    Kind("RMSprop", {"lr": 0.003, "weight_decay": 0.1, "momentum": 0.9, "centered": True}),
+    Kind("SGD", {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9, "dampening": 0.5}),
+    Kind("Adagrad", {"lr": 0.01, "weight_decay": 0.1, "initial_accumulator_value": 0.1}),
+    Kind("Lion", {"lr": 0.001, "weight_decay": 0.1}),
 ]
 
 every_kind = pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.name)
