@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # The loops as the CPU at hand runs them best, and one element after the other.
 LOOPS = {"vector": [], "scalar": ["-DFUSEDSTEP_CLONES=", "-fno-tree-vectorize"]}
 
+_SIGN = {np.dtype(np.int8): "signed", np.dtype(np.uint8): "unsigned"}
+
 
 @functools.cache
 def library(loops: str) -> ctypes.CDLL:
@@ -76,24 +78,22 @@ def _blocks(size: int) -> list[slice]:
     return [slice(begin, min(begin + BLOCK, size)) for begin in range(0, size, BLOCK)]
 
 
-def encode(loops: str, x: np.ndarray, random16: np.ndarray | None = None) -> np.ndarray:
-    """Codes of float32 `x`: unsigned ones where there are random bits."""
-    signed = random16 is None
-    codes = np.empty(x.size, np.int8 if signed else np.uint8)
-    function: Callable = getattr(library(loops), f"encode_{'' if signed else 'un'}signed_block")
+def encode(loops: str, x: np.ndarray, random16: np.ndarray, dtype: type) -> np.ndarray:
+    """Codes of float32 `x`: signed ones for np.int8, unsigned ones for np.uint8."""
+    codes = np.empty(x.size, dtype)
+    function: Callable = getattr(library(loops), f"encode_{_SIGN[codes.dtype]}_block")
     for block in _blocks(x.size):
         largest = ctypes.c_float(np.abs(x[block]).max())
-        random = [] if signed else [pointer(random16[block])]
         size = block.stop - block.start
-        function(pointer(x[block]), largest, *random, pointer(codes[block]), size)
+        arrays = pointer(random16[block]), pointer(codes[block])
+        function(pointer(x[block]), largest, *arrays, ctypes.c_int(size))
     return codes
 
 
 def decode(loops: str, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """float32 from codes, signed or unsigned by their type."""
     x = np.empty(codes.size, np.float32)
-    signed = codes.dtype == np.int8
-    function: Callable = getattr(library(loops), f"decode_{'' if signed else 'un'}signed_block")
+    function: Callable = getattr(library(loops), f"decode_{_SIGN[codes.dtype]}_block")
     for block, scale in zip(_blocks(codes.size), scales, strict=True):
         size = block.stop - block.start
         function(pointer(codes[block]), ctypes.c_float(scale), pointer(x[block]), size)

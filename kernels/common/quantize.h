@@ -27,45 +27,57 @@ FUSEDSTEP_HD BFloat16 round_to_bfloat16_stochastically(float x, uint32_t random1
 constexpr int kBlock = 128;
 
 // The scale of a block from its largest magnitude (nan_max of norm.h). Where that is NaN or
-// infinite, all of the block becomes NaN or infinite. The lower bound keeps 1 / scale finite.
-FUSEDSTEP_HD float block_scale(float largest) { return largest < 0x1p-126f ? 0x1p-126f : largest; }
+// infinite, all of the block becomes NaN or infinite. The lower bound keeps 1 / scale finite and
+// code 1 above zero.
+FUSEDSTEP_HD float block_scale(float largest) { return largest < 0x1p-110f ? 0x1p-110f : largest; }
 
-// Codes of either sign, -127 to 127: x = scale * c / (254 - |c|), the inverse of the softsign
-// c = 127 * 2y / (1 + |y|) of y = x / scale. A code is 1/254 of the scale wide near zero, 4 times
-// that near the largest magnitude, which itself is exact, as is zero.
+// Codes of either sign, -127 to 127: x = scale * (c / 127)^2 with the sign of c. The square roots
+// give small magnitudes codes of their own, down to 6e-5 of the largest, where a block spans rows
+// of unlike gradients. Zero and the largest magnitude are exact.
 FUSEDSTEP_HD float decode_signed(int8_t code, float scale) {
   const float c = static_cast<float>(code);
-  return c / (254.0f - (c < 0 ? -c : c)) * scale;
+  return c * (c < 0 ? -c : c) * (1.0f / 16129.0f) * scale;
 }
 
-FUSEDSTEP_HD int8_t encode_signed(float x, float scale) {
-  const float magnitude = x < 0 ? -x : x;
-  // Halved before they are added, as the sum of two floats can be infinite.
-  float c = x / (0.5f * scale + 0.5f * magnitude) * 127.0f;
-  c = c < 127.0f ? c : 127.0f;  // NaN too: converting it to an integer would be undefined
-  c = c > -127.0f ? c : -127.0f;
-  return static_cast<int8_t>(static_cast<int>(c < 0 ? c - 0.5f : c + 0.5f));
-}
-
-// Codes of what is never negative, 0 to 255: x = scale * (c / 255)^2. Zero is exact and the only
-// x that becomes zero: where a second moment did, the first would be divided by eps alone.
+// Codes of what is never negative, 0 to 255: x = scale * (c / 255)^4, down to 2.4e-10 of the
+// largest: second moments range like the squares of first ones. Zero is exact and the only x that
+// becomes zero: where a second moment did, the first would be divided by eps alone.
 FUSEDSTEP_HD float decode_unsigned(uint8_t code, float scale) {
   const float c = static_cast<float>(code);
-  return c * c * (1.0f / 65025.0f) * scale;
+  const float root = c * c * (1.0f / 65025.0f);
+  return root * root * scale;
 }
 
-// Rounds up with probability (x - lower) / (upper - lower), so that the mean is x, save that no
-// positive x falls below code 1. To nearest, a mean over 1000 steps would never move: a step
-// changes it by less than half a code. `inverse` is 1 / scale.
-FUSEDSTEP_HD uint8_t encode_unsigned(float x, float inverse, uint32_t random16) {
-  float root = std::sqrt(x * inverse) * 255.0f;
-  root = root < 255.0f ? root : 255.0f;  // NaN too
+// A number between 0 and 1.
+FUSEDSTEP_HD float uniform(uint32_t random16) {
+  return (static_cast<float>(static_cast<int>(random16)) + 0.5f) * 0x1p-16f;
+}
+
+// Both encoders round to the code below or above with the probability (x - lower) / (upper -
+// lower) of the upper one, so that the mean is x. To nearest, a mean over many steps would stay
+// where it is: a step changes it by less than half a code. `inverse` is 1 / scale.
+//
+// The choices are between numbers, as GCC leaves branches in a loop where they are between codes.
+// A NaN takes the largest code, as no integer stands for it; its block's scale is NaN.
+FUSEDSTEP_HD int8_t encode_signed(float x, float inverse, uint32_t random16) {
+  float root = std::sqrt((x < 0 ? -x : x) * inverse) * 127.0f;
+  root = root < 127.0f ? root : 127.0f;
   const float lower = static_cast<float>(static_cast<int>(root));
-  const float uniform = (static_cast<float>(static_cast<int>(random16)) + 0.5f) * 0x1p-16f;
-  // Selected as numbers: with an `up ?` of codes GCC would leave a branch in the loop.
-  const float step = (root - lower) * (root + lower) > uniform * (2 * lower + 1) ? 1.0f : 0.0f;
+  const float above = (root - lower) * (root + lower);  // root^2 - lower^2, in a stable form
+  const float width = 2 * lower + 1;
+  const float code = lower + (above > uniform(random16) * width ? 1.0f : 0.0f);
+  return static_cast<int8_t>(static_cast<int>(x < 0 ? -code : code));
+}
+
+// The mean of a positive x below code 1 is code 1.
+FUSEDSTEP_HD uint8_t encode_unsigned(float x, float inverse, uint32_t random16) {
+  float root = std::sqrt(std::sqrt(x * inverse)) * 255.0f;
+  root = root < 255.0f ? root : 255.0f;
+  const float lower = static_cast<float>(static_cast<int>(root)), upper = lower + 1;
+  const float above = (root - lower) * (root + lower) * (root * root + lower * lower);
+  const float width = (2 * lower + 1) * (upper * upper + lower * lower);
+  const float code = lower + (above > uniform(random16) * width ? 1.0f : 0.0f);
   const float least = x > 0 ? 1.0f : 0.0f;
-  const float code = lower + step;
   return static_cast<uint8_t>(static_cast<int>(code > least ? code : least));
 }
 

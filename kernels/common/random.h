@@ -75,23 +75,23 @@ inline __attribute__((always_inline)) void random_tile(const RandomStream& strea
                                                        uint16_t* bits) {
   static_assert(std::endian::native == std::endian::little, "a word's low half comes first");
   using Aliasing = uint32_t __attribute__((may_alias));
-  constexpr int kLanes = 64;
+  constexpr int kAtOnce = 64;
   const RandomStream s = stream;  // a local copy: the stores below cannot change it
-  for (int begin = 0; begin < groups; begin += kLanes) {
-    alignas(64) uint32_t a[kLanes], b[kLanes], c[kLanes], d[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
+  for (int begin = 0; begin < groups; begin += kAtOnce) {
+    alignas(64) uint32_t a[kAtOnce], b[kAtOnce], c[kAtOnce], d[kAtOnce];
+    for (int i = 0; i < kAtOnce; ++i) {
       const Words x = random_counter(s, first_group + begin + i);
       a[i] = x.a, b[i] = x.b, c[i] = x.c, d[i] = x.d;
     }
     auto key0 = static_cast<uint32_t>(s.seed), key1 = static_cast<uint32_t>(s.seed >> 32);
     for (int round = 0; round < kRounds; ++round, key0 += kNextKey0, key1 += kNextKey1) {
-      for (int i = 0; i < kLanes; ++i) {
+      for (int i = 0; i < kAtOnce; ++i) {
         const Words x = philox_round({a[i], b[i], c[i], d[i]}, key0, key1);
         a[i] = x.a, b[i] = x.b, c[i] = x.c, d[i] = x.d;
       }
     }
     auto* to = reinterpret_cast<Aliasing*>(bits + begin * kRandomGroup);
-    const int n = groups - begin < kLanes ? groups - begin : kLanes;
+    const int n = groups - begin < kAtOnce ? groups - begin : kAtOnce;
     FUSEDSTEP_IVDEP
     for (int i = 0; i < n; ++i) {
       to[4 * i] = a[i];

@@ -72,11 +72,11 @@ EXPORT FUSEDSTEP_CLONES int64_t count_lost_floats() {
   return lost;
 }
 
-EXPORT FUSEDSTEP_CLONES void encode_signed_block(const float* x, float largest, int8_t* codes,
-                                                 int n) {
-  const float scale = block_scale(largest);
+EXPORT FUSEDSTEP_CLONES void encode_signed_block(const float* x, float largest,
+                                                 const uint16_t* random, int8_t* codes, int n) {
+  const float inverse = 1.0f / block_scale(largest);
   for (int i = 0; i < n; ++i) {
-    codes[i] = encode_signed(x[i], scale);
+    codes[i] = encode_signed(x[i], inverse, random[i]);
   }
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 BLOCK = 128  # elements that share a scale
-SMALLEST_SCALE = np.float32(2.0**-126)
+SMALLEST_SCALE = np.float32(2.0**-110)
 _T = np.float32
 
 
@@ -53,34 +53,42 @@ def decode_signed(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """float32 from int8 codes [size] and their blocks' scales."""
     c = codes.astype(np.float32)
     with np.errstate(all="ignore"):
-        return c / (_T(254) - np.abs(c)) * _of_elements(scales, codes.size)
-
-
-def encode_signed(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 codes and scales of 1-d float32 `x`, rounded to the nearest code."""
-    scales = scales_of(x)
-    with np.errstate(all="ignore"):
-        c = x / (_T(0.5) * _of_elements(scales, x.size) + _T(0.5) * np.abs(x)) * _T(127)
-        c = np.where(c < 127, c, _T(127))
-    c = np.where(c > -127, c, _T(-127))
-    return np.where(c < 0, c - _T(0.5), c + _T(0.5)).astype(np.int8), scales
+        return c * np.abs(c) * (_T(1) / _T(16129)) * _of_elements(scales, codes.size)
 
 
 def decode_unsigned(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """float32 from uint8 codes [size] and their blocks' scales."""
     c = codes.astype(np.float32)
+    root = c * c * (_T(1) / _T(65025))
     with np.errstate(all="ignore"):
-        return c * c * (_T(1) / _T(65025)) * _of_elements(scales, codes.size)
+        return root * root * _of_elements(scales, codes.size)
+
+
+def _uniform(random16: np.ndarray) -> np.ndarray:
+    return (random16.astype(np.float32) + _T(0.5)) * _T(2.0**-16)
+
+
+def encode_signed(x: np.ndarray, random16: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes and scales of 1-d float32 `x`, rounded with 16 random bits an element."""
+    scales = scales_of(x)
+    with np.errstate(all="ignore"):
+        root = np.sqrt(np.abs(x) * _of_elements(_T(1) / scales, x.size)) * _T(127)
+    root = np.where(root < 127, root, _T(127))
+    lower = np.trunc(root)
+    above, width = (root - lower) * (root + lower), 2 * lower + 1
+    code = lower + (above > _uniform(random16) * width)
+    return np.where(x < 0, -code, code).astype(np.int8), scales
 
 
 def encode_unsigned(x: np.ndarray, random16: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """uint8 codes and scales of 1-d float32 `x` >= 0, rounded with 16 random bits an element."""
     scales = scales_of(x)
     with np.errstate(all="ignore"):
-        root = np.sqrt(x * _of_elements(_T(1) / scales, x.size)) * _T(255)
-        root = np.where(root < 255, root, _T(255))
-        lower = np.trunc(root)
-        uniform = (random16.astype(np.float32) + _T(0.5)) * _T(2.0**-16)
-        up = (root - lower) * (root + lower) > uniform * (2 * lower + 1)
-        code = np.where(up, lower + 1, lower)
-        return np.where((x > 0) & (code < 1), _T(1), code).astype(np.uint8), scales
+        root = np.sqrt(np.sqrt(x * _of_elements(_T(1) / scales, x.size))) * _T(255)
+    root = np.where(root < 255, root, _T(255))
+    lower = np.trunc(root)
+    upper = lower + 1
+    above = (root - lower) * (root + lower) * (root * root + lower * lower)
+    width = (2 * lower + 1) * (upper * upper + lower * lower)
+    code = lower + (above > _uniform(random16) * width)
+    return np.maximum(code, x > 0).astype(np.uint8), scales
