@@ -96,7 +96,7 @@ def test_hooks_run_once_and_may_change_gradients(kind: Kind) -> None:
 @every_namesake
 def test_hooks_run_once_around_torch_own_step(kind: Kind) -> None:
     net = network()
-    optimizer = kind.ours(net.parameters(), fused=False)
+    optimizer = kind.ours(net.parameters(), foreach=True)
     assert calls_of_hooks(net, optimizer) == ["pre", "post", "global post"] * 2
 
 
