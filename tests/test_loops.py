@@ -5,6 +5,7 @@ The oracle is a plain loop with the same optimizer; where torch has the class, t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from optimizers import Kind, assert_same_run, every_kind, every_namesake, params
 from tiny import STEPS, Batch, batches, loss_of, network, plain_run, plain_step, run
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.utils.checkpoint import checkpoint
 
 
@@ -40,8 +44,11 @@ def test_zero_grad_in_both_modes(kind: Kind, set_to_none: bool) -> None:
     assert_same_run(optimizer, plain_run(kind))
 
 
+@pytest.mark.parametrize("keyword", [False, True])
 @every_kind
-def test_closure_is_run_with_gradients_enabled_and_its_loss_returned(kind: Kind) -> None:
+def test_closure_is_run_with_gradients_enabled_and_its_loss_returned(
+    kind: Kind, keyword: bool
+) -> None:
     def step(net: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
         losses = []
 
@@ -52,7 +59,8 @@ def test_closure_is_run_with_gradients_enabled_and_its_loss_returned(kind: Kind)
             return losses[0]
 
         with torch.no_grad():
-            assert optimizer.step(closure) is losses[0]
+            loss = optimizer.step(closure=closure) if keyword else optimizer.step(closure)
+        assert loss is losses[0]
         assert len(losses) == 1
 
     net = network()
@@ -60,44 +68,56 @@ def test_closure_is_run_with_gradients_enabled_and_its_loss_returned(kind: Kind)
     assert_same_run(optimizer, plain_run(kind))
 
 
-def calls_of_hooks(net: nn.Module, optimizer: Optimizer) -> list[str]:
-    """Which hooks, those of all optimizers included, run in two steps; one doubles gradients."""
-    calls: list[str] = []
+HOOKS: dict[str, Callable[[Optimizer, Callable[..., None]], Any]] = {
+    "pre": Optimizer.register_step_pre_hook,
+    "post": Optimizer.register_step_post_hook,
+    "pre of all optimizers": lambda _, hook: register_optimizer_step_pre_hook(hook),
+    "post of all optimizers": lambda _, hook: register_optimizer_step_post_hook(hook),
+}
+every_hook = pytest.mark.parametrize("register", HOOKS.values(), ids=HOOKS.keys())
 
-    def double(one: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert (one, args, kwargs) == (optimizer, (optimizer,), {})
-        calls.append("pre")
-        for param in params_of(one):
-            param.grad *= 2
 
-    optimizer.register_step_pre_hook(double)
-    optimizer.register_step_post_hook(lambda *_: calls.append("post"))
-    everywhere = register_optimizer_step_post_hook(lambda *_: calls.append("global post"))
+def assert_called_once_a_step(optimizer: Optimizer, net: nn.Module, register: Any) -> None:
+    calls = []
+    hook = register(optimizer, lambda *arguments: calls.append(arguments))
     try:
-        run(net, optimizer, data=batches(2))
+        run(net, optimizer)
     finally:
-        everywhere.remove()
-    return calls
+        hook.remove()
+    assert calls == [(optimizer, (optimizer,), {})] * STEPS  # as torch calls them
+
+
+@every_hook
+@every_kind
+def test_each_hook_runs_once_a_step(kind: Kind, register: Any) -> None:
+    net = network()
+    optimizer = kind.ours(net.parameters(), max_norm=1.0)
+    assert_called_once_a_step(optimizer, net, register)
+    assert_same_run(optimizer, plain_run(kind))
+
+
+@every_hook
+@every_namesake
+def test_each_hook_runs_once_around_torch_own_step(kind: Kind, register: Any) -> None:
+    net = network()
+    assert_called_once_a_step(kind.ours(net.parameters(), foreach=True), net, register)
 
 
 @every_kind
-def test_hooks_run_once_and_may_change_gradients(kind: Kind) -> None:
-    def doubled_step(net: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
+def test_hook_changes_gradients(kind: Kind) -> None:
+    def halved_step(net: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
         optimizer.zero_grad()
-        (2 * loss_of(net, batch)).backward()  # a factor of two rounds nothing
+        (loss_of(net, batch) / 2).backward()  # halving rounds nothing here
         optimizer.step()
 
+    def halve(optimizer: Optimizer, *_: Any) -> None:
+        for param in params_of(optimizer):
+            param.grad /= 2
+
     nets = network(), network()
-    hooked, plain = (kind.ours(net.parameters(), max_norm=1e9) for net in nets)
-    assert calls_of_hooks(nets[0], hooked) == ["pre", "post", "global post"] * 2
-    assert_same_run(hooked, run(nets[1], plain, doubled_step, batches(2)))
-
-
-@every_namesake
-def test_hooks_run_once_around_torch_own_step(kind: Kind) -> None:
-    net = network()
-    optimizer = kind.ours(net.parameters(), foreach=True)
-    assert calls_of_hooks(net, optimizer) == ["pre", "post", "global post"] * 2
+    hooked, plain = (kind.ours(net.parameters(), max_norm=1.0) for net in nets)
+    hooked.register_step_pre_hook(halve)
+    assert_same_run(run(nets[0], hooked), run(nets[1], plain, halved_step))
 
 
 @every_kind
