@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from compiled_formats import LOOPS, philox, random_bits
+from compiled_formats import LOOPS, elementwise, philox, random_bits
 
 from fusedstep.reference import random as reference
 
@@ -85,3 +85,18 @@ def test_bits_are_uniform_and_independent_of_their_neighbours() -> None:
     x = bits.astype(float) - bits.mean()
     for lag in (1, 2, 4, 8, 64, 1024):
         assert abs((x[lag:] * x[:-lag]).mean() / x.var()) < 5 / 2**10
+
+
+@pytest.mark.parametrize("loops", LOOPS)
+def test_exchanged_bytes_are_a_second_threshold_nearly_independent_of_the_first(loops: str) -> None:
+    every = np.arange(2**16, dtype=np.uint16)
+    exchanged = reference.exchange_bytes(every)
+    np.testing.assert_array_equal(
+        elementwise(loops, "exchange_all", [every], [np.uint16])[0], exchanged
+    )
+    np.testing.assert_array_equal(np.sort(exchanged), every)
+    for p in (0.002, 0.03, 0.2, 0.5, 0.77, 0.99):
+        for q in (0.001, 0.05, 0.3, 0.5, 0.9):
+            both = ((every < p * 2**16) & (exchanged < q * 2**16)).mean()
+            assert abs(both - p * q) < 2**-7
+    assert abs(np.corrcoef(every, exchanged)[0, 1]) < 2**-6

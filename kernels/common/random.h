@@ -68,6 +68,12 @@ FUSEDSTEP_HD uint32_t random16(const Words& words, int j) {
   return (j & 4 ? high : low) >> (j % 2 * 16) & 0xffffu;
 }
 
+// The same 16 bits for a second array that is rounded in the same pass, which saves a call: the
+// chance that both round up is the product of both chances, to about 2^-7.
+FUSEDSTEP_HD uint32_t exchange_bytes(uint32_t random16) {
+  return (random16 << 8 | random16 >> 8) & 0xffffu;
+}
+
 // The 16 bits of `groups` groups from first_group on, on a CPU: random16 of random_words, side by
 // side in lanes, as compilers do not vectorise across the rounds by themselves.
 inline __attribute__((always_inline)) void random_tile(const RandomStream& stream,

@@ -33,6 +33,12 @@ EXPORT void random_by_group(uint64_t seed, uint32_t array, uint32_t step, uint64
   }
 }
 
+EXPORT FUSEDSTEP_CLONES void exchange_all(const uint16_t* bits, uint16_t* exchanged, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    exchanged[i] = static_cast<uint16_t>(exchange_bytes(bits[i]));
+  }
+}
+
 EXPORT FUSEDSTEP_CLONES void round_stochastically(const float* x, const uint16_t* random,
                                                   uint16_t* bits, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {

@@ -39,3 +39,8 @@ def random16(seed: int, array: int, step: int, begin: int, size: int) -> np.ndar
     words = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
     halves = np.stack([words & 0xFFFF, words >> 16], axis=-1).astype(np.uint16)
     return halves.reshape(-1)[begin - first * GROUP :][:size]
+
+
+def exchange_bytes(bits: np.ndarray) -> np.ndarray:
+    """The bits that a second array is rounded by: `bits` (uint16) with their bytes exchanged."""
+    return bits.byteswap()
