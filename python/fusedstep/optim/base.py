@@ -10,6 +10,7 @@ import torch
 import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
+from fusedstep.distributed import Place, norm_over_ranks
 from fusedstep.optim.hyperparameters import Group, numbers, read_on_device
 from fusedstep.optim.options import OptionAttributes, Options
 from fusedstep.optim.plan import Plan
@@ -64,7 +65,8 @@ class FusedOptimizer(OptionAttributes, Protocol):
     def grad_norm(self) -> Tensor | None:
         """The norm before clipping in the last step with gradients: 0-d float32 on their device.
 
-        None before the first step and where neither `max_norm` nor `nonfinite` asked for it.
+        Of DTensors it is that of the whole, with the same bits on every rank. None before the first
+        step and where neither `max_norm` nor `nonfinite` asked for it.
         """
         return None if self._norm is None else self._norm.to(torch.float32)
 
@@ -119,22 +121,24 @@ class FusedOptimizer(OptionAttributes, Protocol):
                 for plan in work.values():
                     if not plan.refresh() and not plan.refresh_by_copies():
                         raise RuntimeError(f"{plan.function}: a table refused tensors just checked")
-            if work:
+            if work or self._plans.shared:
                 self._write(work, values)  # all that can be refused has been
         finally:
             for plan in work.values():
                 plan.release()
 
-    def _look(self) -> dict[torch.device, Plan]:
-        """The plans of the devices on which there are gradients now."""
-        return {device: plan for device, plan in self._plans.items() if plan.look()}
+    def _look(self) -> dict[Place, Plan]:
+        """The plans of the places where there are gradients now."""
+        return {place: plan for place, plan in self._plans.items() if plan.look()}
 
-    def _write(self, work: dict[torch.device, Plan], values: list[float]) -> None:
+    def _write(self, work: dict[Place, Plan], values: list[float]) -> None:
         self._require_capturable(work)
         wants_norm = self.max_norm is not None or self.nonfinite != "propagate"
         max_norm = -1.0 if self.max_norm is None else self.max_norm
-        total = self._norm_of_devices(work) if wants_norm and len(work) > 1 else None
-        for device, plan in work.items():
+        several = len(work) > 1 or self._plans.shared
+        total = self._norm_of_places(work) if wants_norm and several else None
+        for place, plan in work.items():
+            device = place.device
             norm, norm_type = None, 0.0  # 0: the op computes no norm
             if total is not None:
                 norm = total.to(device)
@@ -152,15 +156,19 @@ class FusedOptimizer(OptionAttributes, Protocol):
         if self.nonfinite == "error":
             self._raise_nonfinite()
 
-    def _norm_of_devices(self, work: dict[torch.device, Plan]) -> Tensor:
-        """The norm over several devices: the norm of their norms, 0-d float64 on the first."""
-        norms = []
-        for device, plan in work.items():
-            norm = torch.empty((), dtype=torch.float64, device=device)
-            scale = self._scalar("grad_scale", device)
-            torch.ops.fusedstep.table_norm_(plan.table.address, norm, self.norm_type, scale)
-            norms.append(norm.to(next(iter(work))))
-        return torch.ops.fusedstep.total_norm(norms, self.norm_type)
+    def _norm_of_places(self, work: dict[Place, Plan]) -> Tensor:
+        """The norm over several devices and ranks: 0-d float64 on the first device.
+
+        Ranks may differ in which DTensors have gradients, but not in how often they communicate.
+        """
+        norms = {
+            place: torch.zeros((), dtype=torch.float64, device=place.device)
+            for place in (*self._plans.shared, *work)
+        }
+        for place, plan in work.items():
+            scale = self._scalar("grad_scale", place.device)
+            torch.ops.fusedstep.table_norm_(plan.table.address, norms[place], self.norm_type, scale)
+        return norm_over_ranks(norms, self.norm_type)
 
     def _numbers(self, group: Group, index: int | None) -> list[float]:
         """The numbers of a parameter group in the order of csrc/rule_groups.h, checked."""
@@ -194,8 +202,8 @@ class FusedOptimizer(OptionAttributes, Protocol):
                 f"nonfinite='error', got {norm}; nothing was changed"
             )
 
-    def _require_capturable(self, work: dict[torch.device, Plan]) -> None:
-        on_gpu = any(device.type == "cuda" for device in work)
+    def _require_capturable(self, work: dict[Place, Plan]) -> None:
+        on_gpu = any(place.device.type == "cuda" for place in work)
         if not on_gpu or not torch.cuda.is_current_stream_capturing():
             return
         name, rest = type(self).__name__, "while a CUDA graph is captured, got"

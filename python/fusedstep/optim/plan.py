@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fusedstep import _C
 from fusedstep.checks import refuse, require_dense
+from fusedstep.distributed import local, placed_like, require_mesh_of, require_placement_of
 from fusedstep.optim.arrays import Array, Role, arrays_of
 from fusedstep.overlap import in_layout_of, is_dense, is_plain, memory_layout, same_strides
 
@@ -48,7 +49,8 @@ class Plan:
     ) -> None:
         """Takes over the parameters of each group, already checked; `names[g]`: of their state."""
         named = list(chain.from_iterable(groups))
-        self.params = [param for _, param, _ in named]
+        owners = [param for _, param, _ in named]
+        self.params = self._memory(owners)
         self._strided = [i for i, param in enumerate(self.params) if not is_dense(param)]
         arrays = [
             arrays_of(param, keys)
@@ -58,11 +60,11 @@ class Plan:
         for (label, param, _), needed in zip(named, arrays, strict=True):
             if needed:
                 prepare_state(self.function, label, param, state[param], needed, initial)
-        self._states = [state.get(param, {}) for param in self.params]
+        self._states = [state.get(param, {}) for param in owners]
         self._state_keys = tuple(dict.fromkeys(chain.from_iterable(names)))
         self._state_tensors = [s[k] for s in self._states for k in self._state_keys if k in s]
         self._assigned = (
-            [s[array.name] for s, n in zip(self._states, arrays, strict=True) for array in n],
+            [local(s[a.name]) for s, n in zip(self._states, arrays, strict=True) for a in n],
             [array.role for array in chain.from_iterable(arrays)],
             [len(needed) for needed in arrays],
             [len(group) for group in groups],
@@ -74,13 +76,21 @@ class Plan:
     def _assign(self, params: list[Tensor]) -> None:
         torch.ops.fusedstep.table_assign(self.table.address, params, *self._assigned)
 
-    def states_replaced(self) -> bool:
+    def _memory(self, params: list[Tensor]) -> list[Tensor]:
+        """The tensors that the kernels are given for these parameters."""
+        return params
+
+    def _gradients(self) -> list[Tensor | None]:
+        """And for their gradients."""
+        return list(map(_GRAD, self.params))
+
+    def replaced(self) -> bool:
         """Whether somebody put another tensor into the state of a parameter."""
         return not _C.same_objects(self._states, self._state_keys, self._state_tensors)
 
     def look(self) -> bool:
         """Notes the gradients there are now; False where there is none."""
-        grads = list(map(_GRAD, self.params))
+        grads = self._gradients()
         self._grads = [grad for grad in grads if grad is not None]
         self._missing: list[int] = []
         self._written = self.params
@@ -140,6 +150,7 @@ def prepare_state(
 ) -> None:
     """Makes missing state; puts loaded state into the device, dtype and layout kernels need."""
     first = {a.name: initial(a.name, state) for a in arrays if state.get(a.name) is None}
+    shard = local(param)
     for array in arrays:
         old = state.get(array.name)
         if array.role == Role.STEP:
@@ -150,18 +161,23 @@ def prepare_state(
                 old = old if isinstance(old, Tensor) else torch.tensor(float(old))
                 state["step"] = old.to(param.device, torch.float32).reshape(())
             continue
-        if old is not None and old.shape != param.shape:
-            must = f"have its parameter's shape {tuple(param.shape)}"
-            refuse(function, f"state of {label}['{array.name}']", must, tuple(old.shape))
+        if old is not None:
+            where = f"state of {label}['{array.name}']"
+            if old.shape != param.shape:
+                must = f"have its parameter's shape {tuple(param.shape)}"
+                refuse(function, where, must, tuple(old.shape))
+            require_placement_of(function, where, param, old)
+            old = local(old)
         fits = (
             old is not None
             and old.dtype == array.dtype
             and old.device == param.device
-            and same_strides(old, memory_layout(param))
+            and same_strides(old, memory_layout(shard))
         )
         if not fits:
-            new = torch.empty_like(param, dtype=array.dtype, memory_format=torch.preserve_format)
-            state[array.name] = new.fill_(first[array.name]) if old is None else new.copy_(old)
+            new = torch.empty_like(shard, dtype=array.dtype, memory_format=torch.preserve_format)
+            new = new.fill_(first[array.name]) if old is None else new.copy_(old)
+            state[array.name] = placed_like(param, new)
 
 
 def _is_scalar_for(param: Tensor, step: Any) -> bool:
@@ -178,7 +194,8 @@ def require_gradient(function: str, name: str, param: Tensor) -> None:
     grad = param.grad
     if grad is None:
         return
-    require_dense(function, f"{name}.grad", grad)
+    require_dense(function, f"{name}.grad", local(grad))
+    require_mesh_of(function, f"{name}.grad", param, grad)
     if grad.device != param.device:
         refuse(function, f"{name}.grad", f"be on {param.device}, as its parameter", grad.device)
     if grad.shape != param.shape:

@@ -1,4 +1,4 @@
-"""One plan for each device an optimizer has parameters on, and whether they still fit."""
+"""One plan for each place an optimizer has parameters at, and whether they still fit."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fusedstep import _C
 from fusedstep.checks import refuse, require_dense
+from fusedstep.distributed import Place, is_dtensor, local, place_of, refuse_mixture, require_placed
 from fusedstep.optim.plan import Initial, Named, Plan, require_gradient
+from fusedstep.optim.sharded_plan import ShardedPlan
 from fusedstep.overlap import is_plain, refuse_overlap
 
 Groups = Sequence[Mapping[str, Any]]  # an optimizer's param_groups
 State = dict[Tensor, dict[str, Tensor]]  # an optimizer's state
 
 
-class Plans(dict[torch.device, Plan]):
-    """The plans by device. `function` is how messages call the optimizer."""
+class Plans(dict[Place, Plan]):
+    """The plans by place: a device and, of DTensors, what is sharded how over which ranks.
+
+    `function` is how messages call the optimizer.
+    """
 
     def __init__(self, function: str) -> None:
         self._function = function
@@ -28,6 +32,7 @@ class Plans(dict[torch.device, Plan]):
         self._stateless: list[Tensor] = []  # parameters that never had a gradient
         self._entries: list[dict[str, Tensor]] = []  # the state's, which users may clear or refill
         self._names: list[tuple[str, ...]] = []
+        self.shared: list[Place] = []  # those of all DTensors, which other ranks have as well
 
     def fit(self, groups: Groups, state: State, names: list[tuple[str, ...]]) -> bool:
         """Whether parameters and state are the objects that the plans were made from.
@@ -41,7 +46,7 @@ class Plans(dict[torch.device, Plan]):
             and self._group_sizes == list(map(len, lists))
             and _C.same_items(list(state.values()), self._entries)
             and (not self._stateless or all(param.grad is None for param in self._stateless))
-            and not any(map(Plan.states_replaced, self.values()))
+            and not any(plan.replaced() for plan in self.values())
             and self._names == names
         )
 
@@ -53,31 +58,38 @@ class Plans(dict[torch.device, Plan]):
         `names[g]`: what the rule calls the states of group g.
         """
         self.forget()  # should anything below be refused, the next step must look again
+        labels: list[str] = []
         listed: list[Tensor] = []
         stateless: list[Tensor] = []
-        by_device: dict[torch.device, list[list[Named]]] = {}
+        by_place: dict[Place, list[list[Named]]] = {}
         for g, group in enumerate(groups):
             for param in group["params"]:
                 label = f"params[{len(listed)}]"
+                labels.append(label)
                 listed.append(param)
-                require_dense(self._function, label, param)
-                if not is_plain(param, param.stride()):
+                shard = local(param)
+                require_dense(self._function, label, shard)
+                require_placed(self._function, label, param)
+                if not is_plain(shard, shard.stride()):
                     got = "a lazy negation or zero"
                     refuse(self._function, label, "hold its values in memory", got)
                 require_gradient(self._function, label, param)
                 if param.grad is None and not state.get(param):
                     stateless.append(param)
                     continue
-                here = by_device.setdefault(param.device, [[] for _ in groups])
+                here = by_place.setdefault(place_of(param), [[] for _ in groups])
                 here[g].append((label, param, len(listed) - 1))
-        for here in by_device.values():
-            labels, params, _ = zip(*chain.from_iterable(here), strict=True)
-            refuse_overlap(self._function, labels, params)
+        refuse_mixture(self._function, labels, listed)
+        for here in by_place.values():
+            names_here, params, _ = zip(*chain.from_iterable(here), strict=True)
+            refuse_overlap(self._function, names_here, list(map(local, params)))
 
-        for device, here in by_device.items():
-            self.setdefault(device, Plan(self._function)).rebuild(here, names, state, initial)
-        for device in self.keys() - by_device.keys():
-            del self[device]
+        for place, here in by_place.items():
+            kind = Plan if place.mesh is None else ShardedPlan
+            self.setdefault(place, kind(self._function)).rebuild(here, names, state, initial)
+        for place in self.keys() - by_place.keys():
+            del self[place]
+        self.shared = list(dict.fromkeys(place_of(p) for p in listed if is_dtensor(p)))
         self._listed, self._stateless, self._names = listed, stateless, names
         self._group_sizes = [len(group["params"]) for group in groups]
         self._entries = list(state.values())

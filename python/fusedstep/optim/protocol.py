@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_dense
+from fusedstep.distributed import local
 from fusedstep.optim.arrays import compute_dtype
 from fusedstep.optim.plans import Plans
 
@@ -24,7 +25,7 @@ class Protocol(torch.optim.Optimizer):
         try:
             group, where = self.param_groups[-1], f"param_groups[{len(self.param_groups) - 1}]"
             for i, param in enumerate(group["params"]):
-                require_dense(type(self).__name__, f"{where}['params'][{i}]", param)
+                require_dense(type(self).__name__, f"{where}['params'][{i}]", local(param))
             self._numbers(group, len(self.param_groups) - 1)
             for option, value in (("fused", True), ("differentiable", False)):
                 if group.get(option, value) != value:

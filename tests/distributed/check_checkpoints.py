@@ -1,0 +1,106 @@
+"""torch's distributed checkpoint: saved by two ranks, loaded by three and by one."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from distributed.pair import Pair, make_model, shard, whole
+from distributed.ranks import Ranks, check
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
+
+import fusedstep
+
+STEPS = 3
+
+
+def folder_of(ranks: Ranks) -> Path:
+    return ranks.folder / "checkpoint"
+
+
+def load(path: Path, model: Any, optimizer: Any) -> None:
+    """The checkpoint, into a model and an optimizer that may be divided otherwise."""
+    states = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+    dcp.load(states, checkpoint_id=path)
+    set_state_dict(
+        model, optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"]
+    )
+
+
+@check(2, 3)
+def saved_by_two_loaded_by_three(ranks: Ranks) -> None:
+    """Training goes on from there as if it had been one process throughout."""
+    pair = Pair(shard, ranks.rank, ranks.world)
+    if ranks.world == 2:
+        for _ in range(STEPS):
+            pair.step()
+        model, optimizer = get_state_dict(pair.spread, pair.optimizer)
+        dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=folder_of(ranks))
+        return
+    for _ in range(STEPS):
+        pair.backward()
+        pair.reference.step()
+        pair.reference.zero_grad()
+        pair.optimizer.zero_grad()
+        pair.steps += 1
+    load(folder_of(ranks), pair.spread, pair.optimizer)
+    for _ in range(STEPS):
+        pair.step()
+
+
+@check(2, 3)
+def whole_state_on_one_rank(ranks: Ranks) -> None:
+    """full_state_dict=True gathers what one process would have; it loads the same way."""
+    pair = Pair(shard, ranks.rank, ranks.world)
+    pair.step()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    full = get_optimizer_state_dict(pair.spread, pair.optimizer, options=options)
+    alone = get_optimizer_state_dict(pair.alone, pair.reference)
+    if ranks.rank == 0:
+        assert full["state"].keys() == alone["state"].keys()
+        for name, state in full["state"].items():
+            for key, value in state.items():
+                torch.testing.assert_close(value, alone["state"][name][key])
+    pair.optimizer = type(pair.optimizer)(pair.spread.parameters(), lr=0.01, max_norm=0.05)
+    spread = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_optimizer_state_dict(pair.spread, pair.optimizer, full, options=spread)
+    pair.step()
+
+
+@check(2, 3)
+def own_state_dict(ranks: Ranks) -> None:
+    """torch.optim's own state_dict, of this rank's part, into an optimizer of the same ranks."""
+    pair = Pair(shard, ranks.rank, ranks.world)
+    pair.step()
+    saved = pair.optimizer.state_dict()
+    pair.optimizer = type(pair.optimizer)(pair.spread.parameters(), lr=0.01, max_norm=0.05)
+    pair.optimizer.load_state_dict(saved)
+    pair.step()
+
+
+@check(2)
+def own_state_dict_of_half_precision_shards(ranks: Ranks) -> None:
+    """Their state is float32, and stays so."""
+    model = shard(make_model(torch.bfloat16))
+    first, second = (fusedstep.AdamW(model.parameters(), max_norm=1.0) for _ in range(2))
+    model(torch.ones(2, 5, dtype=torch.bfloat16)).sum().backward()
+    first.step()
+    second.load_state_dict(deepcopy(first.state_dict()))  # torch would share what it need not cast
+    for optimizer in (second, first):
+        assert all(optimizer.state[p]["step"] == 1 for p in model.parameters())
+        optimizer.step()
+    for param in model.parameters():
+        for name in ("exp_avg", "exp_avg_sq"):
+            loaded, kept = second.state[param][name], first.state[param][name]
+            assert loaded.dtype == torch.float32
+            assert loaded.placements == param.placements
+            assert torch.equal(whole(loaded), whole(kept))

@@ -1,0 +1,118 @@
+"""What is refused of DTensors, before any rank changes or waits for anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from distributed.pair import make_model, shard, whole
+from distributed.ranks import Ranks, check
+from refusals import refuses
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+import fusedstep
+
+
+def parameter(mesh: DeviceMesh, *placements: Any, rows: int = 6) -> nn.Parameter:
+    """With a gradient of ones."""
+    param = nn.Parameter(distribute_tensor(torch.zeros(rows, 2), mesh, placements))
+    param.grad = distribute_tensor(torch.ones(rows, 2), mesh, placements)
+    return param
+
+
+@check(2)
+def plain_and_distributed_parameters_together(ranks: Ranks) -> None:
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    placed = parameter(mesh, Shard(0))
+    plain = nn.Parameter(torch.zeros(3))
+    plain.grad = torch.ones(3)
+    must = r"be a DTensor, as {} is .*"
+    optimizer = fusedstep.AdamW([placed, plain])
+    with refuses("AdamW", "params[1]", must.format(r"params\[0\]"), "a plain tensor", TypeError):
+        optimizer.step()
+    with refuses(
+        "clip_grad_norm_", "parameters[0]", must.format(r"parameters\[1\]"), ".*", TypeError
+    ):
+        fusedstep.clip_grad_norm_([plain, placed], 0.1)
+    with refuses("get_total_norm", "tensors[1]", must.format(r"tensors\[0\]"), ".*", TypeError):
+        fusedstep.get_total_norm([placed.grad, plain.grad])
+    assert not optimizer.state
+    assert not whole(placed).any()
+    assert not plain.any()
+    assert (whole(placed.grad) == 1).all()
+
+
+@check(2)
+def parameters_of_a_mesh_without_this_process(ranks: Ranks) -> None:
+    mesh = DeviceMesh("cpu", [0])
+    param = nn.Parameter(distribute_tensor(torch.zeros(6, 2), mesh, [Shard(0)]))
+    optimizer = fusedstep.AdamW([param], max_norm=1.0)
+    if ranks.rank == 0:
+        optimizer.step()
+        return
+    must, got = "be on a mesh that this process is part of", ".*DeviceMesh.*"
+    with refuses("AdamW", "params[0]", must, got, ValueError):
+        optimizer.step()
+    with refuses("clip_grad_norm_", "parameters[0]", must, got, ValueError):
+        fusedstep.clip_grad_norm_([param], 1.0)
+    with refuses("get_total_norm", "tensors[0]", must, got, ValueError):
+        fusedstep.get_total_norm([param])
+
+
+@check(2)
+def parameters_that_are_sums(ranks: Ranks) -> None:
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    param = nn.Parameter(DTensor.from_local(torch.ones(3), mesh, [Partial()]))
+    param.grad = DTensor.from_local(torch.ones(3), mesh, [Partial()])
+    must, got = "be sharded or replicated", r".*Partial.*"
+    with refuses("AdamW", "params[0]", must, got, ValueError):
+        fusedstep.AdamW([param]).step()
+    with refuses("clip_grad_norm_", "parameters[0]", must, got, ValueError):
+        fusedstep.clip_grad_norm_([param], 1.0)
+
+
+@check(2)
+def gradients_and_state_from_elsewhere(ranks: Ranks) -> None:
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    other = init_device_mesh("cpu", (1, ranks.world), mesh_dim_names=("a", "b"))
+    param = parameter(mesh, Shard(0))
+    optimizer = fusedstep.AdamW([param], max_norm=1.0)
+    optimizer.step()
+    before = whole(param).clone()
+    kept = param.grad
+    param.grad = distribute_tensor(torch.ones(6, 2), other, [Replicate(), Shard(0)])
+    must = "be on its parameter's mesh .*"
+    with refuses("AdamW", "params[0].grad", must, ".*DeviceMesh.*", ValueError):
+        optimizer.step()
+    with refuses("clip_grad_norm_", "parameters[0].grad", must, ".*DeviceMesh.*", ValueError):
+        fusedstep.clip_grad_norm_([param], 1.0)
+    param.grad = kept
+    state = optimizer.state[param]
+    first = state["exp_avg"]
+    state["exp_avg"] = whole(first)
+    where = "state of params[0]['exp_avg']"
+    with refuses("AdamW", where, "be a DTensor, as its parameter", "a plain tensor", TypeError):
+        optimizer.step()
+    state["exp_avg"] = first.redistribute(placements=[Replicate()])
+    with refuses("AdamW", where, "be placed as its parameter, .*", ".*Replicate.*", ValueError):
+        optimizer.step()
+    state["exp_avg"] = first
+    assert torch.equal(whole(param), before)
+    optimizer.step()
+    assert not torch.equal(whole(param), before)
+
+
+@check(2)
+def torch_own_step_still_takes_what_it_takes(ranks: Ranks) -> None:
+    models = [shard(make_model()) for _ in range(2)]
+    optimizers = [
+        fusedstep.AdamW(models[0].parameters(), foreach=True),
+        torch.optim.AdamW(models[1].parameters(), foreach=True),
+    ]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        model(torch.ones(2, 5, dtype=torch.float64)).sum().backward()
+        optimizer.step()
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(whole(p), whole(q))

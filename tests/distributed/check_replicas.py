@@ -1,0 +1,21 @@
+"""DistributedDataParallel: plain parameters, for which equal gradients suffice."""
+
+from __future__ import annotations
+
+from distributed.pair import Pair
+from distributed.ranks import Ranks, check
+from torch.nn.parallel import DistributedDataParallel
+
+
+@check(2, 3)
+def distributed_data_parallel(ranks: Ranks) -> None:
+    for bucket_view in (False, True):  # gradients that are views of the buckets
+        pair = Pair(
+            lambda model, view=bucket_view: DistributedDataParallel(
+                model, gradient_as_bucket_view=view
+            ),
+            ranks.rank,
+            ranks.world,
+        )
+        for _ in range(3):
+            pair.step()

@@ -1,0 +1,84 @@
+"""FSDP2: uneven and empty shards, all norms, all optimizers, the stand-alone clip."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from distributed.pair import Pair, make_model, shard, whole
+from distributed.ranks import Ranks, assert_same_on_all_ranks, check
+from optimizers import OPTIMIZERS
+from torch.distributed.tensor import DTensor
+
+import fusedstep
+
+
+@check(2, 3)
+def uneven_and_empty_shards(ranks: Ranks) -> None:
+    for dtype in (torch.float64, torch.float32):
+        for norm_type in (2.0, 1.0, math.inf):
+            pair = Pair(shard, ranks.rank, ranks.world, dtype, norm_type=norm_type)
+            for _ in range(3):
+                pair.step()
+    sizes = [param.to_local().numel() for param in pair.spread.parameters()]
+    assert (0 in sizes) == (ranks.rank > 0)
+
+
+@check(2, 3)
+def every_optimizer(ranks: Ranks) -> None:
+    for kind in OPTIMIZERS:
+        pair = Pair(shard, ranks.rank, ranks.world, optimizer=kind.ours)
+        for _ in range(3):
+            pair.step()
+
+
+@check(2, 3)
+def state_is_placed_as_its_parameter(ranks: Ranks) -> None:
+    pair = Pair(shard, ranks.rank, ranks.world)
+    pair.step()
+    for param in pair.spread.parameters():
+        state = pair.optimizer.state[param]
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert isinstance(state[name], DTensor)
+            assert state[name].placements == param.placements
+            assert state[name].device_mesh == param.device_mesh
+            assert state[name].shape == param.shape
+        assert not isinstance(state["step"], DTensor)  # as torch's
+
+
+@check(2, 3)
+def half_precision_shards_have_float32_state(ranks: Ranks) -> None:
+    model = shard(make_model(torch.bfloat16))
+    optimizer = fusedstep.AdamW(model.parameters(), max_norm=0.1)
+    model(torch.ones(2, 5, dtype=torch.bfloat16)).sum().backward()
+    grads = [whole(param.grad).float() for param in model.parameters()]
+    optimizer.step()
+    expected = fusedstep.get_total_norm(grads)
+    torch.testing.assert_close(optimizer.grad_norm, expected, rtol=1e-6, atol=0)
+    for param in model.parameters():
+        assert optimizer.state[param]["exp_avg"].dtype == torch.float32
+        assert optimizer.state[param]["exp_avg"].to_local().dtype == torch.float32
+
+
+@check(2, 3)
+def standalone_clip(ranks: Ranks) -> None:
+    for norm_type in (2.0, 1.0, math.inf):
+        pair = Pair(shard, ranks.rank, ranks.world)
+        pair.backward()
+        params, alone = list(pair.spread.parameters()), list(pair.alone.parameters())
+        total = fusedstep.get_total_norm([p.grad for p in params], norm_type)
+        norm = fusedstep.clip_grad_norm_(params, 0.05, norm_type)
+        expected = fusedstep.clip_grad_norm_(alone, 0.05, norm_type)
+        assert torch.equal(norm, total)
+        assert_same_on_all_ranks(norm, "norm")
+        torch.testing.assert_close(norm, expected, rtol=1e-6, atol=0)
+        for p, q in zip(params, alone, strict=True):
+            torch.testing.assert_close(whole(p.grad), q.grad, rtol=1e-11, atol=1e-11)
+
+
+@check(2, 3)
+def parameters_given_other_memory_between_steps(ranks: Ranks) -> None:
+    pair = Pair(shard, ranks.rank, ranks.world)
+    pair.step()
+    pair.spread._apply(torch.clone)  # as `.to()` does: the same parameters over other memory
+    pair.step()

@@ -1,0 +1,116 @@
+"""What one rank finds, all ranks heed: non-finite gradients, GradScaler, missing gradients."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from distributed.pair import Pair, make_model, shard, whole
+from distributed.ranks import Ranks, assert_same_on_all_ranks, check, of_all_ranks
+from torch.distributed.tensor import DTensor
+
+import fusedstep
+
+
+def poison(pair: Pair, ranks: Ranks, value: float) -> None:
+    """One element of one rank's shard, of the first parameter."""
+    if ranks.rank == ranks.world - 1:
+        next(pair.spread.parameters()).grad.to_local()[0, 0] = value
+
+
+@check(2, 3)
+def all_ranks_skip_what_one_cannot_use(ranks: Ranks) -> None:
+    for value in (math.nan, math.inf):
+        pair = Pair(shard, ranks.rank, ranks.world, nonfinite="skip", max_norm=None)
+        pair.step()
+        before = [whole(p).clone() for p in pair.spread.parameters()]
+        pair.backward()
+        poison(pair, ranks, value)
+        pair.optimizer.step()
+        assert not pair.optimizer.grad_norm.isfinite()
+        assert_same_on_all_ranks(pair.optimizer.grad_norm, "grad_norm")
+        for param, kept in zip(pair.spread.parameters(), before, strict=True):
+            assert torch.equal(whole(param), kept)
+            assert pair.optimizer.state[param]["step"] == 1
+
+
+@check(2, 3)
+def all_ranks_raise_for_what_one_cannot_use(ranks: Ranks) -> None:
+    pair = Pair(shard, ranks.rank, ranks.world, nonfinite="error")
+    pair.backward()
+    poison(pair, ranks, math.nan)
+    raised = []
+    calls = (
+        pair.optimizer.step,
+        lambda: fusedstep.clip_grad_norm_(pair.spread.parameters(), 1.0, error_if_nonfinite=True),
+    )
+    for call in calls:
+        try:
+            call()
+        except RuntimeError as error:
+            raised.append(str(error))
+    assert len(raised) == 2
+    assert "nothing was changed" in raised[0]
+    assert of_all_ranks(raised) == [raised] * ranks.world
+
+
+@check(2, 3)
+def grad_scaler(ranks: Ranks) -> None:
+    pair = Pair(shard, ranks.rank, ranks.world, dtype=torch.float32)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=100)
+    for inf in (False, True, False):
+        pair.backward()
+        for param in pair.spread.parameters():
+            param.grad.mul_(scaler.get_scale())
+        scaler.scale(torch.zeros(()))  # the scaler makes its tensors at the first use
+        if inf:
+            poison(pair, ranks, math.inf)
+            before = [whole(p).clone() for p in pair.spread.parameters()]
+            scaler.step(pair.optimizer)
+            assert all(map(torch.equal, map(whole, pair.spread.parameters()), before))
+            pair.optimizer.zero_grad()
+            pair.reference.zero_grad()
+        else:
+            scaler.step(pair.optimizer)
+            pair.reference.step()
+            pair.optimizer.zero_grad()
+            pair.reference.zero_grad()
+            pair.check()
+        scaler.update()
+        pair.steps += 1
+    assert scaler.get_scale() == 32.0
+
+
+@check(2, 3)
+def ranks_without_some_or_any_gradient(ranks: Ranks) -> None:
+    """They take part in the norm all the same: nobody waits, and all ranks find the same."""
+    model = shard(make_model())
+    params = list(model.parameters())
+    optimizer = fusedstep.AdamW(params, max_norm=1.0)
+    for missing in ([], [0], list(range(len(params)))):
+        for i, param in enumerate(params):
+            here = torch.ones_like(param.to_local()) * (i + 1)
+            absent = ranks.rank == 0 and i in missing
+            param.grad = None if absent else DTensor.from_local(
+                here, param.device_mesh, param.placements,
+                shape=param.shape, stride=param.stride(),
+            )  # fmt: skip
+        squares = [
+            0.0 if p.grad is None else float(p.grad.to_local().square().sum()) for p in params
+        ]
+        expected = math.sqrt(sum(map(sum, of_all_ranks(squares))))
+        norm = fusedstep.clip_grad_norm_(params, 1e9)
+        optimizer.step()
+        for found in (norm, optimizer.grad_norm):
+            assert_same_on_all_ranks(found, "norm")
+            torch.testing.assert_close(float(found), expected, rtol=1e-6, atol=0)
+
+
+@check(2, 3)
+def no_gradient_on_any_rank_at_the_first_step(ranks: Ranks) -> None:
+    model = shard(make_model())
+    optimizer = fusedstep.AdamW(model.parameters(), max_norm=1.0)
+    before = [whole(p).clone() for p in model.parameters()]
+    optimizer.step()
+    assert all(map(torch.equal, map(whole, model.parameters()), before))
+    assert fusedstep.clip_grad_norm_(model.parameters(), 1.0) == 0

@@ -1,0 +1,75 @@
+"""Tensor parallelism: columns and rows split, replicated parameters, sums left to be done."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from distributed.pair import Pair
+from distributed.ranks import Ranks, assert_same_on_all_ranks, check
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+import fusedstep
+
+
+def split(model: nn.Sequential) -> nn.Module:
+    """Uneven columns, then rows whose bias is replicated, then columns again."""
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    columns = ColwiseParallel(output_layouts=Replicate())
+    return parallelize_module(
+        model,
+        mesh,
+        {"0": ColwiseParallel(use_local_output=False), "2": RowwiseParallel(), "4": columns},
+    )
+
+
+@check(2, 3)
+def columns_and_rows(ranks: Ranks) -> None:
+    for norm_type in (2.0, 1.0, math.inf):
+        pair = Pair(split, norm_type=norm_type)
+        placements = {param.placements for param in pair.spread.parameters()}
+        assert placements == {(Shard(0),), (Shard(1),), (Replicate(),)}
+        for _ in range(3):
+            pair.step()
+
+
+@check(2, 3)
+def sums_that_are_left_to_be_done(ranks: Ranks) -> None:
+    """Sequence parallelism: each rank's gradient of a norm's weight is of its own tokens only."""
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 6, 5, generator=generator, dtype=torch.float64)
+    alone, spread = (nn.Sequential(nn.LayerNorm(5)).double() for _ in range(2))
+    parallelize_module(spread, mesh, {"0": SequenceParallel()})
+    params, reference = list(spread.parameters()), list(alone.parameters())
+    optimizers = [fusedstep.AdamW(p, lr=0.1, max_norm=1.0) for p in (params, reference)]
+    mine = DTensor.from_local(tokens, mesh, [Replicate()]).redistribute(placements=[Shard(1)])
+    for _ in range(3):
+        for model, x in ((spread, mine.to_local()), (alone, tokens)):
+            y = model(x)
+            y = y.to_local() if isinstance(y, DTensor) else y
+            (y**3).sum().backward()
+        assert all(param.grad.placements == (Partial(),) for param in params)
+        kept = [param.grad.to_local().clone() for param in params]
+        for optimizer in optimizers:
+            optimizer.step()
+        for param, grad in zip(params, kept, strict=True):
+            assert torch.equal(param.grad.to_local(), grad)  # not rewritten: still to be summed
+        ours, theirs = (optimizer.grad_norm for optimizer in optimizers)
+        assert_same_on_all_ranks(ours, "grad_norm")
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+        norm = fusedstep.clip_grad_norm_(params, 0.5)
+        torch.testing.assert_close(norm, theirs, rtol=1e-6, atol=0)
+        fusedstep.clip_grad_norm_(reference, 0.5)
+        for param, one in zip(params, reference, strict=True):
+            torch.testing.assert_close(param.full_tensor(), one.data, rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(param.grad.full_tensor(), one.grad, rtol=1e-11, atol=1e-11)
+            param.grad = one.grad = None

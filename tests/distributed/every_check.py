@@ -1,0 +1,23 @@
+"""Imports every file of checks, so that CHECKS lists them all."""
+
+from distributed import (
+    check_checkpoints,
+    check_meshes,
+    check_refusals,
+    check_replicas,
+    check_shards,
+    check_skips,
+    check_tensor_parallel,
+)
+from distributed.ranks import CHECKS
+
+__all__ = [
+    "CHECKS",
+    "check_checkpoints",
+    "check_meshes",
+    "check_refusals",
+    "check_replicas",
+    "check_shards",
+    "check_skips",
+    "check_tensor_parallel",
+]

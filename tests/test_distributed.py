@@ -1,0 +1,94 @@
+"""Several gloo processes on the CPU against a single one: tests/distributed holds the checks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+if not torch.distributed.is_available():
+    pytest.skip("this torch was built without torch.distributed", allow_module_level=True)
+
+from distributed import check_checkpoints
+from distributed.every_check import CHECKS
+from distributed.pair import Pair
+
+DEADLINE = 300  # seconds for all checks of one number of processes
+
+
+class Launches:
+    """Starts each number of processes once, for all its checks, and keeps what they wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.outputs: dict[int, str] = {}
+
+    def run(self, world: int) -> str:
+        """Runs the checks of `world` processes, unless they have run; what the ranks printed."""
+        if world not in self.outputs:
+            logs = [self.folder / f"log.{world}.{rank}" for rank in range(world)]
+            processes = [self._start(rank, world, log) for rank, log in enumerate(logs)]
+            self._wait(processes)
+            self.outputs[world] = "\n".join(log.read_text() for log in logs)
+        return self.outputs[world]
+
+    def _start(self, rank: int, world: int, log: Path) -> subprocess.Popen[bytes]:
+        path = os.pathsep.join(filter(None, sys.path))
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "distributed.worker", str(rank), str(world)]
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                [*command, str(self.folder)], env=environment, stdout=output, stderr=output
+            )
+
+    @staticmethod
+    def _wait(processes: list[subprocess.Popen[bytes]]) -> None:
+        """Until all have ended; where one failed, the others wait for it in vain and are ended."""
+        until = time.monotonic() + DEADLINE
+        while any(process.poll() is None for process in processes):
+            if time.monotonic() > until or any(process.poll() for process in processes):
+                time.sleep(2)  # the others may be about to write down why they fail, too
+                for process in processes:
+                    process.kill()
+            time.sleep(0.05)
+
+    def outcome(self, world: int, name: str) -> str:
+        """ "" where the check passed on every rank, else why it did not."""
+        output = self.run(world)
+        files = [self.folder / f"{name}.{world}.{rank}" for rank in range(world)]
+        told = [file.read_text() for file in files if file.exists()]
+        if len(told) < world and not any(told):
+            return f"not finished by {world - len(told)} of {world} ranks, which printed:\n{output}"
+        return "\n".join(filter(None, told))
+
+
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory: pytest.TempPathFactory) -> Launches:
+    return Launches(tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize(
+    ("world", "name"), [(world, name) for world, checks in CHECKS.items() for name in checks]
+)
+def test_ranks(world: int, name: str, launches: Launches) -> None:
+    outcome = launches.outcome(world, name)
+    assert not outcome, outcome
+
+
+def test_one_process_loads_what_several_saved(launches: Launches) -> None:
+    """The same checkpoint, without torch.distributed's processes."""
+    assert not launches.outcome(2, "saved_by_two_loaded_by_three")
+    pair = Pair(lambda model: model)
+    for _ in range(check_checkpoints.STEPS):
+        pair.backward()
+        pair.reference.step()
+        pair.reference.zero_grad()
+        pair.optimizer.zero_grad()
+        pair.steps += 1
+    check_checkpoints.load(launches.folder / "checkpoint", pair.spread, pair.optimizer)
+    pair.step()
