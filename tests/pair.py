@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from helpers import assert_same_bits, make_params, set_grads
+from torch.optim import Optimizer
 
 import fusedstep
 
@@ -14,12 +16,16 @@ class Pair:
     """The same optimizer over the same parameters on the CPU and on the GPU."""
 
     def __init__(
-        self, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32, **options: Any
+        self,
+        *shapes: tuple[int, ...],
+        optimizer: Callable[..., Optimizer] = fusedstep.AdamW,
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
     ) -> None:
         self.cpu, self.cuda = (
             make_params(*shapes, dtype=dtype, device=device) for device in ("cpu", "cuda")
         )
-        self.optimizers = [fusedstep.AdamW(p, **options) for p in (self.cpu, self.cuda)]
+        self.optimizers = [optimizer(p, **options) for p in (self.cpu, self.cuda)]
 
     def set_grads(self, seed: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> None:
         set_grads(self.cpu, seed, dtype, scale)

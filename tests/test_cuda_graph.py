@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same_bits, make_params, set_grads
+from optimizers import Kind, every_kind
 from pair import Pair
 from torch import Tensor
 
@@ -81,6 +82,13 @@ def test_every_replay_is_a_step(options: dict[str, Any]) -> None:
     assert count == 6
 
 
+@every_kind
+def test_every_optimizer_is_captured(kind: Kind) -> None:
+    captured = Captured(optimizer=kind.ours, max_norm=1.0)
+    for seed in range(3):
+        captured.replay(seed)
+
+
 def test_lr_is_read_at_every_replay() -> None:
     rates = [torch.tensor(0.1, device=device) for device in ("cpu", "cuda")]
     captured = Captured(max_norm=1.0)
@@ -134,7 +142,7 @@ def test_capture_needs_capturable() -> None:
     pair.step()
     graph = torch.cuda.CUDAGraph()
     with (
-        pytest.raises(RuntimeError, match="capturable must be True in every parameter group"),
+        pytest.raises(RuntimeError, match="capturable must be True in every group"),
         torch.cuda.graph(graph),
     ):
         pair.optimizers[1].step()
