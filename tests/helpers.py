@@ -12,7 +12,7 @@ from torch import Tensor
 
 LAYOUTS = ("plain", "reversed", "gaps", "misaligned")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+_BITS = {1: torch.int8, 8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 # The same examples every time, few enough for a suite that is run often.
 bounded = settings(max_examples=40, derandomize=True, deadline=None)

@@ -18,6 +18,7 @@ from helpers import assert_same_bits, make_params
 from torch.utils.cpp_extension import include_paths, library_paths
 
 import fusedstep
+from python.buildtools.rules import write_sources
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
@@ -44,6 +45,7 @@ def simt(tmp_path_factory: pytest.TempPathFactory) -> Any:
     includes = [ROOT / "tests" / "simt" / "include", ROOT, *include_paths("cpu")]
     files = [ROOT / name for name in SOURCES]
     files += sorted(path for pattern in GLOBS for path in ROOT.glob(pattern))
+    files += write_sources("cuda", folder / "rules")
     objects = []
     for source in files:
         objects.append(folder / f"{source.parent.name}_{source.stem}.o")
@@ -63,7 +65,7 @@ def on_simt(simt: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     simt.seed(1)
     simt.finish()
     simt.fail_next("")
-    monkeypatch.setattr(fusedstep.AdamW, "_table_op", simt.table_adam_.default)
+    monkeypatch.setattr(fusedstep.AdamW, "_table_op", simt.table_step_.default)
     return simt
 
 
@@ -78,7 +80,7 @@ def twins(dtype: torch.dtype = torch.float32, **options: Any):
 
 def step_on_cpu(optimizer: fusedstep.AdamW) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        op = torch.ops.fusedstep.table_adam_.default
+        op = torch.ops.fusedstep.table_step_.default
         patch.setattr(fusedstep.AdamW, "_table_op", op)
         optimizer.step()
 

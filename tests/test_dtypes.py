@@ -17,6 +17,7 @@ from helpers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from op_arguments import arrays_of, with_numbers
 from torch import Tensor
 from twin import Twin
 
@@ -115,9 +116,9 @@ def test_float32_is_rounded_to_a_half_as_torch_does(
     # a parameter from 0 to 0 - 2 * (m / 2).
     param = torch.zeros_like(targets, dtype=dtype)
     grad, exp_avg, exp_avg_sq = torch.zeros_like(targets), -targets, torch.zeros_like(targets)
-    step = torch.zeros((), device=device)
-    fields = [1.0, 0.5, 0.5, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
-    torch.ops.fusedstep.adam_([param], [grad], [exp_avg], [exp_avg_sq], [], [step], [1], fields, [])
+    arrays = arrays_of([exp_avg, exp_avg_sq, torch.zeros((), device=device)])
+    numbers = with_numbers(lr=1.0, beta1=0.5, beta2=0.5, eps=1.0, weight_decay=0.0)
+    torch.ops.fusedstep.step_("adam", [param], [grad], *arrays, [1], numbers, [])
     assert_same_bits(param, (0 - 2 * (-targets / 2)).to(dtype), "rounded")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import fusedstep
 from python.buildtools.flags import CXX_FLAGS
+from python.buildtools.rules import write_sources
 
 pytestmark = [
     pytest.mark.slow,
@@ -54,6 +55,7 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         pytest.skip(f"this CPU lacks {', '.join(sorted(lacking))}")
     library = tmp_path_factory.mktemp("isa") / f"{request.param}.so"
     sources = [ROOT / "tests/isa/entry.cpp", *(ROOT / "kernels/cpu").glob("*.cpp")]
+    sources += write_sources("cpu", library.parent / "rules")
     # Without clones there is nothing for the loader to choose from.
     command = ["g++", *CXX_FLAGS, *options, "-DFUSEDSTEP_CLONES=", "-shared", "-fPIC"]
     command += ["-fvisibility=default", f"-I{ROOT}", *map(str, sources), "-o", str(library)]
@@ -70,7 +72,7 @@ def step_by(library: Path, param: Tensor, states: list[Tensor], step: Tensor, no
     return function(
         ctypes.c_void_p(param.data_ptr()), ctypes.c_void_p(param.grad.data_ptr()), pointers,
         ctypes.c_void_p(step.data_ptr()), ctypes.c_int64(param.numel()),
-        DTYPES.index(param.dtype), DTYPES.index(param.grad.dtype), norm, options,
+        1 + DTYPES.index(param.dtype), 1 + DTYPES.index(param.grad.dtype), norm, options,
     )  # fmt: skip
 
 

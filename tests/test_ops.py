@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from helpers import assert_same_bits, make_params, set_grads
-from op_arguments import FIELDS, adam_arguments, randn, scalar, with_fields
+from op_arguments import (
+    NUMBERS,
+    TABLE_OPTIONS,
+    arrays_of,
+    fresh_arrays,
+    randn,
+    scalar,
+    step_arguments,
+    table_arguments,
+    with_numbers,
+)
 from torch import Tensor
 from torch.library import opcheck
 
@@ -30,62 +39,59 @@ def test_opcheck_of_clip_by_norm(device: torch.device) -> None:
     opcheck(ops.clip_by_norm_.default, (randn((3, 4), (5,), device=device), norm, 1.0))
 
 
-def test_opcheck_of_adam(device: torch.device) -> None:
-    arguments = adam_arguments(device)
-    opcheck(ops.adam_.default, tuple(arguments))
-    plain = [*arguments[:4], [], arguments[5], [3], FIELDS, []]
-    opcheck(ops.adam_.default, tuple(plain))
+def test_opcheck_of_step(device: torch.device) -> None:
+    opcheck(ops.step_.default, tuple(step_arguments(device)))
+    params, grads = randn((3, 4), (5,), device=device), randn((3, 4), (5,), device=device, seed=1)
+    plain = arrays_of(*fresh_arrays(params))
+    opcheck(ops.step_.default, ("adam", params, grads, *plain, [2], NUMBERS, []))
 
 
 def test_opcheck_of_the_table_ops(device: torch.device) -> None:
     table = _C.TensorTable()
-    params, grads, exp_avgs, exp_avg_sqs = adam_arguments(device)[:4]
-    steps = [scalar(0.0, device) for _ in params]
-    states = [*exp_avgs, *exp_avg_sqs]
-    opcheck(ops.table_assign.default, (table.address, params, states, steps, [3], [2]))
+    params, grads, assigned = table_arguments(device)
+    opcheck(ops.table_assign.default, (table.address, params, *assigned))
     opcheck(ops.table_refresh.default, (table.address, grads[1:], [0]))
     opcheck(ops.table_refresh.default, (table.address, grads, []))
     norm = scalar(0.0, device, torch.float64)
     opcheck(ops.table_norm_.default, (table.address, norm, 2.0, None))
-    adam = (table.address, params[0], FIELDS, [], norm, 2.0, None, None, 1.0, False)
-    opcheck(ops.table_adam_.default, adam)
+    opcheck(ops.table_step_.default, (table.address, "adam", params[0], *TABLE_OPTIONS))
+    clipped = (NUMBERS, [], norm, 2.0, None, None, 1.0, False)
+    opcheck(ops.table_step_.default, (table.address, "adam", params[0], *clipped))
 
 
-def test_adam_op_does_what_the_optimizer_does(device: torch.device) -> None:
+def test_step_op_does_what_the_optimizer_does(device: torch.device) -> None:
     params = make_params((3, 4), (40_000,), device=device)
     by_op = [p.detach().clone() for p in params]
-    states = [[torch.zeros_like(p) for p in by_op] for _ in range(2)]
-    steps = [scalar(0.0, device) for _ in by_op]
+    of_each = fresh_arrays(by_op)
     optimizer = fusedstep.AdamW(params, max_norm=1.0)
     for step in range(3):
         set_grads(params, seed=step)
         optimizer.step()
         grads = [p.grad for p in params]
         norm = ops.total_norm(grads)
-        ops.adam_(by_op, grads, *states, [], steps, [2], FIELDS, [], norm, max_norm=1.0)
+        ops.step_("adam", by_op, grads, *arrays_of(*of_each), [2], NUMBERS, [], norm, max_norm=1.0)
     for param, other in zip(params, by_op, strict=True):
         assert_same_bits(param, other, "parameter")
-    assert [float(step) for step in steps] == [3.0, 3.0]
+    assert [float(step) for *_, step in of_each] == [3.0, 3.0]
 
 
-def test_adam_op_with_l2_is_adam(device: torch.device) -> None:
+def test_step_op_with_l2_is_adam(device: torch.device) -> None:
     (param,), (grad,) = randn((500,), device=device), randn((500,), device=device, seed=1)
     theirs = param.clone().requires_grad_()
     reference = torch.optim.Adam([theirs], weight_decay=0.1)
-    state = [torch.zeros_like(param) for _ in range(2)]
-    step = scalar(0.0, device)
-    fields = with_fields(weight_decay=0.1, decoupled=0.0)
+    arrays = arrays_of(*fresh_arrays([param]))
+    numbers = with_numbers(weight_decay=0.1, decoupled=0.0)
     for _ in range(3):
         theirs.grad = grad
         reference.step()
-        ops.adam_([param], [grad], [state[0]], [state[1]], [], [step], [1], fields, [])
+        ops.step_("adam", [param], [grad], *arrays, [1], numbers, [])
     torch.testing.assert_close(param, theirs.detach())
 
 
-def step_by_ops(params: list[Tensor], grads: list[Tensor], state: list[Any]) -> Tensor:
+def step_by_ops(params: list[Tensor], grads: list[Tensor], of_each: list[list[Tensor]]) -> Tensor:
     norm = ops.total_norm(grads)
     ops.clip_by_norm_(grads, norm, 1.0)
-    ops.adam_(params, grads, *state[:2], [], state[2], [len(params)], FIELDS, [], norm)
+    ops.step_("adam", params, grads, *arrays_of(*of_each), [len(params)], NUMBERS, [], norm)
     return norm
 
 
@@ -97,10 +103,9 @@ def test_compiled_whole(backend: str) -> None:
     results = []
     for function in (step_by_ops, compiled):
         params, grads = randn((30, 4), (), (5,)), randn((30, 4), (), (5,), seed=1)
-        state = [[torch.zeros_like(p) for p in params] for _ in range(2)]
-        state.append([torch.tensor(0.0) for _ in params])
-        norms = [function(params, grads, state) for _ in range(2)]
-        results.append([*norms, *params, *grads, *state[0], *state[1], *state[2]])
+        of_each = fresh_arrays(params)
+        norms = [function(params, grads, of_each) for _ in range(2)]
+        results.append([*norms, *params, *grads, *(a for arrays in of_each for a in arrays)])
     for eager, other in zip(*results, strict=True):
         assert_same_bits(other, eager, backend)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same_bits
-from op_arguments import TABLE_OPTIONS, adam_arguments, randn, with_fields
+from op_arguments import TABLE_OPTIONS, randn, step_arguments, table_arguments, with_numbers
 from torch import Tensor
 
 from fusedstep import _C
@@ -28,43 +28,58 @@ def swap(index: int, tensor: Callable[[Tensor], Tensor]) -> Callable[[list[Any]]
     return replace(index, lambda tensors: [*tensors[:-1], tensor(tensors[-1])])
 
 
+RULE, PARAMS, GRADS, ARRAYS, ROLES, COUNTS, SIZES, GROUPS, LRS, NORM, SCALE, FOUND = range(12)
+# The arrays of the last parameter: two moments, their maximum, the step.
+LAST_MOMENT, LAST_STEP = 6, 9
+
+
+def array(index: int, tensor: Callable[[Tensor], Tensor]) -> Callable[[list[Any]], None]:
+    return replace(ARRAYS, lambda x: [*x[:index], tensor(x[index]), *x[index + 1 :]])
+
+
 WRONG: dict[str, tuple[Callable[[list[Any]], None], str]] = {
-    "too few grads": (replace(1, lambda x: x[:-1]), "adam_: grads must have length 3, got 2"),
-    "too few exp_avgs": (replace(2, lambda x: x[1:]), "adam_: exp_avgs must have length 3, got 2"),
-    "no exp_avg_sqs": (replace(3, lambda x: []), "adam_: exp_avg_sqs must have length 3, got 0"),
-    "no largest": (replace(4, lambda x: []), "adam_: states must .*, got 6"),
-    "too few steps": (replace(5, lambda x: x[1:]), "adam_: steps must have length 3, got 2"),
-    "group sizes": (replace(6, lambda x: [2, 2]), r"adam_: group_sizes\[1\] must .*, got 2"),
-    "small groups": (replace(6, lambda x: [1, 1]), "adam_: params must have length 2, got 3"),
-    "more groups": (replace(6, lambda x: [1, 1, 1]), "adam_: groups must have length 3, got 2"),
-    "odd fields": (replace(7, lambda x: x[1:]), "adam_: groups must have 9 numbers .*, got 17"),
-    "no lr": (replace(8, lambda x: []), "adam_: lrs must have one rate .*, got 0"),
-    "two lrs": (replace(8, lambda x: x * 2), "adam_: lrs must have length 1, got 2"),
-    "float64 lr": (swap(8, Tensor.double), r"adam_: lrs\[0\] must be one float32 value, got .*"),
-    "long lr": (swap(8, lambda x: x.expand(2)), r"adam_: lrs\[0\] must be one .*, got 2 values.*"),
-    "float64 grad_scale": (replace(10, Tensor.double), "adam_: grad_scale must be one float32 .*"),
-    "float64 found_inf": (replace(11, Tensor.double), "adam_: found_inf must be one float32 .*"),
-    "float32 norm": (replace(9, Tensor.float), "adam_: norm must be one float64 value, got .*"),
-    "integer param": (swap(0, Tensor.int), r"adam_: params\[2\] must be a dense float32.*, got .*"),
-    "gaps": (swap(0, lambda x: torch.ones(10)[::2]), r"adam_: params\[2\] must have its .*by 2"),
-    "expanded": (swap(0, lambda x: x[:1].expand(5)), r"adam_: params\[2\] must have its .*by 0"),
-    "integer grad": (swap(1, Tensor.int), "adam_: grads must have .* a supported dtype, got .*"),
-    "other shape": (swap(1, lambda x: x[:-1]), "adam_: grads must have their parameters' .*"),
-    "half state": (swap(2, Tensor.half), r"adam_: states\[2\] must be float32, .*, got .*"),
-    "other state": (swap(3, lambda x: x[:-1]), r"adam_: states\[5\] must have its .*, got .*"),
-    "long step": (swap(5, lambda x: x.expand(2)), r"adam_: steps\[2\] must be one .*, got 2 .*"),
+    "no such rule": (replace(RULE, lambda x: "none"), "rule must be one of .*, got none"),
+    "too few grads": (replace(GRADS, lambda x: x[:-1]), "grads must have length 3, got 2"),
+    "too few arrays": (replace(ARRAYS, lambda x: x[1:]), "roles must have length 9, got 10"),
+    "too few roles": (replace(ROLES, lambda x: x[1:]), "roles must have length 10, got 9"),
+    "small counts": (replace(COUNTS, lambda x: [3, 3, 3]), "arrays must have length 9, got 10"),
+    "large counts": (replace(COUNTS, lambda x: [3, 3, 5]), r"array_counts\[2\] must not .*, got 5"),
+    "no counts": (replace(COUNTS, lambda x: []), "array_counts must have length 3, got 0"),
+    "no role": (replace(ROLES, lambda x: [9, *x[1:]]), r"roles\[0\] must be one of .*, got 9"),
+    "role twice": (replace(ROLES, lambda x: [0, 0, *x[2:]]), r"roles\[1\] must be .*, got 0"),
+    "group sizes": (replace(SIZES, lambda x: [2, 2]), r"group_sizes\[1\] must .*, got 2"),
+    "small groups": (replace(SIZES, lambda x: [1, 1]), "params must have length 2, got 3"),
+    "other states": (replace(SIZES, lambda x: [1, 2]), r"params\[2\] must have as many .*, got 3"),
+    "more groups": (replace(SIZES, lambda x: [1, 1, 1]), "groups must have length 3, got 2"),
+    "odd numbers": (replace(GROUPS, lambda x: x[1:]), "groups must have 13 numbers .*, got 25"),
+    "no lr": (replace(LRS, lambda x: []), "lrs must have one rate .*, got 0"),
+    "two lrs": (replace(LRS, lambda x: x * 2), "lrs must have length 1, got 2"),
+    "float64 lr": (swap(LRS, Tensor.double), r"lrs\[0\] must be one float32 value, got .*"),
+    "long lr": (swap(LRS, lambda x: x.expand(2)), r"lrs\[0\] must be one .*, got 2 values.*"),
+    "float64 grad_scale": (replace(SCALE, Tensor.double), "grad_scale must be one float32 .*"),
+    "float64 found_inf": (replace(FOUND, Tensor.double), "found_inf must be one float32 .*"),
+    "float32 norm": (replace(NORM, Tensor.float), "norm must be one float64 value, got .*"),
+    "integer param": (swap(PARAMS, Tensor.int), r"params\[2\] must be a dense float32.*, got .*"),
+    "gaps": (swap(PARAMS, lambda x: torch.ones(10)[::2]), r"params\[2\] must have its .*by 2"),
+    "expanded": (swap(PARAMS, lambda x: x[:1].expand(5)), r"params\[2\] must have its .*by 0"),
+    "integer grad": (swap(GRADS, Tensor.int), "grads must have .* a supported dtype, got .*"),
+    "other shape": (swap(GRADS, lambda x: x[:-1]), "grads must have their parameters' .*"),
+    "half state": (array(LAST_MOMENT, Tensor.half), r"arrays\[6\] must be float32, .*, got .*"),
+    "no scales": (array(LAST_MOMENT, Tensor.char), r"params\[2\] must have scales .*, got .*"),
+    "other state": (array(LAST_MOMENT, lambda x: x[:-1]), r"arrays\[6\] must have its .*, got .*"),
+    "long step": (array(LAST_STEP, lambda x: x.expand(2)), r"arrays\[9\] must be one .*, got 2 .*"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_adam_op_refuses(name: str) -> None:
+def test_step_op_refuses(name: str) -> None:
     change, message = WRONG[name]
-    arguments = adam_arguments()
+    arguments = step_arguments()
     change(arguments)
-    written = [t for tensors in arguments[:6] for t in tensors]
+    written = [*arguments[PARAMS], *arguments[ARRAYS]]
     before = [t.clone() for t in written]
-    with pytest.raises(RuntimeError, match=f"^{message}$"):
-        ops.adam_(*arguments)
+    with pytest.raises(RuntimeError, match=f"^step_: {message}$"):
+        ops.step_(*arguments)
     for tensor, value in zip(written, before, strict=True):
         assert_same_bits(tensor, value, "what must stay")
 
@@ -118,10 +133,8 @@ def test_ops_refuse_elements_with_gaps(name: str) -> None:
     assert bool((base == 1).all())
     table = _C.TensorTable()
     params = [torch.ones(2), tensor]
-    states = [torch.zeros_like(p) for p in params]
-    steps = [torch.tensor(0.0) for _ in params]
     with pytest.raises(RuntimeError, match="^table_assign: params" + must):
-        ops.table_assign(table.address, params, states, steps, [2], [1])
+        ops.table_assign(table.address, params, [], [], [0, 0], [2], [0, 1])
 
 
 @pytest.mark.parametrize("name", GAPLESS)
@@ -143,8 +156,7 @@ LAZY = {
 def test_table_op_refuses_gradients_that_are_not_in_memory(name: str) -> None:
     """The dispatcher would hand over temporary copies, whose addresses must not be kept."""
     table = _C.TensorTable()
-    params, states = [torch.ones(4)], [torch.zeros(4), torch.zeros(4)]
-    ops.table_assign(table.address, params, states, [torch.tensor(0.0)], [1], [2])
+    ops.table_assign(table.address, [torch.ones(4)], [], [], [0], [1], [0])
     assert not ops.table_refresh(table.address, [LAZY[name]()], [])
     assert table.num_rows == 0
 
@@ -152,20 +164,19 @@ def test_table_op_refuses_gradients_that_are_not_in_memory(name: str) -> None:
 @pytest.mark.parametrize("missing", [[3], [-1], [0, 0], [1, 0], [0, 1]])
 def test_table_op_refuses_wrong_positions_of_missing_gradients(missing: list[int]) -> None:
     table = _C.TensorTable()
-    params, grads, exp_avgs, exp_avg_sqs = adam_arguments()[:4]
-    steps = [torch.tensor(0.0) for _ in params]
-    ops.table_assign(table.address, params, [*exp_avgs, *exp_avg_sqs], steps, [3], [2])
+    params, grads, assigned = table_arguments()
+    ops.table_assign(table.address, params, *assigned)
     assert not ops.table_refresh(table.address, grads[:2], missing)
     assert table.num_rows == 0
-    with pytest.raises(RuntimeError, match=r"^table_adam_: table must have gradients, got none"):
-        ops.table_adam_(table.address, params[0], *TABLE_OPTIONS)
+    with pytest.raises(RuntimeError, match=r"^table_step_: table must have gradients, got none"):
+        ops.table_step_(table.address, "adam", params[0], *TABLE_OPTIONS)
 
 
 def test_table_op_refuses_groups_with_other_states() -> None:
     table = _C.TensorTable()
-    params, grads, exp_avgs, exp_avg_sqs = adam_arguments()[:4]
-    steps = [torch.tensor(0.0) for _ in params]
-    ops.table_assign(table.address, params, [*exp_avgs, *exp_avg_sqs], steps, [3], [2])
+    params, grads, assigned = table_arguments()
+    ops.table_assign(table.address, params, *assigned)
     assert ops.table_refresh(table.address, grads, [])
-    with pytest.raises(RuntimeError, match=r"^table_adam_: groups must have the states that"):
-        ops.table_adam_(table.address, params[0], with_fields(amsgrad=1.0), *TABLE_OPTIONS[1:])
+    numbers = with_numbers(amsgrad=1.0)
+    with pytest.raises(RuntimeError, match=r"^table_step_: groups\[0\] must need as many"):
+        ops.table_step_(table.address, "adam", params[0], numbers, *TABLE_OPTIONS[1:])

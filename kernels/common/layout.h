@@ -1,16 +1,20 @@
-// Builds a tensor table on the host: rows sorted by compute type, chunks numbered, one launch each.
+// Builds a tensor table on the host: rows sorted by how they are stored, chunks numbered, one
+// launch each.
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "kernels/common/table.h"
 
 namespace fusedstep {
 
-// A run of chunks whose rows are computed in the same type: one kernel launch.
+// A run of chunks that one kernel takes: rows computed in the same type and stored in it
+// throughout, or not.
 struct Launch {
   Dtype computed;
+  bool uniform;
   int64_t first_chunk;
   int64_t num_chunks;
 };
@@ -23,6 +27,17 @@ struct Layout {
   std::vector<Launch> launches;
   int64_t num_chunks() const { return static_cast<int64_t>(row_of_chunk.size()); }
 };
+
+// Whether parameter, gradient and states are all stored in the type they are computed in.
+inline bool is_uniform(const Row& row) {
+  const Dtype computed = compute_dtype(row.param_dtype);
+  bool uniform = row.param_dtype == computed && row.grad_dtype == computed;
+  for (int k = 0; k < kMaxStates; ++k) {
+    const Dtype state = row.dtypes[kState + k];
+    uniform = uniform && (state == computed || state == Dtype::kNone);
+  }
+  return uniform;
+}
 
 // Work of a chunk beyond its elements, in elements: look-ups, coefficients, the end of the loops.
 constexpr int64_t kChunkOverhead = 512;
@@ -37,21 +52,25 @@ inline Layout make_layout(const std::vector<Row>& listed) {
     first_partial[i] = chunks;
     chunks += chunks_of(listed[i].size);
   }
-  std::stable_sort(layout.order.begin(), layout.order.end(), [&](int32_t a, int32_t b) {
-    return compute_dtype(listed[a].param_dtype) < compute_dtype(listed[b].param_dtype);
-  });
+  const auto kernel = [&](int32_t i) {
+    return std::pair(compute_dtype(listed[i].param_dtype), is_uniform(listed[i]));
+  };
+  std::stable_sort(layout.order.begin(), layout.order.end(),
+                   [&](int32_t a, int32_t b) { return kernel(a) < kernel(b); });
 
   layout.row_of_chunk.reserve(chunks);
   layout.cost.reserve(chunks + 1);
   layout.cost.push_back(0);
+  int32_t last = 0;
   for (const int32_t listed_as : layout.order) {
     Row row = listed[listed_as];
     row.first_chunk = layout.num_chunks();
     row.first_partial = first_partial[listed_as];
-    const Dtype computed = compute_dtype(row.param_dtype);
-    if (layout.launches.empty() || layout.launches.back().computed != computed) {
-      layout.launches.push_back({computed, row.first_chunk, 0});
+    if (layout.rows.empty() || kernel(listed_as) != kernel(last)) {
+      const auto [computed, uniform] = kernel(listed_as);
+      layout.launches.push_back({computed, uniform, row.first_chunk, 0});
     }
+    last = listed_as;
     const int64_t row_chunks = chunks_of(row.size);
     layout.launches.back().num_chunks += row_chunks;
     for (int64_t k = 0; k < row_chunks; ++k) {

@@ -75,8 +75,8 @@ void step_chunks(const Table& table, const Clip& clip, Position begin, Position 
       using Variant = decltype(variant);
       const auto run = [&](auto computed) {
         using T = decltype(computed);
-        update_range<Variant, T>(Storage<T>(row, group.head, update), table.grads[chunk.row],
-                                 chunk.begin + from, to - from,
+        update_range<Variant, T>(Storage<T>{row, group.head, static_cast<uint32_t>(update.step)},
+                                 table.grads[chunk.row], chunk.begin + from, to - from,
                                  Variant::template coefficients<T>(group.rule, update));
       };
       row.param_dtype == Dtype::kFloat64 ? run(double{}) : run(float{});

@@ -1,10 +1,11 @@
-// How one tensor's parameter and states are stored, seen from a rule's loop: tiles in the compute
-// type.
+// How one tensor's parameter and states are stored, seen from a rule's loop on the CPU: tiles in
+// the compute type.
 #pragma once
 
 #include "kernels/common/average.h"
 #include "kernels/common/rule.h"
 #include "kernels/common/table.h"
+#include "kernels/cpu/codes.h"
 #include "kernels/cpu/tile.h"
 
 namespace fusedstep::cpu {
@@ -20,9 +21,10 @@ FUSEDSTEP_CLONES void average_tile(T* average, const T* param, int n, const Aver
 
 template <typename T>
 struct Storage {
+  static constexpr bool kSingle = sizeof(T) == sizeof(float);
   const Row& row;
   const GroupHead& group;
-  const Update& update;
+  uint32_t step;  // of this update: a key of the random numbers
 
   // Whether every array can be computed on where it lies, so that no tile is needed.
   template <int kStates>
@@ -35,24 +37,95 @@ struct Storage {
   }
 
   T* load_param(int64_t at, int n, T* buffer) const {
+    if constexpr (kSingle) {
+      switch (row.dtypes[kMaster]) {
+        case Dtype::kFloat32:
+          return static_cast<T*>(row.arrays[kMaster]) + at;
+        case Dtype::kInt16:
+          join_tile(array<BFloat16>(row.param, at), array<uint16_t>(row.arrays[kMaster], at),
+                    buffer, n);
+          return buffer;
+        default:
+          break;
+      }
+    }
     return load_tile<T>(row.param, row.param_dtype, at, n, buffer);
   }
 
-  // `p`: what load_param gave, updated.
+  // `p`: what load_param gave, updated; n elements that begin at `at`.
   void store_param(T* p, int64_t at, int n) const {
-    store_tile<T>(p, row.param, row.param_dtype, at, n);
-    if (T* const average = static_cast<T*>(row.arrays[kAverage])) {
-      const T* stored = load_tile<T>(row.param, row.param_dtype, at, n, p);  // as it was rounded
-      average_tile(average + at, stored, n, Average<T>(group.average_decay));
+    if constexpr (kSingle) {
+      if (row.dtypes[kMaster] == Dtype::kInt16) {
+        split_tile(p, array<BFloat16>(row.param, at), array<uint16_t>(row.arrays[kMaster], at), n);
+      } else if (rounds_stochastically()) {
+        round_tile(p, array<BFloat16>(row.param, at), random(0), at, n);
+      } else {
+        store_tile<T>(p, row.param, row.param_dtype, at, n);
+      }
+    } else {
+      store_tile<T>(p, row.param, row.param_dtype, at, n);
+    }
+    if (row.arrays[kAverage] != nullptr) {
+      if (row.dtypes[kMaster] == Dtype::kNone) {
+        p = load_tile<T>(row.param, row.param_dtype, at, n, p);  // as it was rounded
+      }
+      average_tile(array<T>(row.arrays[kAverage], at), p, n, Average<T>(group.average_decay));
     }
   }
 
   T* load_state(int k, int64_t at, int n, T* buffer) const {
-    return load_tile<T>(row.arrays[kState + k], row.dtypes[kState + k], at, n, buffer);
+    void* const state = row.arrays[kState + k];
+    if constexpr (kSingle) {
+      switch (row.dtypes[kState + k]) {
+        case Dtype::kInt8:
+          decode_tile(array<int8_t>(state, at), scales(k, at), buffer, n);
+          return buffer;
+        case Dtype::kUInt8:
+          decode_tile(array<uint8_t>(state, at), scales(k, at), buffer, n);
+          return buffer;
+        default:
+          break;
+      }
+    }
+    return load_tile<T>(state, row.dtypes[kState + k], at, n, buffer);
   }
 
-  void store_state(const T* state, int k, int64_t at, int n) const {
-    store_tile<T>(state, row.arrays[kState + k], row.dtypes[kState + k], at, n);
+  void store_state(const T* values, int k, int64_t at, int n) const {
+    void* const state = row.arrays[kState + k];
+    if constexpr (kSingle) {
+      switch (row.dtypes[kState + k]) {
+        case Dtype::kBFloat16:
+          return round_tile(values, array<BFloat16>(state, at), random(1 + k), at, n);
+        case Dtype::kInt8:
+          return encode_tile(values, array<int8_t>(state, at), scales(k, at), random(1 + k), at, n);
+        case Dtype::kUInt8:
+          return encode_tile(values, array<uint8_t>(state, at), scales(k, at), random(1 + k), at,
+                             n);
+        default:
+          break;
+      }
+    }
+    store_tile<T>(values, state, row.dtypes[kState + k], at, n);
+  }
+
+ private:
+  template <typename Element>
+  static Element* array(void* data, int64_t at) {
+    return static_cast<Element*>(data) + at;
+  }
+
+  float* scales(int k, int64_t at) const {
+    return array<float>(row.arrays[kScale + k], at / kBlock);
+  }
+
+  bool rounds_stochastically() const {
+    return group.stochastic != 0 && row.param_dtype == Dtype::kBFloat16 &&
+           row.dtypes[kMaster] == Dtype::kNone;
+  }
+
+  // `slot`: 0 for the parameter, 1 + k for state k.
+  RandomStream random(uint32_t slot) const {
+    return {group.seed, random_array(static_cast<uint32_t>(row.position), slot), step};
   }
 };
 

@@ -16,8 +16,8 @@ constexpr int kNormBlocks = 4;     // that must fit a multiprocessor at once: up
 // Group k of thread t begins at lane k * 32 * kPack + t * kPack, so each load of a warp is one run.
 template <typename Storage>
 struct LaneMap {
-  static constexpr int kPack =
-      kAccess / sizeof(Storage) < kLanesPerThread ? kAccess / sizeof(Storage) : kLanesPerThread;
+  static constexpr int kPack = kAccess / sizeof(Storage);
+  static_assert(kPack <= kLanesPerThread);
   static constexpr int kPacks = kLanesPerThread / kPack;
   static FUSEDSTEP_HD int first_lane(int thread, int pack) {
     return (pack * kWarp + thread) * kPack;
@@ -61,7 +61,7 @@ __device__ T sum_strip(const Storage* x, int from, int to, T scale) {
   using Map = LaneMap<Storage>;
   constexpr int kRowsAtOnce = kLoadsInFlight / Map::kPacks;
   const int thread = threadIdx.x % kWarp;
-  const bool packs = from < to && aligned_for<Storage, Map::kPack>(x);
+  const bool packs = from < to && aligned_for(x, kAccess);
   const int whole = packs ? to - (to - from) % kLanes : from;
   T lanes[Map::kPacks][Map::kPack] = {};
   // No branch inside, so that the loads of all rows at once precede the first addition.
@@ -69,8 +69,10 @@ __device__ T sum_strip(const Storage* x, int from, int to, T scale) {
   for (int row = from; row < whole; row += kLanes) {
 #pragma unroll
     for (int k = 0; k < Map::kPacks; ++k) {
+      Raw raw;
+      load_whole<kAccess>(x + row + Map::first_lane(thread, k), raw);
       T values[Map::kPack];
-      load_pack(x + row + Map::first_lane(thread, k), values);
+      widen_pack<Storage>(raw, values);
 #pragma unroll
       for (int j = 0; j < Map::kPack; ++j) {
         lanes[k][j] = accumulate<norm>(lanes[k][j], values[j] * scale);
@@ -85,11 +87,12 @@ __device__ T sum_strip(const Storage* x, int from, int to, T scale) {
       const int at = row + Map::first_lane(thread, k);
 #pragma unroll
       for (int j = 0; j < Map::kPack; ++j) {
-        T value[1] = {};
+        T value = 0;
         if (at + j < to) {
-          load_pack(x + at + j, value);
+          assume_global(x + at + j);
+          value = load_as<T>(x[at + j]);
         }
-        lanes[k][j] = accumulate<norm>(lanes[k][j], value[0] * scale);
+        lanes[k][j] = accumulate<norm>(lanes[k][j], value * scale);
       }
     }
   }

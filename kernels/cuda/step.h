@@ -1,4 +1,4 @@
-// The step pass on the GPU, for any rule: one block a chunk, one launch a compute type.
+// The step pass on the GPU, for any rule: one block a chunk.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,44 +9,50 @@
 
 namespace fusedstep::cuda {
 
-// Blocks that must fit a multiprocessor at once: up to 128 registers a thread, which the packs of
-// five arrays need. 16 warps with 16 bytes of each array in flight cover the memory's latency.
-constexpr int kStepBlocks = 2;
+// Blocks that must fit a multiprocessor at once, which bounds the registers of a thread: up to 80,
+// or 128 for float64, where all is of one type; packs of five arrays of any type need more.
+template <typename T, bool uniform>
+constexpr int kStepBlocks = !uniform                      ? 1
+                            : sizeof(T) == sizeof(double) ? 2
+                                                          : 3;
 
 // All elements of a chunk, a pack of each array a turn. Every thread takes every turn: those of a
-// warp exchange values where a state is kept in blocks.
-template <typename Variant, typename T, typename Coefficients>
-__device__ void update_chunk(const Row& row, void* grads, const GroupHead& group,
-                             const Update& update, const Chunk& chunk, const Coefficients& c) {
-  constexpr int n = kPack<T>;
+// warp work together where a state is coded in blocks.
+template <typename Variant, typename T, bool uniform, typename Coefficients>
+__device__ void update_chunk(const Row& row, void* grads, const GroupHead& group, uint32_t step,
+                             const Chunk& chunk, const Coefficients& c) {
+  constexpr int n = kPack<T, uniform>;
   constexpr int kStates = Variant::kStates;
   constexpr int kSlots = kStates > 0 ? kStates : 1;
-  const ChunkArray<T> param(row.param, row.param_dtype, chunk.begin);
-  const ChunkArray<T> grad(grads, row.grad_dtype, chunk.begin);
-  ChunkArray<T> states[kSlots];
+  const ChunkParam<T, uniform> param(row, group, chunk.begin);
+  const ChunkArray<T, uniform> grad(grads, row.grad_dtype, chunk.begin);
+  ChunkState<T, uniform> states[kSlots];
 #pragma unroll
   for (int k = 0; k < kStates; ++k) {
-    states[k] = {row.arrays[kState + k], row.dtypes[kState + k], chunk.begin};
+    states[k] = ChunkState<T, uniform>(row, k, chunk.begin);
   }
-  const Average<T> average(group.average_decay);
+  const auto random = [&](uint32_t slot) {  // 0 for the parameter, 1 + k for state k
+    return RandomStream{group.seed, random_array(static_cast<uint32_t>(row.position), slot), step};
+  };
 #pragma unroll 1
   for (int turn = 0; turn < chunk.size; turn += kThreads * n) {
     const int at = turn + static_cast<int>(threadIdx.x) * n;
     const int left = chunk.size - at;
     const int count = left < n ? left : n;  // 0 or below past the end
-    Raw raw_param, raw_grad, raw_states[kSlots];
-    param.load(at, count, raw_param);
+    Raw raw_param, raw_master, raw_grad, raw_states[kSlots];
+    float scales[kSlots];
+    param.load(at, count, raw_param, raw_master);
     grad.load(at, count, raw_grad);
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
-      states[k].load(at, count, raw_states[k]);
+      states[k].load(at, count, raw_states[k], scales[k]);
     }
     T p[n], g[n], s[kSlots][n];
-    param.widen(raw_param, p);
+    param.widen(raw_param, raw_master, p);
     grad.widen(raw_grad, g);
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
-      states[k].widen(raw_states[k], s[k]);
+      states[k].widen(raw_states[k], scales[k], s[k]);
     }
 #pragma unroll
     for (int j = 0; j < n; ++j) {
@@ -61,10 +67,10 @@ __device__ void update_chunk(const Row& row, void* grads, const GroupHead& group
         s[k][j] = state[k];
       }
     }
-    param.store(p, at, count);
+    param.store(p, at, count, random(0), chunk.begin);
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
-      states[k].store(s[k], at, count);
+      states[k].store(s[k], at, count, random(1 + k), chunk.begin);
     }
   }
 }
@@ -78,8 +84,8 @@ inline __device__ void advance_step(const Row& row, unsigned* finished) {
   }
 }
 
-template <typename Rule, typename T>
-__global__ void __launch_bounds__(kThreads, kStepBlocks)
+template <typename Rule, typename T, bool uniform>
+__global__ void __launch_bounds__(kThreads, kStepBlocks<T, uniform>)
     step_kernel(const Table table, const Clip clip, int64_t first_chunk, unsigned* finished) {
   const Decision decision = decide(clip);
   if (decision.skip) {
@@ -95,19 +101,20 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks)
         decltype(Variant::template coefficients<T>(group.rule, update_of(group.head, nullptr, 1)));
     // The powers in the coefficients take one thread some hundred cycles; the others wait.
     FUSEDSTEP_SHARED(Coefficients, shared, 1);
-    FUSEDSTEP_SHARED(Update, shared_update, 1);
+    FUSEDSTEP_SHARED(uint32_t, shared_step, 1);
     if (threadIdx.x == 0) {
       const Update update = update_of(group.head, row.step(), decision.multiplier);
-      shared_update[0] = update;
+      shared_step[0] = static_cast<uint32_t>(update.step);
       shared[0] = Variant::template coefficients<T>(group.rule, update);
     }
     __syncthreads();
     const Coefficients coefficients = shared[0];
-    const Update update = shared_update[0];
+    const uint32_t step = shared_step[0];
     if (threadIdx.x == 0) {
       advance_step(row, finished + chunk.row);
     }
-    update_chunk<Variant, T>(row, table.grads[chunk.row], group.head, update, chunk, coefficients);
+    update_chunk<Variant, T, uniform>(row, table.grads[chunk.row], group.head, step, chunk,
+                                      coefficients);
   });
 }
 
@@ -117,8 +124,11 @@ cudaError_t step_pass(const Table& table, const Clip& clip, const Launch& range,
   const auto run = [&](auto kernel) {
     return launch(kernel, range.num_chunks, stream, table, clip, range.first_chunk, finished);
   };
-  return range.computed == Dtype::kFloat64 ? run(step_kernel<Rule, double>)
-                                           : run(step_kernel<Rule, float>);
+  if (range.computed == Dtype::kFloat64) {
+    return range.uniform ? run(step_kernel<Rule, double, true>)
+                         : run(step_kernel<Rule, double, false>);
+  }
+  return range.uniform ? run(step_kernel<Rule, float, true>) : run(step_kernel<Rule, float, false>);
 }
 
 }  // namespace fusedstep::cuda

@@ -8,6 +8,8 @@
 
 namespace fusedstep::cuda {
 
+constexpr int kAccess = 16;  // bytes of the widest load and store
+
 // Addresses come out of the tensor table, so nvcc cannot see that they lie in global memory and
 // would choose the slower instructions that ask so at run time.
 FUSEDSTEP_HD void assume_global([[maybe_unused]] const void* p) {
@@ -16,9 +18,10 @@ FUSEDSTEP_HD void assume_global([[maybe_unused]] const void* p) {
 #endif
 }
 
-// Elements that a thread takes at once: 16 bytes of the narrowest floating-point array.
-template <typename T>
-constexpr int kPack = sizeof(T) == sizeof(double) ? 4 : 8;
+// Elements that a thread takes at once: 16 bytes, where all arrays are of the compute type, else 16
+// bytes of the narrowest floating-point one.
+template <typename T, bool uniform>
+constexpr int kPack = (uniform ? kAccess : 2 * kAccess) / sizeof(T);
 
 // Room for a pack of anything up to the compute type. Filled without a look at what the elements
 // are, so that the loads of all arrays are under way before the first is waited for.
@@ -27,18 +30,32 @@ struct Raw {
 };
 
 template <int bytes>
-struct alignas(bytes < 16 ? bytes : 16) Access {
+struct alignas(bytes) Access {
   uint32_t words[bytes / 4];
 };
 
+FUSEDSTEP_HD int width_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return 8;
+    case Dtype::kFloat32:
+      return 4;
+    case Dtype::kInt8:
+    case Dtype::kUInt8:
+      return 1;
+    default:
+      return 2;
+  }
+}
+
 // Whether packs of `bytes` that begin at p are read and written whole.
 FUSEDSTEP_HD bool aligned_for(const void* p, int bytes) {
-  return reinterpret_cast<uintptr_t>(p) % (bytes < 16 ? bytes : 16) == 0;
+  return reinterpret_cast<uintptr_t>(p) % (bytes < kAccess ? bytes : kAccess) == 0;
 }
 
 template <int bytes>
 FUSEDSTEP_HD void load_whole(const void* from, Raw& to) {
-  constexpr int kBytes = bytes < 16 ? bytes : 16;
+  constexpr int kBytes = bytes < kAccess ? bytes : kAccess;
   assume_global(from);
   const auto* accesses = static_cast<const Access<kBytes>*>(from);
 #pragma unroll
@@ -52,27 +69,26 @@ FUSEDSTEP_HD void load_whole(const void* from, Raw& to) {
 }
 
 template <int bytes>
+FUSEDSTEP_HD void store_access(const uint32_t* words, Access<bytes>* to) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (bytes == kAccess) {
+    // Said in PTX: nvcc may take an assignment apart into stores of single elements.
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]),
+                 "r"(words[2]), "r"(words[3])
+                 : "memory");
+    return;
+  }
+#endif
+  memcpy(to, words, bytes);
+}
+
+template <int bytes>
 FUSEDSTEP_HD void store_whole(const Raw& from, void* to) {
-  constexpr int kBytes = bytes < 16 ? bytes : 16;
+  constexpr int kBytes = bytes < kAccess ? bytes : kAccess;
   auto* accesses = static_cast<Access<kBytes>*>(to);
 #pragma unroll
   for (int a = 0; a < bytes / kBytes; ++a) {
-    const uint32_t* words = from.words + a * (kBytes / 4);
-#if defined(__CUDA_ARCH__)
-    if constexpr (kBytes == 16) {
-      // Said in PTX: nvcc may take an assignment apart into stores of single elements.
-      asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(accesses + a), "r"(words[0]),
-                   "r"(words[1]), "r"(words[2]), "r"(words[3])
-                   : "memory");
-      continue;
-    }
-#endif
-    Access<kBytes> access;
-#pragma unroll
-    for (int w = 0; w < kBytes / 4; ++w) {
-      access.words[w] = words[w];
-    }
-    accesses[a] = access;
+    store_access(from.words + a * (kBytes / 4), accesses + a);
   }
 }
 
@@ -88,6 +104,20 @@ FUSEDSTEP_HD void load_singly(const Element* from, int count, Raw& to) {
     }
   }
   memcpy(&to, elements, sizeof(elements));
+}
+
+// float64 that is computed on as float32, which is rare, does not fit: it is narrowed as it comes.
+template <int n>
+FUSEDSTEP_HD void load_narrowed(const double* from, int count, Raw& to) {
+  float narrowed[n] = {};
+#pragma unroll
+  for (int j = 0; j < n; ++j) {
+    if (j < count) {
+      assume_global(from + j);
+      narrowed[j] = static_cast<float>(from[j]);
+    }
+  }
+  memcpy(&to, narrowed, sizeof(narrowed));
 }
 
 template <typename Element, int n>

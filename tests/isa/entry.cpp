@@ -3,7 +3,7 @@
 
 #include "kernels/common/layout.h"
 #include "kernels/cpu/norm.h"
-#include "kernels/cpu/rules.h"
+#include "kernels/cpu/passes.h"
 #include "kernels/rules/adam.h"
 
 namespace {
@@ -14,7 +14,7 @@ using namespace fusedstep;
 struct Single {
   Layout layout;
   void* grad;
-  AdamGroup group;
+  GroupOf<adam::Rule> group;
   Table table() const {
     return {layout.rows.data(), &grad, layout.row_of_chunk.data(), &group, layout.num_chunks()};
   }
@@ -22,24 +22,24 @@ struct Single {
 
 Single single(void* param, void* grad, void* const* states, float* step, int64_t size,
               int param_dtype, int grad_dtype, const double* f) {
-  const Row row{.param = param,
-                .states = {states[0], states[1], states[2]},
-                .step = step,
-                .size = size,
-                .first_chunk = 0,
-                .first_partial = 0,
-                .group = 0,
-                .param_dtype = static_cast<Dtype>(param_dtype),
-                .grad_dtype = static_cast<Dtype>(grad_dtype)};
-  const AdamGroup group{.lr_tensor = nullptr,
-                        .lr = f[0],
-                        .beta1 = f[1],
-                        .beta2 = f[2],
-                        .eps = f[3],
-                        .weight_decay = f[4],
-                        .decoupled = 1,
-                        .maximize = 0,
-                        .amsgrad = f[5] != 0};
+  Row row = {};
+  row.param = param;
+  row.size = size;
+  row.param_dtype = static_cast<Dtype>(param_dtype);
+  row.grad_dtype = static_cast<Dtype>(grad_dtype);
+  for (int k = 0; k < 3; ++k) {
+    row.arrays[kState + k] = states[k];
+    row.dtypes[kState + k] = compute_dtype(row.param_dtype);
+  }
+  row.arrays[kStep] = step;
+  row.dtypes[kStep] = Dtype::kFloat32;
+  const GroupOf<adam::Rule> group{.head = {.lr = f[0]},
+                                  .rule = {.beta1 = f[1],
+                                           .beta2 = f[2],
+                                           .eps = f[3],
+                                           .weight_decay = f[4],
+                                           .decoupled = 1,
+                                           .amsgrad = f[5]}};
   return {make_layout({row}), grad, group};
 }
 
@@ -56,7 +56,7 @@ extern "C" double clip_and_adam(void* param, void* grad, void* const* states, fl
   cpu::norm_chunks(table, kind, 0, table.num_chunks, partials.data());
   const double norm = cpu::fold_partials(kind, partials.data(), table.num_chunks, nullptr);
   const Clip clip{&norm, nullptr, nullptr, options[6], false};
-  cpu::adam_chunks(table, clip, {0}, {table.num_chunks});
+  find_rule<cpu::StepChunks>("adam")->step(table, clip, {0}, {table.num_chunks});
   cpu::advance_steps(table, 1, clip);
   return norm;
 }

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "kernels/cpu/norm.h"
-#include "kernels/cpu/rules.h"
+#include "kernels/cpu/passes.h"
 #include "kernels/cuda/norm.h"
-#include "kernels/cuda/rules.h"
+#include "kernels/cuda/passes.h"
 #include "tests/simt/check.h"
 #include "tests/simt/problem.h"
 
@@ -38,9 +38,9 @@ inline double norm_in_harness(const Table& table, Norm norm, const float* grad_s
   return *out;
 }
 
-template <typename Chunks>
-void step_on_cpu(Chunks* step_chunks, const Problem& problem, const void* groups,
-                 const Clip& clip) {
+inline void step_on_cpu(std::string_view rule, const Problem& problem, const void* groups,
+                        const Clip& clip) {
+  auto* const step_chunks = find_rule<cpu::StepChunks>(rule)->step;
   const Table table = problem.table(groups);
   constexpr int kWorkers = 3;  // whose shares begin within chunks
   for (int w = 0; w < kWorkers; ++w) {
@@ -50,9 +50,9 @@ void step_on_cpu(Chunks* step_chunks, const Problem& problem, const void* groups
   cpu::advance_steps(table, static_cast<int64_t>(problem.layout().rows.size()), clip);
 }
 
-template <typename Pass>
-void step_in_harness(Pass* step_pass, const Problem& problem, const void* groups,
-                     const Clip& clip) {
+inline void step_in_harness(std::string_view rule, const Problem& problem, const void* groups,
+                            const Clip& clip) {
+  auto* const step_pass = find_rule<cuda::StepPass>(rule)->step;
   const size_t rows = problem.layout().rows.size();
   const auto finished = std::make_unique<unsigned[]>(rows);
   for (const Launch& launch : std::views::reverse(problem.layout().launches)) {

@@ -10,8 +10,24 @@
 #include <vector>
 
 #include "kernels/common/layout.h"
+#include "kernels/common/quantize.h"
 
 namespace fusedstep {
+
+// Calls f with a value of the type that `dtype` names, codes included.
+template <typename F>
+auto with_element(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::kInt8:
+      return f(int8_t{});
+    case Dtype::kUInt8:
+      return f(uint8_t{});
+    case Dtype::kInt16:
+      return f(int16_t{});
+    default:
+      return with_storage(dtype, f);
+  }
+}
 
 // One array in a heap block that ends where it ends, so that AddressSanitizer sees any access past
 // it. `offset` elements come before the first, which is then not aligned for wide accesses.
@@ -26,21 +42,26 @@ class Array {
   }
 
   static size_t element_size(Dtype dtype) {
-    return with_storage(dtype, [](auto x) { return sizeof(x); });
+    return with_element(dtype, [](auto x) { return sizeof(x); });
   }
 
   void* data() const { return memory_.get() + lead_; }
   int64_t size() const { return static_cast<int64_t>((bytes_ - lead_) / element_size(dtype_)); }
 
   void set(int64_t i, double value) {
-    with_storage(dtype_, [&](auto x) {
-      using Storage = decltype(x);
-      static_cast<Storage*>(data())[i] = store_as<Storage>(static_cast<Compute<Storage>>(value));
+    with_element(dtype_, [&](auto x) {
+      using Element = decltype(x);
+      Element& element = static_cast<Element*>(data())[i];
+      if constexpr (std::is_integral_v<Element>) {
+        element = static_cast<Element>(static_cast<int>(value));
+      } else {
+        element = store_as<Element>(static_cast<Compute<Element>>(value));
+      }
     });
   }
 
   double get(int64_t i) const {
-    return with_storage(dtype_, [&](auto x) {
+    return with_element(dtype_, [&](auto x) {
       return load_as<double>(static_cast<const decltype(x)*>(data())[i]);
     });
   }
@@ -71,9 +92,8 @@ class Array {
 
 constexpr Dtype kDtypes[] = {Dtype::kFloat32, Dtype::kFloat64, Dtype::kBFloat16, Dtype::kFloat16};
 
-inline Dtype compute_dtype(Dtype dtype) {
-  return dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
-}
+// How a tensor's states are stored.
+enum class States { kComputed, kBFloat16, kCoded };
 
 struct Spec {
   int64_t size = 0;
@@ -82,6 +102,16 @@ struct Spec {
   int param_offset = 0, grad_offset = 0, state_offset = 0;  // elements
   int32_t group = 0;
   int step = 0;
+  States states = States::kComputed;
+  Dtype master = Dtype::kNone;  // float32 or int16, of bfloat16 parameters
+  bool average = false;
+
+  Dtype state_dtype(int k) const {
+    const Dtype computed = compute_dtype(param_dtype);
+    if (computed == Dtype::kFloat64 || states == States::kComputed) return computed;
+    if (states == States::kBFloat16) return Dtype::kBFloat16;
+    return k == 0 ? Dtype::kInt8 : Dtype::kUInt8;
+  }
 };
 
 // Sizes on both sides of every boundary in the kernels: packs, lanes, strips, chunks.
@@ -125,6 +155,11 @@ inline std::vector<Spec> random_specs(std::mt19937_64& random, int count, int gr
     }
     spec.group = static_cast<int32_t>(random() % static_cast<size_t>(groups));
     spec.step = random() % 3 ? static_cast<int>(random() % 2000) : 0;
+    spec.states = static_cast<States>(random() % 3);
+    spec.average = random() % 3 == 0;
+    if (spec.param_dtype == Dtype::kBFloat16 && random() % 2) {
+      spec.master = random() % 2 ? Dtype::kFloat32 : Dtype::kInt16;
+    }
   }
   return specs;
 }
@@ -156,33 +191,29 @@ class Problem {
     std::mt19937_64 random(seed);
     std::vector<Row> listed;
     std::vector<void*> grads;
-    arrays_.reserve(specs.size() * (2 + kMaxStates));
+    arrays_.reserve(specs.size() * (2 + kNumRoles));
+    std::vector<Array*> gradients;
     for (size_t i = 0; i < specs.size(); ++i) {
       const Spec& spec = specs[i];
       Row row = {};
-      row.param = fill(spec.param_dtype, spec.size, spec.param_offset, [&](int64_t) {
-        return random_value(random, in_place ? values : Values::kNormal);
-      });
+      row.param = fill(spec.param_dtype, spec.size, spec.param_offset,
+                       [&] { return random_value(random, in_place ? values : Values::kNormal); });
       grads.push_back(in_place ? row.param
                                : fill(spec.grad_dtype, spec.size, spec.grad_offset,
-                                      [&](int64_t) { return random_value(random, values); }));
-      for (int k = 0; k < states; ++k) {
-        row.states[k] =
-            fill(compute_dtype(spec.param_dtype), spec.size, spec.state_offset, [&](int64_t) {
-              const double x = random_value(random, Values::kNormal);
-              return spec.step == 0 ? 0 : k == 0 ? x : x * x;
-            });
-      }
+                                      [&] { return random_value(random, values); }));
+      gradients.push_back(&arrays_.back());
       steps_[i] = static_cast<float>(spec.step);
-      row.step = states > 0 ? &steps_[i] : nullptr;
       row.size = spec.size;
       row.group = spec.group;
+      row.position = static_cast<int32_t>(i);
       row.param_dtype = spec.param_dtype;
       row.grad_dtype = spec.grad_dtype;
+      for (int k = 0; k < states; ++k) add_state(row, spec, k, random);
+      if (states > 0) add_others(row, spec, random);
+      if (states > 0) set(row, kStep, Dtype::kFloat32, &steps_[i]);
       listed.push_back(row);
     }
-    const size_t stride = static_cast<size_t>(states) + (in_place ? 1 : 2);
-    plant(values, in_place ? 0 : 1, stride, random);
+    plant(values, gradients, random);
     layout_ = make_layout(listed);
     for (const int32_t i : layout_.order) grads_.push_back(grads[static_cast<size_t>(i)]);
     // The kernels must stay inside the table as well: its heap blocks end where it ends.
@@ -206,20 +237,54 @@ class Problem {
   template <typename F>
   void* fill(Dtype dtype, int64_t size, int offset, F&& value) {
     Array& array = arrays_.emplace_back(dtype, size, offset);
-    for (int64_t i = 0; i < size; ++i) array.set(i, value(i));
+    for (int64_t i = 0; i < size; ++i) array.set(i, value());
     return array.data();
   }
 
-  // Puts one value that is not finite into one of the gradients: every `stride`th array from
-  // `first` on.
-  void plant(Values values, size_t first, size_t stride, std::mt19937_64& random) {
-    if (values != Values::kOneNaN && values != Values::kOneInfinity) return;
-    std::vector<Array*> candidates;
-    for (size_t i = first; i < arrays_.size(); i += stride) {
-      if (arrays_[i].size() > 0) candidates.push_back(&arrays_[i]);
+  static void set(Row& row, int role, Dtype dtype, void* data) {
+    row.arrays[role] = data;
+    row.dtypes[role] = dtype;
+  }
+
+  // Not negative from the second on; all zero before the first step.
+  void add_state(Row& row, const Spec& spec, int k, std::mt19937_64& random) {
+    const Dtype dtype = spec.state_dtype(k);
+    const bool coded = dtype == Dtype::kInt8 || dtype == Dtype::kUInt8;
+    set(row, kState + k, dtype, fill(dtype, spec.size, coded ? 0 : spec.state_offset, [&] {
+          const double x = random_value(random, Values::kNormal);
+          if (spec.step == 0) return 0.0;
+          if (coded) return k == 0 ? std::fmod(x * 50, 127) : std::fmod(x * x * 50, 255);
+          return k == 0 ? x : x * x;
+        }));
+    if (coded) {
+      const int64_t blocks = (spec.size + kBlock - 1) / kBlock;
+      set(row, kScale + k, Dtype::kFloat32, fill(Dtype::kFloat32, blocks, 0, [&] {
+            return std::abs(random_value(random, Values::kNormal)) + 1e-3;
+          }));
     }
-    if (candidates.empty()) return;
-    Array& array = *candidates[random() % candidates.size()];
+  }
+
+  void add_others(Row& row, const Spec& spec, std::mt19937_64& random) {
+    if (spec.master != Dtype::kNone) {
+      set(row, kMaster, spec.master, fill(spec.master, spec.size, spec.state_offset, [&] {
+            const double x = random_value(random, Values::kNormal);
+            return spec.master == Dtype::kInt16 ? std::fmod(x * 9000, 32767) : x;
+          }));
+    }
+    if (spec.average) {
+      const Dtype dtype = compute_dtype(spec.param_dtype);
+      set(row, kAverage, dtype, fill(dtype, spec.size, spec.state_offset, [&] {
+            return random_value(random, Values::kNormal);
+          }));
+    }
+  }
+
+  // Puts one value that is not finite into one of the gradients.
+  static void plant(Values values, std::vector<Array*> gradients, std::mt19937_64& random) {
+    if (values != Values::kOneNaN && values != Values::kOneInfinity) return;
+    std::erase_if(gradients, [](const Array* array) { return array->size() == 0; });
+    if (gradients.empty()) return;
+    Array& array = *gradients[random() % gradients.size()];
     array.set(static_cast<int64_t>(random() % static_cast<size_t>(array.size())),
               values == Values::kOneNaN ? NAN : -INFINITY);
   }

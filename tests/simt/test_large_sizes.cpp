@@ -92,18 +92,19 @@ void test_last_chunk() {
                     layout.num_chunks()};
   const double norm = 2;
   const Clip halve{&norm, nullptr, nullptr, 1.000001, false};
-  const char no_group = 0;
+  const GroupHead no_group = {};
   Table scaled = table;
   scaled.groups = &no_group;
 
   set();
-  cpu::scale_chunks(scaled, halve, {kLastChunk}, {kLastChunk + 1});
+  find_rule<cpu::StepChunks>("scale")->step(scaled, halve, {kLastChunk}, {kLastChunk + 1});
   CHECK(all_are(1.5f));
 
   set();
   unsigned finished = 0;
-  const Launch last{Dtype::kBFloat16, Dtype::kBFloat16, kLastChunk, 1};
-  CHECK(cuda::scale_pass(scaled, halve, last, &finished, nullptr) == cudaSuccess);
+  const Launch last{Dtype::kFloat32, false, kLastChunk, 1};
+  CHECK(find_rule<cuda::StepPass>("scale")->step(scaled, halve, last, &finished, nullptr) ==
+        cudaSuccess);
   CHECK(all_are(1.5f));
 
   // A table of one chunk, the last of its tensor: the norm kernel takes no range.

@@ -14,7 +14,7 @@ std::vector<Spec> random_gradients(std::mt19937_64& random) {
 // Returns by what the clip multiplied.
 double check_clip(const std::vector<Spec>& specs, uint64_t seed, Values values, double max_norm) {
   const Problem expected(specs, seed, values, 0, true);
-  const char no_group = 0;  // the rule has no hyperparameters
+  const GroupHead no_group = {};  // the rule has no hyperparameters
   const auto norm =
       std::make_unique<double>(norm_on_cpu(expected.table(&no_group), Norm::kTwo, nullptr));
   const Clip clip{.norm = norm.get(),
@@ -22,12 +22,12 @@ double check_clip(const std::vector<Spec>& specs, uint64_t seed, Values values, 
                   .found_inf = nullptr,
                   .max_norm = max_norm,
                   .skip_nonfinite = false};
-  step_on_cpu(cpu::scale_chunks, expected, &no_group, clip);
+  step_on_cpu("scale", expected, &no_group, clip);
   for (uint64_t s = 0; s < 3; ++s) {
     simt::configure({.seed = seed + s});
     const Problem actual(specs, seed, values, 0, true);
     *norm = norm_in_harness(actual.table(&no_group), Norm::kTwo, nullptr);
-    step_in_harness(cuda::scale_pass, actual, &no_group, clip);
+    step_in_harness("scale", actual, &no_group, clip);
     CHECK(actual == expected);
   }
   return decide(clip).multiplier;

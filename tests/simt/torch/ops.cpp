@@ -2,9 +2,9 @@
 // tests/test_cuda_on_host.py.
 #include <torch/csrc/stable/library.h>
 
-#include "csrc/adam_ops.h"
 #include "csrc/clip_ops.h"
 #include "csrc/cuda/passes.h"
+#include "csrc/step_ops.h"
 
 // What passes.h asks of torch about CUDA devices; this module links them to itself.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
@@ -22,7 +22,7 @@ extern "C" AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle) {
 namespace {
 
 using Clip = fusedstep::ClipOps<fusedstep::cuda::Passes>;
-using Adam = fusedstep::AdamOps<fusedstep::cuda::Passes>;
+using Step = fusedstep::StepOps<fusedstep::cuda::Passes>;
 
 void seed(int64_t value) { simt::configure({.seed = static_cast<uint64_t>(value)}); }
 
@@ -89,8 +89,8 @@ STABLE_TORCH_LIBRARY(fusedstep_simt, m) {
   m.def("total_norm(Tensor[] tensors, float norm_type, Tensor? grad_scale) -> Tensor");
   m.def("clip_by_norm_(Tensor(a!)[] tensors, Tensor norm, float max_norm) -> ()");
   m.def(
-      "table_adam_(int table, Tensor(a!) param, float[] groups, Tensor[] lrs, Tensor(b!)? norm, "
-      "float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
+      "table_step_(int table, str rule, Tensor(a!) param, float[] groups, Tensor[] lrs, "
+      "Tensor(b!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
       "bool skip_nonfinite) -> ()");
   m.def("seed(int value) -> ()");
   m.def("begin_capture() -> ()");
@@ -111,7 +111,7 @@ STABLE_TORCH_LIBRARY(fusedstep_simt, m) {
 STABLE_TORCH_LIBRARY_IMPL(fusedstep_simt, CompositeExplicitAutograd, m) {
   m.impl("total_norm", TORCH_BOX(&Clip::total_norm));
   m.impl("clip_by_norm_", TORCH_BOX(&Clip::clip_by_norm_));
-  m.impl("table_adam_", TORCH_BOX(&Adam::table_adam_));
+  m.impl("table_step_", TORCH_BOX(&Step::table_step_));
   m.impl("seed", TORCH_BOX(&seed));
   m.impl("begin_capture", TORCH_BOX(&begin_capture));
   m.impl("end_capture", TORCH_BOX(&end_capture));
