@@ -105,6 +105,17 @@ def test_groups_of_their_own_and_added_later(kind: Kind) -> None:
         twin.step()
 
 
+@every_namesake
+def test_groups_that_a_class_of_torch_has_filled(kind: Kind) -> None:
+    """torch's constructor writes its defaults into the caller's groups: `fused: None` is one."""
+    params = make_params((3,), (4,))
+    groups = [{"params": [p], "lr": 0.1 * (i + 1)} for i, p in enumerate(params)]
+    kind.torchs(groups)
+    twin = Twin(kind.ours(groups))
+    set_grads(params)
+    twin.step()
+
+
 @every_kind
 def test_a_rate_that_is_a_tensor_is_read_at_every_step(kind: Kind) -> None:
     params = make_params((40,), (3, 4))

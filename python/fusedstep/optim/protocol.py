@@ -28,6 +28,8 @@ class Protocol(torch.optim.Optimizer):
                 require_dense(type(self).__name__, f"{where}['params'][{i}]", local(param))
             self._numbers(group, len(self.param_groups) - 1)
             for option, value in (("fused", True), ("differentiable", False)):
+                if option in group and group[option] is None:
+                    group[option] = value  # a group that torch's class has filled says None
                 if group.get(option, value) != value:
                     must = f"be {value}, as for the whole optimizer"
                     refuse(type(self).__name__, f"{where}['{option}']", must, group[option])
@@ -36,7 +38,7 @@ class Protocol(torch.optim.Optimizer):
             raise
 
     def _add_default(self, name: str, value: Any) -> None:
-        """Gives every group an entry of which torch's class, whose step it may be, knows nothing."""
+        """Gives every group an entry that torch's class does not have, where the step is ours."""
         if not self._native:
             return
         self.defaults[name] = value
@@ -44,8 +46,7 @@ class Protocol(torch.optim.Optimizer):
             group.setdefault(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        options = ("_native", "_max_norm", "_norm_type", "_nonfinite")
-        return super().__getstate__() | {option: getattr(self, option) for option in options}
+        return super().__getstate__() | {"_native": self._native, "_chosen": dict(self._chosen)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
