@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,14 @@ import torch
 if not torch.distributed.is_available():
     pytest.skip("this torch was built without torch.distributed", allow_module_level=True)
 
-from distributed import check_checkpoints
+from distributed import check_checkpoints, worker
 from distributed.every_check import CHECKS
 from distributed.pair import Pair
 
 DEADLINE = 300  # seconds for all checks of one number of processes
+# Torch is imported once, by the server that every rank is forked from.
+RANKS = multiprocessing.get_context("forkserver")
+RANKS.set_forkserver_preload(["distributed.worker"])
 
 
 class Launches:
@@ -32,30 +36,29 @@ class Launches:
         """Runs the checks of `world` processes, unless they have run; what the ranks printed."""
         if world not in self.outputs:
             logs = [self.folder / f"log.{world}.{rank}" for rank in range(world)]
-            processes = [self._start(rank, world, log) for rank, log in enumerate(logs)]
-            self._wait(processes)
-            self.outputs[world] = "\n".join(log.read_text() for log in logs)
+            ranks = [
+                RANKS.Process(target=worker.main, args=(rank, world, self.folder, log))
+                for rank, log in enumerate(logs)
+            ]
+            with pytest.MonkeyPatch.context() as environment:  # of the server, if it starts now
+                environment.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+                environment.setenv("OMP_NUM_THREADS", "1")
+                for rank in ranks:
+                    rank.start()
+            self._wait(ranks)
+            self.outputs[world] = "\n".join(log.read_text() for log in logs if log.exists())
         return self.outputs[world]
 
-    def _start(self, rank: int, world: int, log: Path) -> subprocess.Popen[bytes]:
-        path = os.pathsep.join(filter(None, sys.path))
-        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "distributed.worker", str(rank), str(world)]
-        with log.open("wb") as output:
-            return subprocess.Popen(
-                [*command, str(self.folder)], env=environment, stdout=output, stderr=output
-            )
-
     @staticmethod
-    def _wait(processes: list[subprocess.Popen[bytes]]) -> None:
+    def _wait(ranks: list[Any]) -> None:
         """Until all have ended; where one failed, the others wait for it in vain and are ended."""
         until = time.monotonic() + DEADLINE
-        while any(process.poll() is None for process in processes):
-            if time.monotonic() > until or any(process.poll() for process in processes):
+        while any(rank.is_alive() for rank in ranks):
+            if time.monotonic() > until or any(rank.exitcode for rank in ranks):
                 time.sleep(2)  # the others may be about to write down why they fail, too
-                for process in processes:
-                    process.kill()
-            time.sleep(0.05)
+                for rank in ranks:
+                    rank.kill()
+            time.sleep(0.02)
 
     def outcome(self, world: int, name: str) -> str:
         """ "" where the check passed on every rank, else why it did not."""

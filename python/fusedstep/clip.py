@@ -103,7 +103,7 @@ def clip_grad_norm_(
         for piece, copy in zip(members, dense, strict=True):
             if copy is not piece:
                 piece.copy_(copy)
-    torch.autograd.graph.increment_version([*pieces, *filter(is_dtensor, grads)])
+    torch.autograd.graph.increment_version(grads)
     return published
 
 

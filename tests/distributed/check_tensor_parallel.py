@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
-from distributed.pair import Pair
+from distributed.pair import Pair, whole
 from distributed.ranks import Ranks, assert_same_on_all_ranks, check
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -69,7 +70,59 @@ def sums_that_are_left_to_be_done(ranks: Ranks) -> None:
         norm = fusedstep.clip_grad_norm_(params, 0.5)
         torch.testing.assert_close(norm, theirs, rtol=1e-6, atol=0)
         fusedstep.clip_grad_norm_(reference, 0.5)
+        sums = fusedstep.get_total_norm([param.grad for param in params])
+        torch.testing.assert_close(sums, torch.clamp(theirs, max=0.5), rtol=1e-5, atol=0)
         for param, one in zip(params, reference, strict=True):
             torch.testing.assert_close(param.full_tensor(), one.data, rtol=1e-11, atol=1e-11)
             torch.testing.assert_close(param.grad.full_tensor(), one.grad, rtol=1e-11, atol=1e-11)
             param.grad = one.grad = None
+
+
+@check(2, 3)
+def a_rank_that_looks_twice_communicates_once(ranks: Ranks) -> None:
+    """An odd layout on one rank makes it plan anew, and nobody wait for anybody."""
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    summed = nn.Parameter(distribute_tensor(torch.zeros(3), mesh, [Replicate()]))
+    sharded = nn.Parameter(distribute_tensor(torch.zeros(2 * ranks.world, 2), mesh, [Shard(0)]))
+    optimizer = fusedstep.AdamW([summed, sharded], max_norm=1.0)
+    for step in range(3):
+        summed.grad = DTensor.from_local(torch.ones(3), mesh, [Partial()])
+        local = torch.full((2, 2), 2.0)
+        if step == 1 and ranks.rank == 0:
+            local = torch.stack([local, local], dim=-1)[..., 0]  # with gaps
+        sharded.grad = DTensor.from_local(local, mesh, [Shard(0)])
+        optimizer.step()
+        expected = math.sqrt(3 * ranks.world**2 + 4 * 4 * ranks.world)
+        assert_same_on_all_ranks(optimizer.grad_norm, "grad_norm")
+        assert math.isclose(float(optimizer.grad_norm), expected, rel_tol=1e-6)
+
+
+@check(2)
+def gradients_still_on_their_way(ranks: Ranks) -> None:
+    """An asynchronous redistribution is waited for."""
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    param = nn.Parameter(distribute_tensor(torch.zeros(4), mesh, [Replicate()]))
+    partial = DTensor.from_local(torch.ones(4), mesh, [Partial()])
+    param.grad = partial.redistribute(placements=[Replicate()], async_op=True)
+    assert type(param.grad.to_local()) is not torch.Tensor
+    assert fusedstep.get_total_norm([param.grad]) == 2 * ranks.world
+    optimizer = fusedstep.AdamW([param], max_norm=1.0)
+    optimizer.step()
+    assert optimizer.grad_norm == 2 * ranks.world
+    assert fusedstep.clip_grad_norm_([param], 1.0) == 2 * ranks.world
+    expected = torch.full((4,), 0.5)
+    torch.testing.assert_close(whole(param.grad), expected, rtol=1e-5, atol=0)
+
+
+@check(2)
+def backward_through_stale_parameters_raises(ranks: Ranks) -> None:
+    """Autograd is told of what the step wrote; of a shard's own view as little as by torch."""
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    param = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+    param.grad = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
+    optimizer = fusedstep.AdamW([param])
+    stale, view = (param**2).sum(), param.to_local()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stale.backward()
+    view.sum().backward()  # some modules keep such views

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from datetime import timedelta
@@ -15,7 +16,11 @@ from distributed.ranks import Ranks, of_all_ranks
 TIMEOUT = timedelta(seconds=60)  # a rank that waits for one that failed gives up after this
 
 
-def main(rank: int, world: int, folder: Path) -> int:
+def main(rank: int, world: int, folder: Path, log: Path) -> None:
+    """Leaves in `folder` what failed of each check, in `log` what was printed; 1: it gave up."""
+    with log.open("wb") as output:
+        for descriptor in (1, 2):
+            os.dup2(output.fileno(), descriptor)
     torch.set_num_threads(1)
     store = f"file://{folder}/store-of-{world}"
     dist.init_process_group("gloo", store, timeout=TIMEOUT, rank=rank, world_size=world)
@@ -28,10 +33,5 @@ def main(rank: int, world: int, folder: Path) -> int:
         (folder / f"{name}.{world}.{rank}").write_text(outcome)
         failed = list(map(bool, of_all_ranks(outcome)))
         if any(failed) and not all(failed):
-            return 1  # the ranks may no longer agree on what they communicate next
+            sys.exit(1)  # the ranks may no longer agree on what they communicate next
     dist.destroy_process_group()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])))

@@ -34,6 +34,7 @@ class Plan:
         self.function = function
         self.table = _C.TensorTable()
         self.params: list[Tensor] = []
+        self._owners: list[Tensor] = []  # whose memory `params` are: they themselves, or DTensors
         self._states: list[dict[str, Tensor]] = []
         self._state_keys: tuple[str, ...] = ()
         self._state_tensors: list[Tensor] = []
@@ -49,8 +50,8 @@ class Plan:
     ) -> None:
         """Takes over the parameters of each group, already checked; `names[g]`: of their state."""
         named = list(chain.from_iterable(groups))
-        owners = [param for _, param, _ in named]
-        self.params = self._memory(owners)
+        self._owners = [param for _, param, _ in named]
+        self.params = self._memory(self._owners)
         self._strided = [i for i, param in enumerate(self.params) if not is_dense(param)]
         arrays = [
             arrays_of(param, keys)
@@ -60,7 +61,7 @@ class Plan:
         for (label, param, _), needed in zip(named, arrays, strict=True):
             if needed:
                 prepare_state(self.function, label, param, state[param], needed, initial)
-        self._states = [state.get(param, {}) for param in owners]
+        self._states = [state.get(param, {}) for param in self._owners]
         self._state_keys = tuple(dict.fromkeys(chain.from_iterable(names)))
         self._state_tensors = [s[k] for s in self._states for k in self._state_keys if k in s]
         self._assigned = (
@@ -93,10 +94,10 @@ class Plan:
         grads = self._gradients()
         self._grads = [grad for grad in grads if grad is not None]
         self._missing: list[int] = []
-        self._written = self.params
+        self._written = self._owners
         if len(self._grads) < len(grads):
             self._missing = [i for i, grad in enumerate(grads) if grad is None]
-            self._written = [p for p, g in zip(self.params, grads, strict=True) if g is not None]
+            self._written = [p for p, g in zip(self._owners, grads, strict=True) if g is not None]
         return bool(self._grads)
 
     def refresh(self) -> bool:

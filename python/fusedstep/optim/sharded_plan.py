@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fusedstep import _C
@@ -16,7 +15,7 @@ class ShardedPlan(Plan):
     """A Plan whose parameters, gradients and state are DTensors."""
 
     def rebuild(self, groups: list[list[Named]], *rest: Any) -> None:
-        self._owners = [(label, param) for group in groups for label, param, _ in group]
+        self._labels = [label for group in groups for label, _, _ in group]
         super().rebuild(groups, *rest)
 
     def _memory(self, params: list[Tensor]) -> list[Tensor]:
@@ -28,21 +27,18 @@ class ShardedPlan(Plan):
         One that is placed otherwise than its parameter takes all ranks to bring here. They do so
         once in a step, even where one of them has to look at its tensors again.
         """
-        for label, param in self._owners:
+        for label, param in zip(self._labels, self._owners, strict=True):
             require_gradient(self.function, label, param)
-        for _, param in self._owners:
-            if param.grad is not None and param.grad not in self._brought:
-                self._brought[param.grad] = shard_like(param, param.grad)
-        return [None if p.grad is None else self._brought[p.grad] for _, p in self._owners]
+        grads = [param.grad for param in self._owners]
+        for param, grad in zip(self._owners, grads, strict=True):
+            if grad is not None and grad not in self._brought:
+                self._brought[grad] = shard_like(param, grad)
+        return [None if grad is None else self._brought[grad] for grad in grads]
 
     def replaced(self) -> bool:
         """Also whether there is other memory under a parameter, as when a module was moved."""
-        shards = [local(param) for _, param in self._owners]
+        shards = list(map(local, self._owners))
         return not _C.same_items(shards, self.params) or super().replaced()
-
-    def finish(self) -> None:
-        super().finish()
-        torch.autograd.graph.increment_version([p for _, p in self._owners if p.grad is not None])
 
     def release(self) -> None:
         super().release()
