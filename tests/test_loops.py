@@ -20,6 +20,8 @@ from torch.optim.optimizer import (
 )
 from torch.utils.checkpoint import checkpoint
 
+import fusedstep
+
 
 @every_namesake
 def test_plain_loop_is_close_to_torch(kind: Kind) -> None:
@@ -174,3 +176,36 @@ def test_recomputed_activations(kind: Kind, use_reentrant: bool) -> None:
 
     optimizer = run(net, kind.ours(net.parameters(), max_norm=1.0), step)
     assert_same_run(optimizer, plain_run(kind))
+
+
+@pytest.mark.parametrize("name, value", [("max_norm", 0.25), ("norm_type", 1.0)])
+def test_options_are_set_through_a_wrapper_that_inherits_the_class(name: str, value: float) -> None:
+    """Lightning and Fabric wrap an optimizer in a class of both, with attributes of its own."""
+
+    class Wrapper:
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer
+
+        def __getattr__(self, attribute: str) -> object:
+            return getattr(self.optimizer, attribute)
+
+    optimizer = fusedstep.AdamW([torch.nn.Parameter(torch.ones(3))], max_norm=1.0)
+    wrapped = type("Wrapped", (Wrapper, fusedstep.AdamW), {})(optimizer)
+    setattr(wrapped, name, value)
+    assert getattr(optimizer, name) == value
+
+
+def test_hooks_see_the_arguments_as_they_were_given() -> None:
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    seen: list[list[object]] = []
+    for optimizer in (fusedstep.AdamW(params[:1]), torch.optim.AdamW(params[1:])):
+        calls: list[object] = []
+        optimizer.register_step_pre_hook(
+            lambda _, args, kwargs, calls=calls: calls.append((args[1:], kwargs))
+        )
+        closure = params[0].sum
+        for args, kwargs in (((), {}), ((None,), {}), ((closure,), {}), ((), {"closure": closure})):
+            optimizer.step(*args, **kwargs)
+        seen.append(calls)
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 4

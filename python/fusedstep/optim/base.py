@@ -72,10 +72,12 @@ class FusedOptimizer(OptionAttributes, Protocol):
 
     # --- the step ---------------------------------------------------------------------------
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update. `closure` re-evaluates the model and returns the loss, as in torch.optim."""
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """One update: step(closure=None), where `closure` re-evaluates the model and returns the
+        loss, as in torch.optim. Hooks are shown the arguments as they were given.
+        """
         if torch.compiler.is_compiling():
-            return self._step_outside_graph(closure)
+            return self._step_outside_graph(*args, **kwargs)
         # torch's wrapper costs as much as the rest of a small step; it is for hooks and profilers.
         watched = (
             self._optimizer_step_pre_hooks
@@ -84,8 +86,8 @@ class FusedOptimizer(OptionAttributes, Protocol):
             or torch_optimizer._global_optimizer_post_hooks
             or torch.autograd._profiler_enabled()
         )
-        arguments = () if closure is None else (closure,)  # hooks are shown what the caller gave
-        return self._watched_step(*arguments) if watched else self._plain_step(*arguments)
+        step = self._watched_step if watched else self._plain_step
+        return step(*args, **kwargs)
 
     step.hooked = True  # tells torch.optim to leave the wrapping to us
 
@@ -105,9 +107,9 @@ class FusedOptimizer(OptionAttributes, Protocol):
     _watched_step = torch.optim.Optimizer.profile_hook_step(_plain_step)
 
     @torch._disable_dynamo
-    def _step_outside_graph(self, closure: Callable[[], Any] | None) -> Any:
+    def _step_outside_graph(self, *args: Any, **kwargs: Any) -> Any:
         """A compiled function breaks here: addresses are compared and tables kept, eagerly."""
-        return self.step(closure)
+        return self.step(*args, **kwargs)
 
     def _step(self) -> None:
         values = self._all_numbers()  # refuses numbers that are out of range

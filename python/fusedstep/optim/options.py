@@ -39,6 +39,9 @@ class OptionAttributes:
     ) -> None:
         """Comes before the constructor of torch's class; `native`: the step is ours."""
         self._native = native
+        # One object and not an attribute each: the trainers' wrappers inherit the setters below and
+        # find this by looking the name up in the optimizer they wrap.
+        self._chosen: dict[str, Any] = {}
         self.max_norm = max_norm
         self.norm_type = norm_type
         self.nonfinite = nonfinite
@@ -46,27 +49,28 @@ class OptionAttributes:
     @property
     def max_norm(self) -> float | None:
         """The global norm to clip to in `step()`, in units of the gradient; None: no clip."""
-        return self._max_norm
+        return self._chosen["max_norm"]
 
     @max_norm.setter
     def max_norm(self, value: float | None) -> None:
         self._refuse_beside_torch("max_norm", value, None)
-        name = type(self).__name__
-        self._max_norm = None if value is None else require_number(name, "max_norm", value)
+        if value is not None:
+            value = require_number(type(self).__name__, "max_norm", value)
+        self._chosen["max_norm"] = value
 
     @property
     def norm_type(self) -> float:
         """The order of the norm: 2, 1 or inf."""
-        return self._norm_type
+        return self._chosen["norm_type"]
 
     @norm_type.setter
     def norm_type(self, value: float) -> None:
-        self._norm_type = require_norm_type(type(self).__name__, value)
+        self._chosen["norm_type"] = require_norm_type(type(self).__name__, value)
 
     @property
     def nonfinite(self) -> str:
         """What a step does where a gradient or the norm is not finite."""
-        return self._nonfinite
+        return self._chosen["nonfinite"]
 
     @nonfinite.setter
     def nonfinite(self, value: str) -> None:
@@ -74,7 +78,7 @@ class OptionAttributes:
             must = f"be one of {', '.join(NONFINITE)}"
             refuse(type(self).__name__, "nonfinite", must, repr(value))
         self._refuse_beside_torch("nonfinite", value, "propagate")
-        self._nonfinite = value
+        self._chosen["nonfinite"] = value
 
     def _refuse_beside_torch(self, argument: str, value: Any, default: Any) -> None:
         if not self._native and value != default:
