@@ -38,6 +38,9 @@ def plain_and_distributed_parameters_together(ranks: Ranks) -> None:
         fusedstep.clip_grad_norm_([plain, placed], 0.1)
     with refuses("get_total_norm", "tensors[1]", must.format(r"tensors\[0\]"), ".*", TypeError):
         fusedstep.get_total_norm([placed.grad, plain.grad])
+    named = fusedstep.AdamW([("layers.0", placed), ("norm", plain)])
+    with refuses("AdamW", "params['norm']", must.format(r"params\['layers\.0'\]"), ".*", TypeError):
+        named.step()
     assert not optimizer.state
     assert not whole(placed).any()
     assert not plain.any()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -16,6 +16,12 @@ Group = dict[str, Any]  # one of an optimizer's param_groups, or a constructor's
 def label(index: int | None, key: str) -> str:
     """How a message calls an entry of group `index`; None: the constructor's argument itself."""
     return key if index is None else f"param_groups[{index}]['{key}']"
+
+
+def parameter_labels(group: Mapping[str, Any], where: str = "params", first: int = 0) -> list[str]:
+    """How messages call each parameter of a group: by name where it has one, else by index."""
+    names = group.get("param_names") or range(first, first + len(group["params"]))
+    return [f"{where}[{name!r}]" for name in names]
 
 
 def numbers(function: str, group: Group, index: int | None, keys: Sequence[str]) -> list[float]:

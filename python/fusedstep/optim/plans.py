@@ -11,6 +11,7 @@ from torch import Tensor
 from fusedstep import _C
 from fusedstep.checks import refuse, require_dense
 from fusedstep.distributed import Place, is_dtensor, local, place_of, refuse_mixture, require_placed
+from fusedstep.optim.hyperparameters import parameter_labels
 from fusedstep.optim.plan import Initial, Named, Plan, require_gradient
 from fusedstep.optim.sharded_plan import ShardedPlan
 from fusedstep.overlap import is_plain, refuse_overlap
@@ -63,9 +64,9 @@ class Plans(dict[Place, Plan]):
         stateless: list[Tensor] = []
         by_place: dict[Place, list[list[Named]]] = {}
         for g, group in enumerate(groups):
-            for param in group["params"]:
-                label = f"params[{len(listed)}]"
-                labels.append(label)
+            named = parameter_labels(group, first=len(listed))
+            labels += named
+            for label, param in zip(named, group["params"], strict=True):
                 listed.append(param)
                 shard = local(param)
                 require_dense(self._function, label, shard)

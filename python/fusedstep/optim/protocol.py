@@ -11,6 +11,7 @@ from torch import Tensor
 from fusedstep.checks import refuse, require_dense
 from fusedstep.distributed import local
 from fusedstep.optim.arrays import compute_dtype
+from fusedstep.optim.hyperparameters import parameter_labels
 from fusedstep.optim.plans import Plans
 
 
@@ -24,8 +25,9 @@ class Protocol(torch.optim.Optimizer):
             return
         try:
             group, where = self.param_groups[-1], f"param_groups[{len(self.param_groups) - 1}]"
-            for i, param in enumerate(group["params"]):
-                require_dense(type(self).__name__, f"{where}['params'][{i}]", local(param))
+            labels = parameter_labels(group, f"{where}['params']")
+            for label, param in zip(labels, group["params"], strict=True):
+                require_dense(type(self).__name__, label, local(param))
             self._numbers(group, len(self.param_groups) - 1)
             for option, value in (("fused", True), ("differentiable", False)):
                 if option in group and group[option] is None:
