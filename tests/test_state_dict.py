@@ -1,16 +1,19 @@
-"""Checkpoints: to and from torch.optim.AdamW, continued bit for bit, never rounded."""
+"""Checkpoints: to and from torch.optim, continued bit for bit, never rounded."""
 
 from __future__ import annotations
 
 import copy
 import io
 import pickle
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
 from helpers import assert_same_bits, copies, make_params, name_of, set_grads
+from optimizers import Kind, assert_same_run, every_kind, every_namesake, params_of
 from torch import Tensor
+from torch.optim import Optimizer
 from twin import Twin
 
 import fusedstep
@@ -18,11 +21,10 @@ import fusedstep
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def run(optimizer: torch.optim.Optimizer, steps: range) -> None:
+def run(optimizer: Optimizer, steps: range) -> None:
     """Steps with gradients that depend on the number of the step alone."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
     for step in steps:
-        set_grads(params, seed=step)
+        set_grads(params_of(optimizer), seed=step)
         optimizer.step()
 
 
@@ -33,116 +35,133 @@ def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
     return torch.load(buffer, weights_only=True)
 
 
-def assert_same_run(a: fusedstep.AdamW, b: fusedstep.AdamW) -> None:
-    """Parameters and state of both are the same, bit for bit."""
-    for group_a, group_b in zip(a.param_groups, b.param_groups, strict=True):
-        for p, q in zip(group_a["params"], group_b["params"], strict=True):
-            assert_same_bits(p, q, "parameter")
-            assert a.state[p].keys() == b.state[q].keys()
-            for name, value in a.state[p].items():
-                assert_same_bits(value, b.state[q][name], name)
+def loading(kind: Kind, params: list[Tensor], **options: Any) -> Optimizer:
+    """A fused optimizer of copies of these, with default hyperparameters: a checkpoint has them."""
+    return getattr(fusedstep, kind.name)(copies(params), **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=name_of)
-@pytest.mark.parametrize("amsgrad", [False, True])
-def test_saved_and_loaded_run_continues_bit_for_bit(amsgrad: bool, dtype: torch.dtype) -> None:
+@every_kind
+def test_saved_and_loaded_run_continues_bit_for_bit(kind: Kind, dtype: torch.dtype) -> None:
     params = make_params((300,), (), (0,), (4, 5), dtype=dtype)
-    whole = fusedstep.AdamW(params, lr=0.01, amsgrad=amsgrad, max_norm=1.0)
+    whole = kind.ours(params, max_norm=1.0)
     run(whole, range(3))
-    other = fusedstep.AdamW(copies(params), max_norm=1.0)
+    other = loading(kind, params, max_norm=1.0)
     other.load_state_dict(through_a_file(whole.state_dict()))
-    assert other.param_groups[0]["lr"] == 0.01
+    assert other.param_groups[0]["lr"] == kind.options["lr"]
     run(whole, range(3, 6))
     run(other, range(3, 6))
     assert_same_run(whole, other)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name_of)
-def test_load_state_dict_keeps_float32_moments(dtype: torch.dtype) -> None:
+@every_kind
+def test_load_state_dict_keeps_float32_state(kind: Kind, dtype: torch.dtype) -> None:
     params = make_params((300,), dtype=dtype)
-    saved = fusedstep.AdamW(params)
+    saved = kind.ours(params)
     set_grads(params, dtype=torch.float32)
     saved.step()
-    loaded = fusedstep.AdamW(copies(params))
+    loaded = loading(kind, params)
     loaded.load_state_dict(saved.state_dict())
     assert_same_run(loaded, saved)
     (state,) = loaded.state.values()
-    assert state["exp_avg"].dtype == torch.float32
-    assert not torch.equal(state["exp_avg"], state["exp_avg"].to(dtype).float())  # it would matter
+    assert {value.dtype for value in state.values()} == {torch.float32}
+    value = next(value for name, value in state.items() if name != "step")
+    assert not torch.equal(value, value.to(dtype).float())  # it would matter
 
 
-@pytest.mark.parametrize("theirs", [{"foreach": True}, {"fused": True}, {"foreach": False}])
-def test_torch_continues_our_run(theirs: dict[str, bool]) -> None:
+IMPLEMENTATIONS = [{"foreach": True}, {"fused": True}, {"foreach": False}]
+
+
+def of_torch(
+    kind: Kind, params: list[Tensor], chosen: dict[str, bool], **options: Any
+) -> Optimizer:
+    """Torch's namesake with this implementation; RMSprop has no fused one."""
+    their_class = getattr(torch.optim, kind.name)
+    if "fused" in chosen and "fused" not in signature(their_class).parameters:
+        chosen = {}
+    return their_class(params, **options | chosen)
+
+
+@pytest.mark.parametrize("theirs", IMPLEMENTATIONS, ids=str)
+@every_namesake
+def test_torch_continues_our_run(kind: Kind, theirs: dict[str, bool]) -> None:
     params = make_params((300,), (4, 5))
-    ours = fusedstep.AdamW(params, lr=0.01, amsgrad=True)
+    ours = kind.ours(params)
     run(ours, range(3))
-    torchs = torch.optim.AdamW(copies(params), **theirs)
+    torchs = of_torch(kind, copies(params), theirs)
     torchs.load_state_dict(through_a_file(ours.state_dict()))
     run(ours, range(3, 6))
     run(torchs, range(3, 6))
     assert_close_runs(ours, torchs)
 
 
-@pytest.mark.parametrize("theirs", [{"foreach": True}, {"fused": True}, {"foreach": False}])
-def test_we_continue_a_run_of_torch(theirs: dict[str, bool]) -> None:
+@pytest.mark.parametrize("theirs", IMPLEMENTATIONS, ids=str)
+@every_namesake
+def test_we_continue_a_run_of_torch(kind: Kind, theirs: dict[str, bool]) -> None:
     params = make_params((300,), (4, 5))
-    torchs = torch.optim.AdamW(params, lr=0.01, amsgrad=True, **theirs)
+    torchs = of_torch(kind, params, theirs, **kind.options)
     run(torchs, range(3))
-    twins = copies(params)
-    ours = fusedstep.AdamW(twins, max_norm=1e9)
+    ours = loading(kind, params, max_norm=1e9)
     ours.load_state_dict(through_a_file(torchs.state_dict()))
     (group,) = ours.param_groups
-    assert (group["lr"], group["fused"], group["foreach"]) == (0.01, True, None)
+    assert (group["lr"], group["foreach"]) == (kind.options["lr"], None)
+    assert group.get("fused", True) is True
     shadow = Twin(ours)
     for step in range(3, 6):
-        set_grads(twins, seed=step)
-        shadow.step()  # the kernels ran, with the moments and step counts of the checkpoint
+        set_grads(group["params"], seed=step)
+        shadow.step()  # the kernels ran, with the state and step counts of the checkpoint
     run(torchs, range(3, 6))
     assert_close_runs(ours, torchs)
 
 
-def assert_close_runs(ours: fusedstep.AdamW, theirs: torch.optim.AdamW) -> None:
-    for p, q in zip(ours.param_groups[0]["params"], theirs.param_groups[0]["params"], strict=True):
+def assert_close_runs(ours: Optimizer, theirs: Optimizer) -> None:
+    """Parameters and state are close; SGD's count is ours alone, torch keeps what it was given."""
+    for p, q in zip(params_of(ours), params_of(theirs), strict=True):
         torch.testing.assert_close(p, q)
-        for name in ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
-            torch.testing.assert_close(ours.state[p][name], theirs.state[q][name])
+        for name, value in ours.state[p].items():
+            if not (name == "step" and isinstance(theirs, torch.optim.SGD)):
+                torch.testing.assert_close(value, theirs.state[q][name])
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name_of)
-def test_moments_that_torch_kept_in_half_precision_are_widened(dtype: torch.dtype) -> None:
+@every_namesake
+def test_state_that_torch_kept_in_half_precision_is_widened(kind: Kind, dtype: torch.dtype) -> None:
     params = make_params((300,), dtype=dtype)
-    theirs = torch.optim.AdamW(params, foreach=True)
+    theirs = kind.torchs(params, foreach=True)
     run(theirs, range(2))
-    twins = copies(params)
-    ours = fusedstep.AdamW(twins)
+    ours = loading(kind, params)
     ours.load_state_dict(theirs.state_dict())
-    run(ours, range(2, 3))
-    state = ours.state[twins[0]]
-    assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == torch.float32
-    assert float(state["step"]) == 3
+    shadow = Twin(ours)
+    set_grads(params_of(ours), seed=2)
+    shadow.step()
+    (state,) = ours.state.values()
+    assert {value.dtype for value in state.values()} == {torch.float32}
 
 
-def test_steps_given_as_numbers() -> None:
+@every_kind
+def test_steps_given_as_numbers(kind: Kind) -> None:
     params = make_params((5,))
-    optimizer = fusedstep.AdamW(params)
+    optimizer = kind.ours(params)
     run(optimizer, range(2))
     state_dict = copy.deepcopy(optimizer.state_dict())
     for state in state_dict["state"].values():
-        state["step"] = 2.0  # as old checkpoints have it
-    loaded = fusedstep.AdamW(copies(params))
+        state.update({"step": 2.0} if "step" in state else {})  # as old checkpoints have it
+    loaded = loading(kind, params)
     loaded.load_state_dict(state_dict)
     for one in (optimizer, loaded):
         run(one, range(2, 4))
     assert_same_run(optimizer, loaded)
 
 
-def test_loading_into_an_optimizer_that_has_stepped() -> None:
+@every_kind
+def test_loading_into_an_optimizer_that_has_stepped(kind: Kind) -> None:
     params = make_params((300,), (7,))
-    optimizer = fusedstep.AdamW(params, max_norm=1.0)
+    optimizer = kind.ours(params, max_norm=1.0)
     run(optimizer, range(2))
     values = [p.detach().clone() for p in params]
     checkpoint = copy.deepcopy(optimizer.state_dict())
-    before = {name: optimizer.state[params[0]][name] for name in ("exp_avg", "step")}
+    before = dict(optimizer.state[params[0]])
     run(optimizer, range(2, 5))
     expected = [p.detach().clone() for p in params]
     replaced = {name: value.clone() for name, value in before.items()}
@@ -219,19 +238,20 @@ def test_hooks_of_load_state_dict_see_and_change_the_checkpoint() -> None:
     assert_same_bits(state["exp_avg"], expected["exp_avg"] / 2, "exp_avg")
 
 
-def test_refused_checkpoint_changes_nothing() -> None:
+@every_kind
+def test_refused_checkpoint_changes_nothing(kind: Kind) -> None:
     params = make_params((5,), (3,))
-    optimizer = fusedstep.AdamW(params)
-    run(optimizer, range(2))
-    other = fusedstep.AdamW(make_params((5,)))
+    optimizer, untouched = kind.ours(params), kind.ours(copies(params))
+    for one in (optimizer, untouched):
+        run(one, range(2))
+    other = kind.ours(make_params((5,)))
     run(other, range(1))
-    before: list[Tensor] = [v.clone() for s in optimizer.state.values() for v in s.values()]
     with pytest.raises(ValueError, match="doesn't match the size"):
         optimizer.load_state_dict(other.state_dict())
-    after = [v for s in optimizer.state.values() for v in s.values()]
-    assert all(map(torch.equal, after, before))
-    run(optimizer, range(2, 3))
-    assert float(optimizer.state[params[0]]["step"]) == 3
+    assert_same_run(optimizer, untouched)
+    for one in (optimizer, untouched):
+        run(one, range(2, 3))
+    assert_same_run(optimizer, untouched)
 
 
 def test_post_hooks_have_the_last_word_on_half_precision_state() -> None:
