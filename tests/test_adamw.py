@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from any_step import any_step, share, small
+from helpers import make_params
 from hypothesis import strategies as st
+from refusals import refuses
 from trials import (
     COMMON,
     IMPLEMENTATIONS,
@@ -48,3 +51,32 @@ def test_is_close_to_torch(options: dict[str, Any], implementation: str) -> None
 @pytest.mark.parametrize("name", in_float64(OPTIONS))
 def test_is_close_to_torch_in_float64(name: str) -> None:
     follow_torch_in_float64("AdamW", OPTIONS[name])
+
+
+BETA = "be at least 0 and below 1"
+nan = math.nan
+
+
+@pytest.mark.parametrize(
+    ("options", "argument", "must", "got", "error"),
+    [
+        ({"eps": -1e-8}, "eps", "be 0 or more", "-1e-08", ValueError),
+        ({"eps": nan}, "eps", "be 0 or more", "nan", ValueError),
+        ({"betas": (1.0, 0.9)}, "betas[0]", BETA, "1.0", ValueError),
+        ({"betas": (-0.1, 0.9)}, "betas[0]", BETA, "-0.1", ValueError),
+        ({"betas": (0.9, 1.5)}, "betas[1]", BETA, "1.5", ValueError),
+        ({"betas": (0.9, nan)}, "betas[1]", BETA, "nan", ValueError),
+        ({"betas": (0.9, "a")}, "betas[1]", "be a number", "str", TypeError),
+    ],
+)
+def test_wrong_hyperparameters(
+    options: dict[str, Any], argument: str, must: str, got: str, error: type[Exception]
+) -> None:
+    with refuses("AdamW", argument, must, got, error):
+        fusedstep.AdamW(make_params((3,)), **options)
+
+
+@pytest.mark.parametrize("betas", [(0.9,), (0.9, 0.99, 0.999), 0.9, "ab", None])
+def test_betas_that_are_no_pair(betas: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"^AdamW: betas.* must .*, got "):
+        fusedstep.AdamW(make_params((3,)), betas=betas)
