@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusedstep.optim.arrays import arrays_of
 from fusedstep.optim.base import FusedOptimizer
-from fusedstep.optim.hyperparameters import Group, numbers
+from fusedstep.optim.hyperparameters import Group, numbers, parameter_labels
 from fusedstep.optim.options import Options
 from fusedstep.optim.plan import prepare_state
 
@@ -75,12 +75,11 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
     def _make_state(self) -> None:
         """In place of torch's, which rounds the sums of half-precision parameters."""
         self.state.clear()
-        for g, group in enumerate(self.param_groups):
-            for i, param in enumerate(group["params"]):
-                where = f"param_groups[{g}]['params'][{i}]"
-                arrays = arrays_of(param, self._state_names(group))
-                state = self.state[param]
-                prepare_state(type(self).__name__, where, param, state, arrays, self._initial)
+        for group in self.param_groups:
+            names = self._state_names(group)
+            for label, param in zip(parameter_labels(group), group["params"], strict=True):
+                state, arrays = self.state[param], arrays_of(param, names)
+                prepare_state(type(self).__name__, label, param, state, arrays, self._initial)
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("step", "sum")

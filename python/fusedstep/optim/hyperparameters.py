@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -35,10 +36,12 @@ def numbers(function: str, group: Group, index: int | None, keys: Sequence[str])
 
 def signed(function: str, group: Group, index: int | None, key: str) -> float:
     """The value of `key`, a number of either sign."""
-    value, where = group[key], label(index, key)
+    value = group[key]
+    if isinstance(value, float) and not math.isnan(value):
+        return value
     if isinstance(value, Real) and value < 0:
         return float(value)
-    return require_number(function, where, value, "be a number")
+    return require_number(function, label(index, key), value, "be a number")
 
 
 def betas(function: str, group: Group, index: int | None) -> list[float]:
