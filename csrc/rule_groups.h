@@ -16,8 +16,8 @@ struct GroupNumbers {
 
 class RuleGroups {
  public:
-  // A rule without hyperparameters: one group of nothing.
-  RuleGroups() : bytes_(sizeof(GroupHead) + sizeof(double)) {}
+  // None: for the norm, which is the same whatever the groups.
+  RuleGroups() = default;
 
   // `lrs`: the rates of the groups whose lr_is_tensor is 1, in order, float32 scalars.
   template <typename Step>

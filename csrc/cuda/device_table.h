@@ -14,8 +14,8 @@ namespace fusedstep::cuda {
 // then rows and chunks, then what kernels write: partial sums, and counters that are zero at rest.
 class DeviceTable : public DeviceSide {
  public:
-  // Makes the copy say what `table` and `groups` say, in order on `stream`. If it raises, the next
-  // call sends everything again.
+  // Makes the copy say what `table` and `groups` say, in order on `stream`; null groups: none are
+  // read, and those that are there stay. If it raises, the next call sends everything again.
   void synchronize(const TensorTable& table, const void* groups, size_t groups_bytes,
                    cudaStream_t stream);
 
