@@ -25,6 +25,7 @@ class FusedOptimizer(OptionAttributes, Protocol):
     """
 
     _rule: ClassVar[str]  # the stem of its file in kernels/rules
+    _plan: ClassVar[type[Plan]] = Plan
 
     # What the class of a rule says of parameter group `index` (None: of the constructor's
     # arguments): the entries of its parameters' state, "step" and then those of the rule in its
@@ -50,7 +51,7 @@ class FusedOptimizer(OptionAttributes, Protocol):
         """Checks a constructor's arguments before torch's class sees them; returns its `fused`."""
         native = fused is not False and not (foreach and not fused)
         self._set_options(native, **options)
-        self._plans = Plans(type(self).__name__)
+        self._plans = Plans(type(self).__name__, self._plan)
         self._norm: Tensor | None = None
         self._step_supports_amp_scaling = native
         if native:

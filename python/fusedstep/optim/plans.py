@@ -23,11 +23,12 @@ State = dict[Tensor, dict[str, Tensor]]  # an optimizer's state
 class Plans(dict[Place, Plan]):
     """The plans by place: a device and, of DTensors, what is sharded how over which ranks.
 
-    `function` is how messages call the optimizer.
+    `function` is how messages call the optimizer, `kind` the class of plans of plain tensors.
     """
 
-    def __init__(self, function: str) -> None:
+    def __init__(self, function: str, kind: type[Plan] = Plan) -> None:
         self._function = function
+        self._kind = kind
         self._listed: list[Tensor] = []
         self._group_sizes: list[int] = []
         self._stateless: list[Tensor] = []  # parameters that never had a gradient
@@ -86,7 +87,7 @@ class Plans(dict[Place, Plan]):
             refuse_overlap(self._function, names_here, list(map(local, params)))
 
         for place, here in by_place.items():
-            kind = Plan if place.mesh is None else ShardedPlan
+            kind = self._kind if place.mesh is None else ShardedPlan
             self.setdefault(place, kind(self._function)).rebuild(here, names, state, initial)
         for place in self.keys() - by_place.keys():
             del self[place]

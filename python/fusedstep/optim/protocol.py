@@ -52,7 +52,7 @@ class Protocol(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plans = Plans(type(self).__name__)
+        self._plans = Plans(type(self).__name__, self._plan)
         self._norm = None
         if self._native:
             self._step_supports_amp_scaling = True
