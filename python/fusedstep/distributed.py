@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fusedstep.checks import refuse
 
@@ -22,17 +21,10 @@ class Place(NamedTuple):
     sharded: tuple[int, ...] = ()  # mesh dimensions along which ranks hold different elements
 
 
-@cache
-def _dtensor() -> type:
-    """Imported late: it takes a second that users of plain tensors need not spend."""
-    from torch.distributed.tensor import DTensor
-
-    return DTensor
-
-
 def is_dtensor(tensor: Any) -> bool:
     """Whether this is a DTensor, as fully_shard and tensor parallelism make of parameters."""
-    return is_traceable_wrapper_subclass(tensor) and isinstance(tensor, _dtensor())
+    module = sys.modules.get("torch.distributed.tensor")  # dear to import; without it there is none
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -44,9 +36,8 @@ def local(tensor: Tensor) -> Tensor:
     if not is_dtensor(tensor):
         return tensor
     shard = tensor._local_tensor
-    return (
-        shard.wait() if is_traceable_wrapper_subclass(shard) and hasattr(shard, "wait") else shard
-    )
+    on_its_way = type(shard) is not Tensor and hasattr(shard, "wait")  # AsyncCollectiveTensor
+    return shard.wait() if on_its_way else shard
 
 
 def place_of(tensor: Tensor) -> Place:
@@ -86,7 +77,9 @@ def placed_like(param: Tensor, shard: Tensor) -> Tensor:
     """`shard` as a DTensor placed as `param`, so that checkpoints know what part it is."""
     if not is_dtensor(param):
         return shard
-    return _dtensor().from_local(
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
         shard, param.device_mesh, param.placements, run_check=False,
         shape=param.shape, stride=param.stride(),
     )  # fmt: skip

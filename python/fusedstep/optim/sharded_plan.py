@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from fusedstep import _C
-from fusedstep.distributed import local, shard_like
-from fusedstep.optim.plan import Named, Plan, require_gradient
+from fusedstep.distributed import local, require_mesh_of, shard_like
+from fusedstep.optim.plan import Named, Plan
 
 
 class ShardedPlan(Plan):
@@ -22,18 +22,22 @@ class ShardedPlan(Plan):
         return list(map(local, params))
 
     def _gradients(self) -> list[Tensor | None]:
-        """The shards of the gradients, which are checked at every step.
+        grads = [param.grad for param in self._owners]
+        labelled = zip(self._labels, self._owners, grads, strict=True)
+        return [None if grad is None else self._shard(*each, grad) for *each, grad in labelled]
+
+    def _shard(self, label: str, param: Tensor, grad: Tensor) -> Tensor:
+        """What of a gradient belongs to the shard of its parameter.
 
         One that is placed otherwise than its parameter takes all ranks to bring here. They do so
         once in a step, even where one of them has to look at its tensors again.
         """
-        for label, param in zip(self._labels, self._owners, strict=True):
-            require_gradient(self.function, label, param)
-        grads = [param.grad for param in self._owners]
-        for param, grad in zip(self._owners, grads, strict=True):
-            if grad is not None and grad not in self._brought:
-                self._brought[grad] = shard_like(param, grad)
-        return [None if grad is None else self._brought[grad] for grad in grads]
+        require_mesh_of(self.function, f"{label}.grad", param, grad)
+        if grad.placements == param.placements:
+            return local(grad)
+        if grad not in self._brought:
+            self._brought[grad] = shard_like(param, grad)
+        return self._brought[grad]
 
     def replaced(self) -> bool:
         """Also whether there is other memory under a parameter, as when a module was moved."""
