@@ -1,7 +1,7 @@
 """Draws bench/results/step.png from bench/results/step.csv: every run of bench/step.py there is.
 
-Left: the latest ratio of torch's time to ours for each machine and case, with its target.
-Right: how the ratio of each case went from run to run.
+Left: the latest ratio of the other side's time to ours for each machine, case, optimizer and mode,
+with its target. Right: how each ratio went from run to run.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ Series = dict[tuple[str, str], list[dict[str, str]]]
 
 
 def series(rows: list[dict[str, str]]) -> Series:
-    """The runs of each machine and case in the order of their dates."""
+    """The runs of each machine and of each thing timed there, in the order of their dates."""
     found: Series = {}
     for row in sorted(rows, key=lambda row: row["date"]):
         machine = row["machine"]
         if row["device"] == "cpu":
             machine += f", {row['threads']} threads"
-        found.setdefault((machine, row["case"]), []).append(row)
+        timed = f"{row['case']}, {row['rule']}"
+        if row["mode"] != "float32":
+            timed += f", {row['mode']} against float32 state"
+        found.setdefault((machine, timed), []).append(row)
     return found
 
 
 def draw_latest(axes: Axes, found: Series) -> None:
-    """A bar for each machine and case; a line across it marks the target."""
-    latest = [(f"{case}\n{machine}", runs[-1]) for (machine, case), runs in found.items()]
+    """A bar for each series; a line across it marks the target."""
+    latest = [(f"{timed}\n{machine}", runs[-1]) for (machine, timed), runs in found.items()]
     for at, (_, row) in enumerate(latest):
         ratio = float(row["ratio"])
         axes.barh(at, ratio, color="tab:blue")
@@ -45,21 +48,21 @@ def draw_latest(axes: Axes, found: Series) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}x")
     axes.margins(x=0.35)
-    axes.set_xlabel("torch's time / fusedstep's time (red: target)")
+    axes.set_xlabel("the other side's time / fusedstep's time (red: target)")
 
 
 def draw_history(axes: Axes, found: Series) -> None:
-    """A line for each machine and case over its runs, named by their commits."""
-    for (machine, case), runs in found.items():
+    """A line for each series over its runs, named by their commits."""
+    for (machine, timed), runs in found.items():
         ratios = [float(row["ratio"]) for row in runs]
-        axes.plot([row["date"] for row in runs], ratios, marker="o", label=f"{case}, {machine}")
+        axes.plot([row["date"] for row in runs], ratios, marker="o", label=f"{timed}, {machine}")
     dates = sorted({row["date"]: row["commit"] for runs in found.values() for row in runs}.items())
     axes.set_xticks([date for date, _ in dates], [commit for _, commit in dates], rotation=90)
     axes.tick_params(axis="x", labelsize=6)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}x")
     axes.yaxis.set_minor_formatter("{x:g}x")
-    axes.set_ylabel("torch's time / fusedstep's time")
+    axes.set_ylabel("the other side's time / fusedstep's time")
     axes.legend(fontsize=6)
 
 

@@ -1,7 +1,8 @@
-"""Times clip + AdamW, fusedstep's one call against torch's two, on the CPU and a GPU if any.
+"""Times clip + step, fusedstep's one call against torch's two, on the CPU and a GPU if any.
 
-    python bench/step.py                          every case on every device, about a minute
-    python bench/step.py --device cpu --case mlp --seconds 2 --no-record
+    python bench/step.py                          every optimizer, about three minutes
+    python bench/step.py --device cpu --rule rmsprop --case mlp --seconds 2 --no-record
+    python bench/step.py --mode int8 --rule sgd   smaller state against our own float32 state
 
 Both sides take turns in one process; the table shows medians. Each run is appended to
 bench/results/step.csv, from which bench/plot.py draws.
@@ -11,16 +12,21 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from micro import memory, record
 from micro.cases import CPU_CASES, GPU_CASES, Case, cases_for
 from micro.contest import contest
+from micro.rules import ADAMW, FLOAT32, MODES, RULES, Mode, Rule
 from rich.console import Console
 from rich.table import Table
 
 from fusedstep import build
+
+MEMORY_BOUND = ("gpt2", "billion")  # the cases in which smaller state can pay
+SHORTER = 2  # optimizers other than AdamW, and modes, have this part of the seconds
 
 
 def devices(wanted: str) -> list[torch.device]:
@@ -32,6 +38,24 @@ def devices(wanted: str) -> list[torch.device]:
     return [device for device in both if wanted in ("all", device.type)]
 
 
+def contests(
+    options: argparse.Namespace, device: torch.device
+) -> Iterator[tuple[Case, Rule, Mode]]:
+    """What the options leave; modes for AdamW alone unless another rule was asked for."""
+    for case in cases_for(device):
+        for rule in RULES.values():
+            for mode in MODES.values():
+                plain = mode is FLOAT32
+                if (
+                    (not options.case or case.name in options.case)
+                    and (not options.rule or rule.name in options.rule)
+                    and (not options.mode or mode.name in options.mode)
+                    and (plain or case.name in MEMORY_BOUND)
+                    and (plain or rule is ADAMW or options.rule)
+                ):
+                    yield case, rule, mode
+
+
 def verdict(row: dict) -> str:
     if row["target"] == "":
         return ""
@@ -40,16 +64,20 @@ def verdict(row: dict) -> str:
 
 def table(rows: list[dict]) -> Table:
     """The rows for people."""
-    view = Table(title="clip + AdamW, medians", caption_justify="left")
+    view = Table(title="clip + step, medians", caption_justify="left")
     view.caption = "GB/s: the bytes that no step can avoid moving, over fusedstep's time"
-    for heading in ("", "device", "torch ms", "fusedstep ms", "ratio", "target", "GB/s", "memory"):
-        view.add_column(heading, justify="left" if heading in ("", "device") else "right")
+    texts = ("", "", "device", "against")
+    figures = ("their ms", "our ms", "ratio", "target", "GB/s", "memory")
+    for heading in texts + figures:
+        view.add_column(heading, justify="right" if heading in figures else "left")
     titles = {case.name: case.title for case in CPU_CASES + GPU_CASES}
     for row in rows:
+        state = "" if row["mode"] == FLOAT32.name else f", {row['mode']} state"
         extra = row["extra_memory_percent"]
         view.add_row(
-            *(titles[row["case"]], row["device"], row["torch_ms"], row["our_ms"], row["ratio"]),
-            *(verdict(row), row["gb_per_s"], f"{float(extra):+.2f} %" if extra else ""),
+            *(titles[row["case"]], RULES[row["rule"]].title + state, row["device"], row["against"]),
+            *(row["their_ms"], row["our_ms"], row["ratio"], verdict(row), row["gb_per_s"]),
+            f"{float(extra):+.2f} %" if extra else "",
         )
     return view
 
@@ -58,8 +86,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     names = sorted({case.name for case in CPU_CASES + GPU_CASES})
     parser.add_argument("--device", choices=("all", "cpu", "cuda"), default="all")
-    parser.add_argument("--case", choices=names, action="append", help="may be given repeatedly")
-    parser.add_argument("--seconds", type=float, default=8, help="of timing for each case")
+    for name, values in {"case": names, "rule": RULES, "mode": MODES}.items():
+        parser.add_argument(f"--{name}", choices=values, action="append", help="repeatable")
+    parser.add_argument("--seconds", type=float, default=8, help="of timing a case, for AdamW")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="on a CPU")
     parser.add_argument("--csv", type=Path, default=record.CSV, help="the results file")
     parser.add_argument("--no-record", action="store_true", help="leave the results file alone")
@@ -72,19 +101,19 @@ def main() -> None:
     rows = []
     for device in devices(options.device):
         where = record.facts(device)
-        chosen: list[Case] = [
-            case for case in cases_for(device) if not options.case or case.name in options.case
-        ]
-        for case in chosen:
-            print(f"{device}: {case.title} ...", flush=True)
-            outcome = contest(case, device, options.seconds)
-            rows.append(record.row(where, outcome, memory.extra_percent(case, device)))
+        for case, rule, mode in contests(options, device):
+            print(f"{device}: {case.title}, {rule.title}, {mode.name} state ...", flush=True)
+            main_contest = rule is ADAMW and mode is FLOAT32
+            seconds = options.seconds / (1 if main_contest else SHORTER)
+            outcome = contest(case, device, seconds, rule, mode)
+            extra = memory.extra_percent(case, device) if main_contest else None
+            rows.append(record.row(where, outcome, extra))
     if not rows:
-        raise SystemExit("bench/step.py: no such case on this device")
+        raise SystemExit("bench/step.py: nothing of this kind is timed on this device")
     if not options.no_record:
         record.append(rows, options.csv)
     console = Console()
-    console.width = max(console.width, 100)  # a narrow terminal wraps; a log file need not
+    console.width = max(console.width, 140)  # a narrow terminal wraps; a log file need not
     console.print(table(rows))
 
 

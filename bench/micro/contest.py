@@ -1,4 +1,4 @@
-"""Times clip + AdamW by torch and by fusedstep in turns, in one process, and takes medians."""
+"""Times clip + step by torch and by fusedstep in turns, in one process, and takes medians."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import fusedstep
-
 from .cases import Case
+from .rules import ADAMW, FLOAT32, Mode, Rule
 
 MAX_NORM = 1.0
-WEIGHT_DECAY = 0.1
 LEAST_SAMPLE = 2e-3  # seconds; shorter steps are repeated within a sample
 Step = Callable[[], object]
 Timer = Callable[[Step, int], float]
@@ -24,21 +22,42 @@ Timer = Callable[[Step, int], float]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Medians in milliseconds a step, over `samples` samples of each side."""
+    """Medians in milliseconds a step, over `samples` samples of each side.
+
+    The other side is torch, or our own float32 step where the mode is another.
+    """
 
     case: Case
     ours_ms: float
-    torch_ms: float
+    their_ms: float
     samples: int
+    rule: Rule = ADAMW
+    mode: Mode = FLOAT32
 
     @property
     def ratio(self) -> float:
-        return self.torch_ms / self.ours_ms
+        return self.their_ms / self.ours_ms
+
+    @property
+    def target(self) -> float | None:
+        """The ratio that is wanted."""
+        name = self.rule.name if self.mode is FLOAT32 else self.mode.name
+        return self.case.targets.get(name)
+
+    @property
+    def against(self) -> str:
+        """The other side, for people."""
+        return self.rule.against if self.mode is FLOAT32 else "fusedstep, float32"
+
+    @property
+    def floor_bytes(self) -> int:
+        """What no implementation can avoid moving."""
+        return self.case.floor_bytes(self.rule.states, self.mode.bytes)
 
     @property
     def gigabytes_per_second(self) -> float:
         """The floor's bytes over our time: what no step can avoid moving, not all that is moved."""
-        return self.case.floor_bytes / self.ours_ms / 1e6
+        return self.floor_bytes / self.ours_ms / 1e6
 
 
 def make_params(case: Case, device: torch.device, seed: int = 0) -> list[Tensor]:
@@ -56,9 +75,9 @@ def make_params(case: Case, device: torch.device, seed: int = 0) -> list[Tensor]
     return params
 
 
-def torch_step(params: list[Tensor]) -> Step:
-    """The way PyTorch documents: clip, which rewrites the gradients, then the fused step."""
-    optimizer = torch.optim.AdamW(params, weight_decay=WEIGHT_DECAY, fused=True)
+def torch_step(params: list[Tensor], rule: Rule = ADAMW) -> Step:
+    """The way PyTorch documents: clip, which rewrites the gradients, then the step."""
+    optimizer = rule.theirs(params, **rule.arguments)
 
     def step() -> None:
         torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
@@ -67,9 +86,9 @@ def torch_step(params: list[Tensor]) -> Step:
     return step
 
 
-def fused_step(params: list[Tensor]) -> Step:
+def fused_step(params: list[Tensor], rule: Rule = ADAMW, mode: Mode = FLOAT32) -> Step:
     """The same in one call."""
-    return fusedstep.AdamW(params, weight_decay=WEIGHT_DECAY, max_norm=MAX_NORM).step
+    return rule.ours(params, **rule.arguments, max_norm=MAX_NORM, **mode.options).step
 
 
 def cpu_seconds(step: Step, repeats: int) -> float:
@@ -108,10 +127,17 @@ def alternate(
     return samples
 
 
-def contest(case: Case, device: torch.device, seconds: float) -> Outcome:
+def contest(
+    case: Case, device: torch.device, seconds: float, rule: Rule = ADAMW, mode: Mode = FLOAT32
+) -> Outcome:
     """Times both on their own copies of the same tensors for about `seconds` after warming up."""
     timer = cuda_seconds if device.type == "cuda" else cpu_seconds
-    sides = [make(make_params(case, device)) for make in (fused_step, torch_step)]
-    ours, theirs = alternate(*sides, timer, seconds)
-    medians = [1e3 * statistics.median(samples) for samples in (ours, theirs)]
-    return Outcome(case, *medians, len(ours))
+    theirs = torch_step if mode is FLOAT32 else fused_step
+    samples = alternate(
+        fused_step(make_params(case, device), rule, mode),
+        theirs(make_params(case, device), rule),
+        timer,
+        seconds,
+    )
+    medians = [1e3 * statistics.median(side) for side in samples]
+    return Outcome(case, *medians, len(samples[0]), rule, mode)

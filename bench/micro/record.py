@@ -36,16 +36,19 @@ def row(where: dict[str, object], outcome: Outcome, extra_memory: float | None) 
     """One line of the CSV. `extra_memory`: beyond torch's, in percent of the parameters' bytes."""
     case = outcome.case
     return where | {
+        "rule": outcome.rule.name,
+        "mode": outcome.mode.name,
+        "against": outcome.against,
         "case": case.name,
         "dtype": str(case.dtype).removeprefix("torch."),
         "tensors": len(case.shapes),
         "parameters": case.parameters,
         "samples": outcome.samples,
         "our_ms": f"{outcome.ours_ms:.5g}",
-        "torch_ms": f"{outcome.torch_ms:.5g}",
+        "their_ms": f"{outcome.their_ms:.5g}",
         "ratio": f"{outcome.ratio:.4g}",
-        "target": "" if case.target is None else case.target,
-        "floor_bytes": case.floor_bytes,
+        "target": "" if outcome.target is None else outcome.target,
+        "floor_bytes": outcome.floor_bytes,
         "gb_per_s": f"{outcome.gigabytes_per_second:.4g}",
         "extra_memory_percent": "" if extra_memory is None else f"{extra_memory:.3f}",
     }
