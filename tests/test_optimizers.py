@@ -154,8 +154,15 @@ def test_capturable_is_an_argument_of_all(kind: Kind, capturable: bool) -> None:
 
 @pytest.mark.parametrize("name", ["Adagrad", "Lion", "SGD"])
 def test_where_torch_asks_for_no_capturable_neither_do_we(name: str) -> None:
-    (group,) = getattr(fusedstep, name)(make_params((3,))).param_groups
-    assert group["capturable"] is True
+    params = make_params((3,), (4,))
+    groups = [{"params": params[:1], "capturable": False}, {"params": params[1:]}]
+    optimizer = getattr(fusedstep, name)(groups)
+    assert [group["capturable"] for group in optimizer.param_groups] == [False, True]
+    state_dict = optimizer.state_dict()
+    for group in state_dict["param_groups"]:  # as torch's checkpoints are
+        del group["capturable"]
+    optimizer.load_state_dict(state_dict)
+    assert [group["capturable"] for group in optimizer.param_groups] == [True, True]
 
 
 @every_kind
