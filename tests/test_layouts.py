@@ -17,6 +17,7 @@ from helpers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from optimizers import Kind, every_kind
 from torch import Tensor
 from twin import Twin
 
@@ -55,12 +56,13 @@ def view_of(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
 @pytest.mark.parametrize("name", VIEWS)
+@every_kind
 def test_parameter_and_gradient_of_one_layout(
-    name: str, dtype: torch.dtype, device: torch.device
+    kind: Kind, name: str, dtype: torch.dtype, device: torch.device
 ) -> None:
     param = view_of(name, dtype, device)
     address, strides = param.data_ptr(), param.stride()
-    twin = Twin(fusedstep.AdamW([param], max_norm=1.0))
+    twin = Twin(kind.ours([param], max_norm=1.0))
     for step in range(3):
         set_grads([param], seed=step)
         twin.step()
@@ -68,9 +70,10 @@ def test_parameter_and_gradient_of_one_layout(
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_gradient_of_other_strides(name: str, device: torch.device) -> None:
+@every_kind
+def test_gradient_of_other_strides(kind: Kind, name: str, device: torch.device) -> None:
     param = view_of(name, device=device)
-    twin = Twin(fusedstep.AdamW([param, *make_params((300,), device=device)], max_norm=1.0))
+    twin = Twin(kind.ours([param, *make_params((300,), device=device)], max_norm=1.0))
     (other,) = twin.optimizer.param_groups[0]["params"][1:]
     for step, reorder in enumerate([torch.Tensor.contiguous, backwards, with_gaps]):
         set_grads([param, other], seed=step)
