@@ -64,6 +64,10 @@ test-trainers: setup $(TRAINERS)/installed ## train with Lightning and transform
 bench: setup ## time the step against torch's; ARGS="..."
 	$(PY) bench/step.py $(ARGS)
 
+.PHONY: precision
+precision: setup ## train with smaller state and bfloat16 parameters: loss, bytes, time; ARGS="..."
+	$(PY) bench/precision.py $(ARGS)
+
 .PHONY: plot
 plot: setup ## draw all runs of `make bench`
 	$(PY) bench/plot.py $(ARGS)

@@ -1,7 +1,8 @@
-"""Two runs side by side, from the same weights, on the same batches, by PyTorch's step and ours."""
+"""Runs side by side, from the same weights, on the same batches, each by its own update."""
 
 import copy
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import torch
@@ -14,19 +15,21 @@ from .recipe import Recipe
 from .run import Run, fused_update, torch_update
 from .sampler import Sampler
 
-NAMES = ("torch", "fusedstep")
+UPDATES = {"torch": torch_update, "fusedstep": fused_update}
+NAMES = tuple(UPDATES)
 VALIDATIONS = 10  # over a whole training, beside the one before the first step
 
 
 class Comparison:
-    """Takes both runs through a recipe, step by step, and keeps what was measured.
+    """Takes runs through a recipe, step by step, and keeps what was measured.
 
+    `updates`: for each run's name what makes its update (see Run); PyTorch's and ours by default.
     `steps` holds a record for each step: its number from 1, the tokens of its batch and of all so
     far, the learning rate, and under each run's name what it measured (run.Measured).
     `validations` holds the number of steps taken and, under each run's name, its loss.
     """
 
-    def __init__(self, recipe: Recipe, corpus: Corpus):
+    def __init__(self, recipe: Recipe, corpus: Corpus, updates: Mapping[str, Callable] = UPDATES):
         self.recipe = recipe
         self._inputs, self._targets = windows(corpus.training, recipe.shape.context, "training")
         inputs, targets = windows(corpus.validation, recipe.shape.context, "validation")
@@ -37,8 +40,8 @@ class Comparison:
             torch.manual_seed(recipe.seed)
             model = GPT(recipe.shape)
         self.runs = {
-            "torch": Run(copy.deepcopy(model), torch_update, recipe),
-            "fusedstep": Run(model, fused_update, recipe),
+            name: Run(copy.deepcopy(model), make_update, recipe)
+            for name, make_update in updates.items()
         }
         self.sampler = Sampler(len(self._inputs), recipe.seed)
         self.steps: list[dict] = []
@@ -66,7 +69,7 @@ class Comparison:
             "batch_tokens": inputs.numel(),
             "rate": self.recipe.rate(done),
         }
-        for name in NAMES if done % 2 == 0 else reversed(NAMES):
+        for name in self.runs if done % 2 == 0 else reversed(self.runs):
             measured = self.runs[name].step(inputs, targets, record["rate"])
             if not math.isfinite(measured.loss):
                 raise InputError(
@@ -80,7 +83,7 @@ class Comparison:
         return record
 
     def largest_difference(self) -> tuple[float, str]:
-        """The largest absolute difference between the runs' parameters, and whose it is.
+        """The largest absolute difference between PyTorch's and our parameters, and whose it is.
 
         After one step it is rounding. It grows fastest where the true gradient is zero, as in the
         biases of attention keys: Adam makes whole steps of what rounding leaves there.
