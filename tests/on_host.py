@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from helpers import assert_same_bits, make_params
 from torch.utils.cpp_extension import include_paths, library_paths
 
 import fusedstep
+from fusedstep.optim.base import FusedOptimizer
 from python.buildtools.rules import write_sources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,31 +63,35 @@ def simt(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def on_simt(simt: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes fusedstep.AdamW run the CUDA path; the ops are also returned."""
+    """Makes every optimizer of fusedstep run the CUDA path; the ops are also returned."""
     simt.seed(1)
     simt.finish()
     simt.fail_next("")
-    monkeypatch.setattr(fusedstep.AdamW, "_table_op", simt.table_step_.default)
+    monkeypatch.setattr(FusedOptimizer, "_table_op", simt.table_step_.default)
     return simt
 
 
-def twins(dtype: torch.dtype = torch.float32, **options: Any):
+def twins(
+    dtype: torch.dtype = torch.float32,
+    optimizer: Callable[..., FusedOptimizer] = fusedstep.AdamW,
+    **options: Any,
+) -> tuple[list[list[torch.Tensor]], list[FusedOptimizer]]:
     """Two optimizers over equal parameters: for the CUDA path and for the CPU's."""
     params = [make_params(*SHAPES, dtype=dtype, seed=3) for _ in range(2)]
     groups = [
         [{"params": p[:3]}, {"params": p[3:], "lr": 1e-2, "weight_decay": 0.5}] for p in params
     ]
-    return params, [fusedstep.AdamW(g, **options) for g in groups]
+    return params, [optimizer(g, **options) for g in groups]
 
 
-def step_on_cpu(optimizer: fusedstep.AdamW) -> None:
+def step_on_cpu(optimizer: FusedOptimizer) -> None:
     with pytest.MonkeyPatch.context() as patch:
         op = torch.ops.fusedstep.table_step_.default
-        patch.setattr(fusedstep.AdamW, "_table_op", op)
+        patch.setattr(FusedOptimizer, "_table_op", op)
         optimizer.step()
 
 
-def assert_twins(params: list[list[torch.Tensor]], optimizers: list[fusedstep.AdamW]) -> None:
+def assert_twins(params: list[list[torch.Tensor]], optimizers: list[FusedOptimizer]) -> None:
     for i, (a, b) in enumerate(zip(*params, strict=True)):
         assert_same_bits(a, b, f"parameter {i}")
         states = [optimizer.state[p] for optimizer, p in zip(optimizers, (a, b), strict=True)]
@@ -93,5 +99,5 @@ def assert_twins(params: list[list[torch.Tensor]], optimizers: list[fusedstep.Ad
             assert_same_bits(states[0][name], states[1][name], f"{name} of parameter {i}")
 
 
-def address_of(optimizer: fusedstep.AdamW) -> int:
+def address_of(optimizer: FusedOptimizer) -> int:
     return next(iter(optimizer._plans.values())).table.address

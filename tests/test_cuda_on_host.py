@@ -8,10 +8,14 @@ import pytest
 import torch
 from helpers import assert_same_bits, make_params, set_grads
 from on_host import SHAPES, address_of, assert_twins, step_on_cpu, twins
+from optimizers import OPTIMIZERS, Kind, every_kind
+from stored import FORMS, Form, Stored, assert_stored_alike
 
 import fusedstep
 
 pytestmark = pytest.mark.slow
+
+STORED_SHAPES = ((3000,), (2, 65), (5,), (0,), ())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -25,6 +29,43 @@ def test_steps_have_the_bits_of_the_cpu(on_simt: Any, dtype: torch.dtype) -> Non
         step_on_cpu(optimizers[1])
         assert_same_bits(optimizers[0].grad_norm, optimizers[1].grad_norm, "norm")
     assert_twins(params, optimizers)
+
+
+@every_kind
+def test_every_rule_has_the_bits_of_the_cpu(on_simt: Any, kind: Kind) -> None:
+    params, optimizers = twins(torch.bfloat16, kind.ours, max_norm=0.5)
+    for seed in range(2):
+        for p in params:
+            set_grads(p, seed=seed)
+        optimizers[0].step()
+        step_on_cpu(optimizers[1])
+    assert_twins(params, optimizers)
+
+
+@pytest.mark.parametrize("kind", [OPTIMIZERS[0], OPTIMIZERS[2]], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_every_form_of_storage_has_the_bits_of_the_cpu(
+    on_simt: Any, form: Form, kind: Kind
+) -> None:
+    ours, twin = (Stored(kind, form, *STORED_SHAPES) for _ in range(2))
+    for _ in range(3):
+        ours.step(on_simt.table_step_)
+        twin.step(torch.ops.fusedstep.table_step_)
+    assert_stored_alike(ours, twin)
+
+
+def test_replays_draw_fresh_random_numbers(on_simt: Any) -> None:
+    """The step, one of their keys, is read on the device."""
+    form = Form(torch.bfloat16, torch.bfloat16, torch.bfloat16, stochastic=True)
+    ours, twin = (Stored(OPTIMIZERS[0], form, *STORED_SHAPES) for _ in range(2))
+    on_simt.begin_capture()
+    ours.step(on_simt.table_step_)
+    on_simt.end_capture()
+    for _ in range(3):
+        on_simt.replay()
+        twin.step(torch.ops.fusedstep.table_step_)
+        assert_stored_alike(ours, twin)
+    assert ours.steps_done() == {3.0}
 
 
 def test_the_table_is_sent_only_when_something_changed(on_simt: Any) -> None:
@@ -137,7 +178,7 @@ def test_a_launch_for_each_combination_of_dtypes(on_simt: Any) -> None:
     optimizer.step()
     norm_pass, *step_passes = on_simt.end_capture()
     assert norm_pass <= 5  # blocks may take several chunks
-    assert step_passes == [3, 2]  # a block a chunk: bfloat16, then float32
+    assert step_passes == [2, 3]  # a block a chunk: float32, then bfloat16
 
 
 def test_the_clip_has_the_bits_of_the_cpu(on_simt: Any) -> None:
