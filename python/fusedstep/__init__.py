@@ -6,6 +6,7 @@ __version__ = build.FACTS["version"]
 
 from fusedstep import ops, schedules
 from fusedstep.clip import clip_grad_norm_, get_total_norm
+from fusedstep.linalg import lstsq, pinv
 from fusedstep.optim import SGD, Adagrad, Adam, AdamW, Lion, RMSprop
 from fusedstep.param_groups import param_groups
 
@@ -19,7 +20,9 @@ __all__ = [
     "build",
     "clip_grad_norm_",
     "get_total_norm",
+    "lstsq",
     "ops",
     "param_groups",
+    "pinv",
     "schedules",
 ]

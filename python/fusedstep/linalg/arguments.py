@@ -1,0 +1,77 @@
+"""What pinv and lstsq refuse, and the two tolerances as torch.linalg.pinv understands them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from fusedstep.checks import DTYPE_NAMES, DTYPES, refuse, require_number
+
+DRIVERS = ("auto", "cholesky", "eigh", "qr_svd", "jacobi")
+HERMITIAN_DRIVERS = ("auto", "eigh")
+# torch.linalg.eigh and svd read their status on the host, so a graph cannot capture them.
+DRIVERS_WITHOUT_HOST = ("auto", "cholesky", "jacobi")
+
+
+def require_matrices(function: str, argument: str, tensor: Any) -> None:
+    """A plain dense floating-point tensor of two or more dimensions on a CPU or a CUDA device."""
+    if not isinstance(tensor, Tensor):
+        refuse(function, argument, "be a tensor", type(tensor).__name__, TypeError)
+    if is_traceable_wrapper_subclass(tensor):
+        refuse(function, argument, "be a plain tensor", type(tensor).__name__, TypeError)
+    if tensor.layout != torch.strided:
+        refuse(function, argument, "be dense", tensor.layout, TypeError)
+    if tensor.dtype not in DTYPES:
+        refuse(function, argument, f"be {DTYPE_NAMES}", tensor.dtype, TypeError)
+    if tensor.device.type not in ("cpu", "cuda"):
+        refuse(function, argument, "be on a CPU or a CUDA device", tensor.device)
+    if tensor.dim() < 2:
+        refuse(function, argument, "have two or more dimensions", tuple(tensor.shape))
+
+
+def require_driver(function: str, driver: Any, hermitian: bool, synchronize: bool) -> None:
+    """A known driver that can do what else is asked for."""
+    known = HERMITIAN_DRIVERS if hermitian else DRIVERS
+    if driver not in known:
+        where = " where hermitian=True" if hermitian else ""
+        refuse(function, "driver", f"be one of {', '.join(known)}{where}", repr(driver))
+    if not synchronize and hermitian:
+        refuse(function, "synchronize", "be True where hermitian=True", synchronize)
+    if not synchronize and driver not in DRIVERS_WITHOUT_HOST:
+        known = ", ".join(DRIVERS_WITHOUT_HOST)
+        refuse(function, "driver", f"be one of {known} where synchronize=False", repr(driver))
+
+
+def tolerances(function: str, A: Tensor, atol: Any, rtol: Any) -> tuple[Tensor, Tensor]:
+    """`atol` and `rtol` as float64 tensors on A's device, with torch's defaults.
+
+    atol: 0. rtol: 0 where the number `atol` is positive, else eps * max(m, n), eps being that of
+    float64 for float64 and of float32 for all other dtypes: bfloat16's own would exceed 1 at 128.
+    """
+    if rtol is None:
+        wide = torch.float64 if A.dtype == torch.float64 else torch.float32
+        positive = atol is not None and not isinstance(atol, Tensor) and atol > 0
+        rtol = 0.0 if positive else torch.finfo(wide).eps * max(A.shape[-2:])
+    return (
+        _tolerance(function, "atol", 0.0 if atol is None else atol, A),
+        _tolerance(function, "rtol", rtol, A),
+    )
+
+
+def _tolerance(function: str, argument: str, value: Any, A: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        number = require_number(function, argument, value)
+        return torch.full((), number, dtype=torch.float64, device=A.device)
+    if value.is_complex():
+        refuse(function, argument, "be real", value.dtype, TypeError)
+    if value.device != A.device and value.dim() > 0:
+        refuse(function, argument, f"be on A's device {A.device}", value.device)
+    try:
+        torch.broadcast_shapes(value.shape, A.shape[:-2])
+    except RuntimeError:
+        batch = tuple(A.shape[:-2])
+        refuse(function, argument, f"broadcast with the batch {batch}", tuple(value.shape))
+    return value.detach().to(A.device, torch.float64)

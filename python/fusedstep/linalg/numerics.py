@@ -1,0 +1,91 @@
+"""What the drivers share: the bound on rounding errors, a matrix's scale, and its factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+UNIT = 2.0**-53  # the unit roundoff of float64, in which every driver computes
+
+
+class Factors(NamedTuple):
+    """Of matrices X `[b, M, k]`, M >= k: the pseudo-inverses are `left @ right`."""
+
+    left: Tensor  # [b, k, k]
+    right: Tensor  # [b, k, M]
+    rank: Tensor  # [b] int64
+    rcond: Tensor  # [b] smallest kept singular value over the largest, or a lower bound on that
+    done: Tensor  # [b] bool
+
+
+class Tolerance(NamedTuple):
+    """A singular value counts as zero unless it exceeds max(atol, rtol * the largest)."""
+
+    atol: Tensor  # [b]
+    rtol: Tensor  # [b]
+
+    def of(self, largest: Tensor) -> Tensor:
+        return torch.maximum(self.atol, self.rtol * largest)
+
+    def __getitem__(self, chosen: Tensor) -> Tolerance:  # type: ignore[override]
+        return Tolerance(self.atol[chosen], self.rtol[chosen])
+
+
+def gram_error(rows: int, columns: int) -> float:
+    """How far the eigenvalues of a computed Gram matrix may be off, relative to the largest.
+
+    Eight times the size that rounding errors have in practice, which grows as the square root of
+    the length of a sum; the worst case grows as the length and is never met.
+    """
+    return 8 * UNIT * (math.sqrt(rows) + columns)
+
+
+def scaled(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A float64 copy with elements of at most 1, the factor it has, and which are finite.
+
+    The copy's columns are contiguous. The factor `[b]` is a power of two, so nothing is rounded and
+    no product overflows. Matrices with an element that is NaN or infinite become zero, lest they
+    stop the whole batch.
+    """
+    largest = torch.linalg.vector_norm(X, math.inf, dim=(-2, -1)).to(torch.float64)
+    finite = largest.isfinite()
+    exponent = torch.frexp(torch.where(finite, largest, 0.0)).exponent.clamp(-1000, 1000)
+    factor = torch.ldexp(torch.ones_like(largest), -exponent)
+    copy = torch.empty(X.mT.shape, dtype=torch.float64, device=X.device).copy_(X.mT)
+    copy.mul_(factor[:, None, None]).masked_fill_(~finite[:, None, None], 0.0)
+    return copy.mT, factor, finite
+
+
+def truncated(values: Tensor, tolerance: Tolerance) -> tuple[Tensor, Tensor, Tensor]:
+    """1 / value where |value| exceeds the tolerance, else 0; the rank; the ratio of the kept.
+
+    `values` is `[b, k]`, in any order and of any sign; the comparison is strict, as torch's.
+    """
+    size = values.abs()
+    largest = size.amax(-1)
+    keep = size > tolerance.of(largest)[:, None]
+    inverse = torch.where(keep, 1 / values, 0.0)
+    smallest = torch.where(keep, size, math.inf).amin(-1)
+    rcond = torch.where(keep.any(-1), smallest / largest, 0.0)
+    return inverse, keep.sum(-1), rcond
+
+
+def batched(factorise: Callable, X: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """`factorise(X)`, and for each matrix whether that succeeded; NaN where it did not.
+
+    torch refuses a whole batch for one matrix that does not converge: the batch is then halved
+    until that matrix is alone.
+    """
+    try:
+        return tuple(factorise(X)), torch.ones(len(X), dtype=torch.bool, device=X.device)
+    except torch.linalg.LinAlgError:
+        if len(X) == 1:
+            results = tuple(torch.full_like(t, math.nan) for t in factorise(torch.zeros_like(X)))
+            return results, torch.zeros(1, dtype=torch.bool, device=X.device)
+    halves = [batched(factorise, half) for half in X.tensor_split(2)]
+    results = tuple(map(torch.cat, zip(*(half[0] for half in halves), strict=True)))
+    return results, torch.cat([half[1] for half in halves])
