@@ -8,6 +8,7 @@ import torch
 from distributed.pair import Pair, make_model, shard, whole
 from distributed.ranks import Ranks, assert_same_on_all_ranks, check
 from optimizers import OPTIMIZERS
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import fusedstep
@@ -15,11 +16,11 @@ import fusedstep
 
 @check(2, 3)
 def uneven_and_empty_shards(ranks: Ranks) -> None:
-    for dtype in (torch.float64, torch.float32):
-        for norm_type in (2.0, 1.0, math.inf):
-            pair = Pair(shard, ranks.rank, ranks.world, dtype, norm_type=norm_type)
-            for _ in range(3):
-                pair.step()
+    double, single = torch.float64, torch.float32
+    for dtype, norm_type in ((double, 2.0), (double, 1.0), (double, math.inf), (single, 2.0)):
+        pair = Pair(shard, ranks.rank, ranks.world, dtype, norm_type=norm_type)
+        for _ in range(3):
+            pair.step()
     sizes = [param.to_local().numel() for param in pair.spread.parameters()]
     assert (0 in sizes) == (ranks.rank > 0)
 
@@ -58,6 +59,33 @@ def half_precision_shards_have_float32_state(ranks: Ranks) -> None:
     for param in model.parameters():
         assert optimizer.state[param]["exp_avg"].dtype == torch.float32
         assert optimizer.state[param]["exp_avg"].to_local().dtype == torch.float32
+
+
+@check(2)
+def policies_and_accumulated_gradients(ranks: Ranks) -> None:
+    """Against torch's own step: gradients of another precision, on the host, and of two batches."""
+    for policy in (
+        {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)},
+        {"mp_policy": MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32)},
+        {"offload_policy": CPUOffloadPolicy(pin_memory=False)},
+    ):
+        models = [fully_shard(make_model(torch.float32), **policy) for _ in range(2)]
+        ours = fusedstep.AdamW(models[0].parameters(), max_norm=0.1)
+        theirs = torch.optim.AdamW(models[1].parameters(), fused=True)
+        for step in range(3):
+            for model in models:
+                generator = torch.Generator().manual_seed(10 * step + ranks.rank)
+                for last in (False, True):
+                    model.set_requires_gradient_sync(last)
+                    x = torch.randn(4, 5, generator=generator)
+                    model(x).float().square().mean().backward()
+            norm = torch.nn.utils.clip_grad_norm_(models[1].parameters(), 0.1).full_tensor()
+            for optimizer in (ours, theirs):
+                optimizer.step()
+                optimizer.zero_grad()
+            torch.testing.assert_close(ours.grad_norm, norm, rtol=1e-6, atol=0)
+        for p, q in zip(*(model.parameters() for model in models), strict=True):
+            torch.testing.assert_close(whole(p), whole(q))
 
 
 @check(2, 3)

@@ -58,26 +58,23 @@ def all_ranks_raise_for_what_one_cannot_use(ranks: Ranks) -> None:
 def grad_scaler(ranks: Ranks) -> None:
     pair = Pair(shard, ranks.rank, ranks.world, dtype=torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=100)
+    scaler.scale(torch.zeros(()))  # the scaler makes its tensors at the first use
     for inf in (False, True, False):
         pair.backward()
         for param in pair.spread.parameters():
             param.grad.mul_(scaler.get_scale())
-        scaler.scale(torch.zeros(()))  # the scaler makes its tensors at the first use
+        before = [whole(p).clone() for p in pair.spread.parameters()]
         if inf:
             poison(pair, ranks, math.inf)
-            before = [whole(p).clone() for p in pair.spread.parameters()]
-            scaler.step(pair.optimizer)
-            assert all(map(torch.equal, map(whole, pair.spread.parameters()), before))
-            pair.optimizer.zero_grad()
-            pair.reference.zero_grad()
         else:
-            scaler.step(pair.optimizer)
             pair.reference.step()
-            pair.optimizer.zero_grad()
-            pair.reference.zero_grad()
-            pair.check()
+        scaler.step(pair.optimizer)
         scaler.update()
-        pair.steps += 1
+        pair.discard()
+        if inf:
+            assert all(map(torch.equal, map(whole, pair.spread.parameters()), before))
+        else:
+            pair.check()
     assert scaler.get_scale() == 32.0
 
 

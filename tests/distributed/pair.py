@@ -76,7 +76,18 @@ class Pair:
     def update(self) -> None:
         for optimizer in (self.reference, self.optimizer):
             optimizer.step()
-            optimizer.zero_grad()
+        self.discard()
+
+    def step_alone(self) -> None:
+        """One step of the single process, while the others wait for a checkpoint."""
+        self.backward()
+        self.reference.step()
+        self.discard()
+
+    def discard(self) -> None:
+        """Forgets the gradients, and goes on to the next batch."""
+        self.reference.zero_grad()
+        self.optimizer.zero_grad()
         self.steps += 1
 
     def check(self) -> None:
