@@ -178,7 +178,7 @@ def test_recomputed_activations(kind: Kind, use_reentrant: bool) -> None:
     assert_same_run(optimizer, plain_run(kind))
 
 
-@pytest.mark.parametrize("name, value", [("max_norm", 0.25), ("norm_type", 1.0)])
+@pytest.mark.parametrize(("name", "value"), [("max_norm", 0.25), ("norm_type", 1.0)])
 def test_options_are_set_through_a_wrapper_that_inherits_the_class(name: str, value: float) -> None:
     """Lightning and Fabric wrap an optimizer in a class of both, with attributes of its own."""
 
