@@ -7,7 +7,7 @@ __version__ = build.FACTS["version"]
 from fusedstep import ops, schedules
 from fusedstep.clip import clip_grad_norm_, get_total_norm
 from fusedstep.linalg import lstsq, pinv
-from fusedstep.optim import SGD, Adagrad, Adam, AdamW, Lion, RMSprop
+from fusedstep.optim import SGD, Adagrad, Adam, AdamW, Lion, Muon, RMSprop
 from fusedstep.param_groups import param_groups
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Lion",
+    "Muon",
     "RMSprop",
     "build",
     "clip_grad_norm_",
