@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from fusedstep.linalg.numerics import Factors, Tolerance, batched, gram_error, truncated
+from fusedstep.linalg.numerics import Factors, Tolerance, batched, frobenius, gram_error, truncated
 
 
 def _inverse_of_factor(G: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,16 +29,16 @@ def _certificate(
     Their squares are G's eigenvalues, so sigma_1^2 <= |G|_F and sigma_k^2 >= 1 / |G⁻¹|_F; what
     rounding may have done to the latter is taken off.
     """
-    largest = torch.linalg.matrix_norm(G)
-    smallest = 1 / torch.linalg.matrix_norm(inverse) - gram_error(rows, G.shape[-1]) * largest
+    largest = frobenius(G)
+    smallest = 1 / frobenius(inverse) - gram_error(rows, G.shape[-1]) * largest
     largest, smallest = largest.sqrt(), smallest.clamp(min=0).sqrt()
     slack = 1 + 16 * torch.finfo(torch.float64).eps  # of the comparison itself
     return smallest > tolerance.of(largest) * slack, (smallest / largest).nan_to_num(0, 0, 0)
 
 
-def _certified(left: Tensor, right: Tensor, done: Tensor, rcond: Tensor) -> Factors:
+def _certified(left: Tensor, basis: Tensor, done: Tensor, rcond: Tensor) -> Factors:
     rank = torch.where(done, left.shape[-1], 0)
-    return Factors(left, right, rank, torch.where(done, rcond, 0.0), done)
+    return Factors(left, basis, rank, torch.where(done, rcond, 0.0), done)
 
 
 def cholesky(X: Tensor, tolerance: Tolerance) -> Factors:
@@ -47,7 +47,7 @@ def cholesky(X: Tensor, tolerance: Tolerance) -> Factors:
     root, exists = _inverse_of_factor(G)
     inverse = root.mT @ root
     full, rcond = _certificate(G, inverse, tolerance, X.shape[-2])
-    return _certified(inverse, X.mT, exists & full, rcond)
+    return _certified(inverse, X, exists & full, rcond)
 
 
 def cholesky_twice(X: Tensor, tolerance: Tolerance) -> Factors:
@@ -60,9 +60,9 @@ def cholesky_twice(X: Tensor, tolerance: Tolerance) -> Factors:
     root, exists = _inverse_of_factor(G)
     full, rcond = _certificate(G, root.mT @ root, tolerance, X.shape[-2])
     W = root.mT
-    Qt = root @ X.mT
-    again, exists_again = _inverse_of_factor(Qt @ Qt.mT)
-    return _certified(W @ (again.mT @ again), Qt, exists & exists_again & full, rcond)
+    Q = X @ W
+    again, exists_again = _inverse_of_factor(Q.mT @ Q)
+    return _certified(W @ (again.mT @ again), Q, exists & exists_again & full, rcond)
 
 
 def eigh(X: Tensor, tolerance: Tolerance) -> Factors:
@@ -74,12 +74,12 @@ def eigh(X: Tensor, tolerance: Tolerance) -> Factors:
     floor = math.sqrt(gram_error(*X.shape[-2:]))
     above_noise = Tolerance(tolerance.atol, tolerance.rtol.clamp(min=floor))
     inverse, rank, rcond = truncated(eigenvalues.clamp(min=0).sqrt(), above_noise)
-    return Factors(V * inverse.square()[:, None, :], V.mT @ X.mT, rank, rcond, done)
+    return Factors(V * inverse.square()[:, None, :], X @ V, rank, rcond, done)
 
 
 def blurred(X: Tensor, tolerance: Tolerance) -> Tensor:
     """Where the threshold lies in the noise of the Gram matrix, so that `eigh` cannot decide."""
-    largest = torch.linalg.matrix_norm(X)  # at least the largest singular value
+    largest = frobenius(X)  # at least the largest singular value
     floor = math.sqrt(gram_error(*X.shape[-2:]))
     return tolerance.of(largest / math.sqrt(X.shape[-1])) < floor * largest
 
@@ -89,11 +89,11 @@ def qr_svd(X: Tensor, tolerance: Tolerance) -> Factors:
     Q, R = torch.linalg.qr(X)
     (U, sigma, Vh), done = batched(lambda R: torch.linalg.svd(R, full_matrices=False), R)
     inverse, rank, rcond = truncated(sigma, tolerance)
-    return Factors(Vh.mT * inverse[:, None, :], U.mT @ Q.mT, rank, rcond, done)
+    return Factors(Vh.mT * inverse[:, None, :], Q @ U, rank, rcond, done)
 
 
 def hermitian(A: Tensor, tolerance: Tolerance) -> Factors:
     """A⁺ = V λ⁻¹ Vᵀ for symmetric A, of which the lower triangle is read."""
     (eigenvalues, V), done = batched(torch.linalg.eigh, A)
     inverse, rank, rcond = truncated(eigenvalues, tolerance)
-    return Factors(V * inverse[:, None, :], V.mT, rank, rcond, done)
+    return Factors(V * inverse[:, None, :], V, rank, rcond, done)

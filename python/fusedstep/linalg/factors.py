@@ -34,7 +34,9 @@ def pinv_factors(
         left, right, rank, code, rcond = _outputs(A)
         return left.zero_(), right.zero_(), rank.zero_(), code.zero_(), rcond.zero_()
     tall = m >= n
-    X, factor, finite = scaled((A if tall else A.mT).reshape(-1, max(m, n), min(m, n)))
+    X = A.contiguous().reshape(-1, m, n)
+    X, factor, finite = scaled(X, may_look=synchronize)
+    X = X if tall else X.mT
     tolerance = Tolerance(atol.expand(batch).flatten() * factor, rtol.expand(batch).flatten())
     precise = A.dtype == torch.float64
     found = (
@@ -43,10 +45,11 @@ def pinv_factors(
         else _factorise(X, tolerance, precise, driver, synchronize)
     )
     good = finite & found.done
-    left = torch.where(good[:, None, None], found.left * factor[:, None, None], math.nan)
-    left, right = left.contiguous(), found.right.contiguous()
-    if not tall:
-        left, right = right.mT, left.mT
+    left = found.left.contiguous() * torch.where(good, factor, math.nan)[:, None, None]
+    if tall:
+        right = found.basis.contiguous().mT
+    else:
+        left, right = found.basis.mT.contiguous().mT, left.mT
     code = torch.where(finite, torch.where(found.done, DONE, FAILED), NOT_FINITE)
     return (
         left.reshape(*batch, *left.shape[-2:]),
@@ -107,12 +110,12 @@ def _repair(found: Factors, X: Tensor, tolerance: Tolerance, where: Tensor, driv
 def _outputs(A: Tensor) -> Results:
     """What the op returns for A, with the same strides and nothing in it."""
     batch, (m, n) = A.shape[:-2], A.shape[-2:]
-    left, right = (n, min(m, n)), (min(m, n), m)
-    wide = A.new_empty
-    if m >= n:
-        factors = [wide(*batch, *size, dtype=torch.float64) for size in (left, right)]
-    else:
-        factors = [wide(*batch, *size[::-1], dtype=torch.float64).mT for size in (left, right)]
+    k = min(m, n)
+
+    def factor(*size: int) -> Tensor:
+        return A.new_empty(*batch, *size, dtype=torch.float64)
+
+    factors = (factor(n, k) if m >= n else factor(k, n).mT, factor(m, k).mT)
     return (
         *factors,
         A.new_empty(batch, dtype=torch.int64),

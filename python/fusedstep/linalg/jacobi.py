@@ -35,8 +35,8 @@ def jacobi(X: Tensor, tolerance: Tolerance, may_stop: bool = True) -> Factors:
     sigma = torch.linalg.vector_norm(U, dim=-2)
     inverse, rank, rcond = truncated(sigma, tolerance)
     U = U * inverse[:, None, :]
-    right = U.mT if Q is None else U.mT @ Q.mT
-    return Factors(V * inverse[:, None, :], right, rank, rcond, done)
+    basis = U if Q is None else Q @ U
+    return Factors(V * inverse[:, None, :], basis, rank, rcond, done)
 
 
 def _orthogonalise(columns: Tensor, length: int, may_stop: bool) -> tuple[Tensor, Tensor]:

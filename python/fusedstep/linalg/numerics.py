@@ -13,10 +13,10 @@ UNIT = 2.0**-53  # the unit roundoff of float64, in which every driver computes
 
 
 class Factors(NamedTuple):
-    """Of matrices X `[b, M, k]`, M >= k: the pseudo-inverses are `left @ right`."""
+    """Of matrices X `[b, M, k]`, M >= k: the pseudo-inverses are `left @ basis.mT`."""
 
     left: Tensor  # [b, k, k]
-    right: Tensor  # [b, k, M]
+    basis: Tensor  # [b, M, k]
     rank: Tensor  # [b] int64
     rcond: Tensor  # [b] smallest kept singular value over the largest, or a lower bound on that
     done: Tensor  # [b] bool
@@ -44,20 +44,30 @@ def gram_error(rows: int, columns: int) -> float:
     return 8 * UNIT * (math.sqrt(rows) + columns)
 
 
-def scaled(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A float64 copy with elements of at most 1, the factor it has, and which are finite.
+def scaled(X: Tensor, may_look: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """A float64 copy whose products do not overflow, the factor `[b]` it has, and what is finite.
 
-    The copy's columns are contiguous. The factor `[b]` is a power of two, so nothing is rounded and
-    no product overflows. Matrices with an element that is NaN or infinite become zero, lest they
-    stop the whole batch.
+    The factor is a power of two, so nothing is rounded. Matrices with an element that is NaN or
+    infinite become zero, lest they stop the whole batch; `may_look`: the host may ask for that.
     """
-    largest = torch.linalg.vector_norm(X, math.inf, dim=(-2, -1)).to(torch.float64)
+    flat = X.flatten(1)
+    largest = torch.maximum(flat.amax(-1), -flat.amin(-1)).to(torch.float64)
     finite = largest.isfinite()
-    exponent = torch.frexp(torch.where(finite, largest, 0.0)).exponent.clamp(-1000, 1000)
-    factor = torch.ldexp(torch.ones_like(largest), -exponent)
-    copy = torch.empty(X.mT.shape, dtype=torch.float64, device=X.device).copy_(X.mT)
-    copy.mul_(factor[:, None, None]).masked_fill_(~finite[:, None, None], 0.0)
-    return copy.mT, factor, finite
+    factor = torch.ones_like(largest)
+    if X.dtype == torch.float64:
+        exponent = torch.frexp(torch.where(finite, largest, 0.0)).exponent.clamp(-1000, 1000)
+        factor = torch.ldexp(factor, -exponent)
+        X = X * factor[:, None, None]
+    else:
+        X = X.to(torch.float64)
+    if not (may_look and bool(finite.all())):
+        X = X.masked_fill(~finite[:, None, None], 0.0)
+    return X, factor, finite
+
+
+def frobenius(X: Tensor) -> Tensor:
+    """The norm of each matrix; over one dimension, which torch reduces far faster than over two."""
+    return torch.linalg.vector_norm(X.reshape(len(X), -1), dim=-1)
 
 
 def truncated(values: Tensor, tolerance: Tolerance) -> tuple[Tensor, Tensor, Tensor]:
