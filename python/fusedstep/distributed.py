@@ -166,6 +166,14 @@ def require_placement_of(function: str, argument: str, param: Tensor, tensor: Te
         refuse(function, argument, must, tensor.placements)
 
 
+def is_flattened(tensor: Tensor) -> bool:
+    """Whether FSDP's first version made this part of a flat parameter, of which a rank has a slice.
+
+    It is a plain tensor, and nothing tells which ranks hold the rest.
+    """
+    return getattr(tensor, "_fsdp_flattened", False)
+
+
 def refuse_mixture(function: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
     """TypeError where some are DTensors and some are not.
 

@@ -10,6 +10,7 @@ from distributed.ranks import Ranks, check
 from refusals import refuses
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import fusedstep
@@ -119,3 +120,21 @@ def torch_own_step_still_takes_what_it_takes(ranks: Ranks) -> None:
         optimizer.step()
     for p, q in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(whole(p), whole(q))
+
+
+@check(2)
+def norms_of_slices_of_the_older_fsdp(ranks: Ranks) -> None:
+    """A rank would take its slice's norm for the whole's; a step without a norm is right."""
+    for names in (False, True):
+        here = {"device_id": torch.device("cpu"), "use_orig_params": names}
+        model = FullyShardedDataParallel(make_model(), **here)
+        optimizer = fusedstep.AdamW(model.parameters(), max_norm=1.0)
+        model(torch.ones(2, 5, dtype=torch.float64)).sum().backward()
+        before = [param.detach().clone() for param in model.parameters()]
+        must = "be a DTensor .*"
+        with refuses("AdamW", "params[0]", must, ".*", TypeError):
+            optimizer.step()
+        assert all(map(torch.equal, model.parameters(), before))
+        optimizer.max_norm = None
+        optimizer.step()
+        assert not all(map(torch.equal, model.parameters(), before))

@@ -10,6 +10,7 @@ import torch
 import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
+from fusedstep.checks import refuse
 from fusedstep.distributed import Place, norm_over_ranks
 from fusedstep.optim.hyperparameters import Group, numbers, read_on_device
 from fusedstep.optim.options import OptionAttributes, Options
@@ -137,6 +138,9 @@ class FusedOptimizer(OptionAttributes, Protocol):
     def _write(self, work: dict[Place, Plan], values: list[float]) -> None:
         self._require_capturable(work)
         wants_norm = self.max_norm is not None or self.nonfinite != "propagate"
+        if wants_norm and self._plans.flattened:
+            must, got = "be a DTensor (fully_shard) where a norm is asked for", "FSDP's older slice"
+            refuse(type(self).__name__, self._plans.flattened, must, got, TypeError)
         max_norm = -1.0 if self.max_norm is None else self.max_norm
         several = len(work) > 1 or self._plans.shared
         total = self._norm_of_places(work) if wants_norm and several else None

@@ -14,7 +14,8 @@ class Options(TypedDict, total=False):
 
     max_norm: clip all groups' gradients together to this norm (in units of the gradient) inside
         `step()`, by torch's coefficient min(1, max_norm / (norm + 1e-6)). `.grad` itself is not
-        rewritten. None: no clip.
+        rewritten. None: no clip. Of DTensors it is the norm of the whole on all meshes, the same on
+        every rank; all ranks of a mesh make every step. Plain tensors count as they are here.
     norm_type: 2, 1 or inf.
     nonfinite: "propagate" as torch; "skip": where a gradient or the norm is not finite,
         parameters, state and step counts stay as they were, decided on the device; "error":

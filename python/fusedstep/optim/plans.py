@@ -10,7 +10,15 @@ from torch import Tensor
 
 from fusedstep import _C
 from fusedstep.checks import refuse, require_dense
-from fusedstep.distributed import Place, is_dtensor, local, place_of, refuse_mixture, require_placed
+from fusedstep.distributed import (
+    Place,
+    is_dtensor,
+    is_flattened,
+    local,
+    place_of,
+    refuse_mixture,
+    require_placed,
+)
 from fusedstep.optim.hyperparameters import parameter_labels
 from fusedstep.optim.plan import Initial, Named, Plan, require_gradient
 from fusedstep.optim.sharded_plan import ShardedPlan
@@ -35,6 +43,7 @@ class Plans(dict[Place, Plan]):
         self._entries: list[dict[str, Tensor]] = []  # the state's, which users may clear or refill
         self._names: list[tuple[str, ...]] = []
         self.shared: list[Place] = []  # those of all DTensors, which other ranks have as well
+        self.flattened: str | None = None  # a slice of which nobody knows who has the others
 
     def fit(self, groups: Groups, state: State, names: list[tuple[str, ...]]) -> bool:
         """Whether parameters and state are the objects that the plans were made from.
@@ -92,6 +101,8 @@ class Plans(dict[Place, Plan]):
         for place in self.keys() - by_place.keys():
             del self[place]
         self.shared = list(dict.fromkeys(place_of(p) for p in listed if is_dtensor(p)))
+        slices = (name for name, p in zip(labels, listed, strict=True) if is_flattened(p))
+        self.flattened = next(slices, None)
         self._listed, self._stateless, self._names = listed, stateless, names
         self._group_sizes = [len(group["params"]) for group in groups]
         self._entries = list(state.values())
