@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from inspect import Parameter, signature
 from typing import Any
 
 import pytest
@@ -139,6 +140,16 @@ def test_a_group_that_is_added_later_steps_with_the_others() -> None:
     assert muon.param_groups[2]["weight_decay"] == 0.01
 
 
+def test_arguments_and_defaults_are_those_of_torch() -> None:
+    """All of torch's in their places; beside them keyword arguments alone."""
+    ours, theirs = (dict(signature(m.Muon).parameters) for m in (fusedstep, torch.optim))
+    assert [(p.name, p.default) for p in ours.values()][: len(theirs)] == [
+        (p.name, p.default) for p in theirs.values()
+    ]
+    more = [p for name, p in ours.items() if name not in theirs]
+    assert {p.kind for p in more} == {Parameter.KEYWORD_ONLY, Parameter.VAR_KEYWORD}
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -188,6 +199,13 @@ def test_what_is_no_matrix_must_be_adamws(shape: tuple[int, ...]) -> None:
     with refuses("Muon", "param_groups[1]['params'][0]", must, got, ValueError):
         muon.add_param_group({"params": make_params(shape)})
     assert len(muon.param_groups) == 1
+
+
+def test_a_named_parameter_is_called_by_its_name() -> None:
+    named = [("weight", make_params((3, 4))[0]), ("bias", make_params((3,))[0])]
+    must = "have two dimensions, or be in a group with use_muon=False"
+    with refuses("Muon", "param_groups[0]['params']['bias']", must, r"\(3,\)", ValueError):
+        fusedstep.Muon(named)
 
 
 def test_a_group_that_becomes_muons_must_have_matrices() -> None:

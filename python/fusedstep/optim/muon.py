@@ -13,7 +13,13 @@ from fusedstep.checks import refuse
 from fusedstep.distributed import Place, is_dtensor
 from fusedstep.optim.adam import AdamRule
 from fusedstep.optim.base import FusedOptimizer, float32_on
-from fusedstep.optim.hyperparameters import Group, label, numbers, read_on_device
+from fusedstep.optim.hyperparameters import (
+    Group,
+    label,
+    numbers,
+    parameter_labels,
+    read_on_device,
+)
 from fusedstep.optim.muon_plan import DescentPlan, MuonPlan, require_matrix
 from fusedstep.optim.newton_schulz import orthogonalize_
 from fusedstep.optim.options import Options
@@ -117,8 +123,8 @@ class Muon(FusedOptimizer, torch.optim.Muon):
 
     def _require_matrices(self, index: int) -> None:
         name, group = type(self).__name__, self.param_groups[index]
-        for i, param in enumerate(group["params"]):
-            where = f"param_groups[{index}]['params'][{i}]"
+        labels = parameter_labels(group, f"param_groups[{index}]['params']")
+        for where, param in zip(labels, group["params"], strict=True):
             if is_dtensor(param):  # its products would need all of it
                 refuse(name, where, "be a plain tensor", type(param).__name__, TypeError)
             if group["use_muon"]:
