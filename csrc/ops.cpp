@@ -29,4 +29,8 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
       "table_step_(int table, str rule, Tensor(a!) param, float[] groups, Tensor[] lrs, "
       "Tensor(b!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
       "bool skip_nonfinite) -> ()");
+
+  // Adds row order[p] of `rows` to sums[ids[p]], in the order of kernels/common/segment_sum.h.
+  // `ids` ascend. On a GPU neither they nor `order` are checked, which would wait for it.
+  m.def("segment_sum_(Tensor(a!) sums, Tensor rows, Tensor order, Tensor ids) -> ()");
 }

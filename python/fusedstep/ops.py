@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # The ops that only write: nothing to compute, nothing returned.
-_WRITERS = ("clip_by_norm_", "step_", "table_assign", "table_norm_", "table_step_")
+_WRITERS = ("clip_by_norm_", "segment_sum_", "step_", "table_assign", "table_norm_", "table_step_")
 
 
 @torch.library.register_fake("fusedstep::total_norm")

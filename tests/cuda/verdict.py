@@ -19,6 +19,8 @@ READABLE = {
 }
 # A pack of float64 has two elements, 16 bytes; two gradients of a narrower type are fewer bytes.
 NARROW_LOADS = {"float64, float32": 8, "float64, bfloat16": 4, "float64, float16": 4}
+# An id and the number of its row are 8 bytes each.
+NARROW_LOADS |= {f"sum_pieces<{name}": 8 for name in ("float32", "float64", "bfloat16", "float16")}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,31 @@
+// Registers the sums of rows by id on NVIDIA GPUs.
+#include "kernels/cuda/segment_sum.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include "csrc/cuda/memory.h"
+#include "csrc/segment_sum_ops.h"
+
+namespace fusedstep::cuda {
+namespace {
+
+struct Kernels {
+  // Would wait for the device. Whoever calls the op vouches for the indices, as LeastSquares does.
+  static void require_in_range(const char*, const Segments&, int64_t, int64_t) {}
+
+  static void run(const Segments& segments, int32_t device) {
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+    check(segment_sum(segments, static_cast<cudaStream_t>(stream)), "launching the segment sum");
+  }
+};
+
+}  // namespace
+}  // namespace fusedstep::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(fusedstep, CUDA, m) {
+  m.impl("segment_sum_",
+         TORCH_BOX(&fusedstep::SegmentSumOps<fusedstep::cuda::Kernels>::segment_sum_));
+}
