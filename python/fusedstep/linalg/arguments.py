@@ -48,17 +48,14 @@ def require_driver(function: str, driver: Any, hermitian: bool, synchronize: boo
 def tolerances(function: str, A: Tensor, atol: Any, rtol: Any) -> tuple[Tensor, Tensor]:
     """`atol` and `rtol` as float64 tensors on A's device, with torch's defaults.
 
-    atol: 0. rtol: 0 where the number `atol` is positive, else eps * max(m, n), eps being that of
-    float64 for float64 and of float32 for all other dtypes: bfloat16's own would exceed 1 at 128.
+    atol: 0. rtol: 0 where `atol` is positive, else eps * max(m, n), eps being that of float64 for
+    float64 and of float32 for all other dtypes: 128 times bfloat16's own is already 1.
     """
+    atol = _tolerance(function, "atol", 0.0 if atol is None else atol, A)
     if rtol is None:
         wide = torch.float64 if A.dtype == torch.float64 else torch.float32
-        positive = atol is not None and not isinstance(atol, Tensor) and atol > 0
-        rtol = 0.0 if positive else torch.finfo(wide).eps * max(A.shape[-2:])
-    return (
-        _tolerance(function, "atol", 0.0 if atol is None else atol, A),
-        _tolerance(function, "rtol", rtol, A),
-    )
+        return atol, torch.where(atol > 0, 0.0, torch.finfo(wide).eps * max(A.shape[-2:]))
+    return atol, _tolerance(function, "rtol", rtol, A)
 
 
 def _tolerance(function: str, argument: str, value: Any, A: Tensor) -> Tensor:

@@ -13,30 +13,34 @@ from torch.nn import functional as F
 
 from fusedstep.linalg.numerics import UNIT, Factors, Tolerance, truncated
 
-SWEEPS = 16  # convergence is quadratic from about the fifth; 128 columns take 10 to 12
+SWEEPS = 14  # convergence is quadratic from about the fifth; 128 columns take 8 or 9
 
 
 def jacobi(X: Tensor, tolerance: Tolerance, may_stop: bool = True) -> Factors:
     """X⁺ = V σ⁻¹ Uᵀ where X V = U σ; the small singular values to high relative accuracy.
+
+    Two QR factorisations, the first of the columns sorted by their norms, halve the sweeps and
+    leave no noise that rotations would chase: Z. Drmac and K. Veselic 2008, "New fast and accurate
+    Jacobi SVD algorithm".
 
     Args:
         X: `[b, M, k]` float64, M >= k.
         tolerance: which singular values count as zero.
         may_stop: ask the host after each sweep whether all have converged; else SWEEPS sweeps.
     """
-    rows, k = X.shape[-2:]
-    Q = None
-    if rows > k:
-        Q, X = torch.linalg.qr(X)
+    k = X.shape[-1]
+    order = torch.linalg.vector_norm(X, dim=-2).argsort(-1, descending=True)
+    Q, R = torch.linalg.qr(X.gather(-1, order[:, None, :].expand_as(X)))
+    Q2, R2 = torch.linalg.qr(R.mT)  # sorted X = Q R2ᵀ Q2ᵀ
     unit = torch.eye(k, dtype=X.dtype, device=X.device).expand(len(X), k, k)
-    columns = torch.cat([X, unit], dim=-2).mT.contiguous()  # [b, k, k + k]: X V beside V
-    columns, done = _orthogonalise(F.pad(columns, (0, 0, 0, k % 2)), X.shape[-2], may_stop)
-    U, V = columns[:, :k].mT.split([X.shape[-2], k], dim=-2)
+    columns = torch.cat([R2, unit], dim=-1)  # each row a column of R2ᵀ V beside one of V
+    columns, done = _orthogonalise(F.pad(columns, (0, 0, 0, k % 2)), k, may_stop)
+    U, V = columns[:, :k].mT.split(k, dim=-2)
     sigma = torch.linalg.vector_norm(U, dim=-2)
     inverse, rank, rcond = truncated(sigma, tolerance)
-    U = U * inverse[:, None, :]
-    basis = U if Q is None else Q @ U
-    return Factors(V * inverse[:, None, :], basis, rank, rcond, done)
+    left = (Q2 @ V) * inverse[:, None, :]
+    left = left.scatter(-2, order[:, :, None].expand_as(left), left)
+    return Factors(left, Q @ (U * inverse[:, None, :]), rank, rcond, done)
 
 
 def _orthogonalise(columns: Tensor, length: int, may_stop: bool) -> tuple[Tensor, Tensor]:

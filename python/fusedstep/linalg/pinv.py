@@ -39,8 +39,8 @@ def pinv(
     Args:
         A: `[*, m, n]`, float32, float64, bfloat16 or float16, of any strides. Complex is refused.
         atol, rtol: numbers, or tensors that broadcast with the batch `*`. Defaults as torch's: atol
-            0; rtol 0 where the number atol is positive, else eps * max(m, n), with the eps of
-            float32 for half precisions too (128 bfloat16 eps are 1).
+            0; rtol 0 where atol is positive, else eps * max(m, n), with the eps of float32 for half
+            precisions too (128 bfloat16 eps are 1).
         hermitian: A is symmetric; only its lower triangle is read, also by the gradient.
         driver: "auto": Cholesky of AᵀA (or AAᵀ, the smaller) for matrices it proves to have full
             rank: the plain one for float32 data, CholeskyQR2 for float64; for the others "eigh" in
