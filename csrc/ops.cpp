@@ -20,6 +20,11 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
       "Tensor? norm=None, Tensor? grad_scale=None, Tensor? found_inf=None, float max_norm=-1.0, "
       "bool skip_nonfinite=False) -> ()");
 
+  // float32 state to 8-bit codes (kernels/common/quantize.h) and a scale for each block of them in
+  // memory, and back; to the nearest code. On the CPU only: for checkpoints.
+  m.def("encode_state(Tensor x, bool signed) -> (Tensor, Tensor)");
+  m.def("decode_state(Tensor codes, Tensor scales) -> Tensor");
+
   m.def(
       "table_assign(int table, Tensor[] params, Tensor[] arrays, int[] roles, int[] array_counts, "
       "int[] group_sizes, int[] positions) -> ()");

@@ -8,8 +8,6 @@
 namespace fusedstep {
 namespace {
 
-int64_t blocks_of(int64_t size) { return (size + kBlock - 1) / kBlock; }
-
 // How many elements of an array of this role a parameter needs, and in which dtypes they may be.
 void require_array(const char* function, int64_t i, const Tensor& array, int64_t role,
                    const Row& row, const Tensor& param) {

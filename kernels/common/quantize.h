@@ -26,6 +26,8 @@ FUSEDSTEP_HD BFloat16 round_to_bfloat16_stochastically(float x, uint32_t random1
 // weights mostly are multiples of it, and a row's gradients differ less than those of several.
 constexpr int kBlock = 128;
 
+FUSEDSTEP_HD int64_t blocks_of(int64_t size) { return (size + kBlock - 1) / kBlock; }
+
 // The scale of a block from its largest magnitude (nan_max of norm.h). Where that is NaN or
 // infinite, all of the block becomes NaN or infinite. The lower bound keeps 1 / scale finite and
 // code 1 above zero.

@@ -7,6 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+BLOCK = 128  # kBlock of kernels/common/quantize.h: elements that share a scale
+
+
+def blocks_of(size: int) -> int:
+    """How many scales the codes of `size` elements have."""
+    return (size + BLOCK - 1) // BLOCK
+
+
 # The ops that only write: nothing to compute, nothing returned.
 _WRITERS = ("clip_by_norm_", "segment_sum_", "step_", "table_assign", "table_norm_", "table_step_")
 
@@ -14,6 +22,17 @@ _WRITERS = ("clip_by_norm_", "segment_sum_", "step_", "table_assign", "table_nor
 @torch.library.register_fake("fusedstep::total_norm")
 def _(tensors: list[Tensor], norm_type: float = 2.0, grad_scale: Tensor | None = None) -> Tensor:
     return torch.empty((), dtype=torch.float64, device=tensors[0].device)
+
+
+@torch.library.register_fake("fusedstep::encode_state")
+def _(x: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    codes = x.new_empty_strided(x.shape, x.stride(), dtype=torch.int8 if signed else torch.uint8)
+    return codes, x.new_empty(blocks_of(x.numel()))
+
+
+@torch.library.register_fake("fusedstep::decode_state")
+def _(codes: Tensor, scales: Tensor) -> Tensor:
+    return codes.new_empty_strided(codes.shape, codes.stride(), dtype=torch.float32)
 
 
 def _writes(*arguments: Any, **options: Any) -> None:
