@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fusedstep.optim.arrays import arrays_of
+from fusedstep.optim.arrays import Role, arrays_of
 from fusedstep.optim.base import FusedOptimizer
-from fusedstep.optim.hyperparameters import Group, numbers, parameter_labels
+from fusedstep.optim.hyperparameters import Group, numbers
 from fusedstep.optim.options import Options
-from fusedstep.optim.plan import prepare_state
+from fusedstep.optim.state import prepare_state
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -40,6 +40,7 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
     """
 
     _rule = "adagrad"
+    _never_negative = frozenset({"sum"})
 
     def __init__(
         self,
@@ -76,10 +77,12 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
         """In place of torch's, which rounds the sums of half-precision parameters."""
         self.state.clear()
         for group in self.param_groups:
-            names = self._state_names(group)
-            for label, param in zip(parameter_labels(group), group["params"], strict=True):
-                state, arrays = self.state[param], arrays_of(param, names)
-                prepare_state(type(self).__name__, label, param, state, arrays, self._initial)
+            kept = self._kept(group)
+            for param in group["params"]:
+                # A master and an average begin as the parameter, which may still be initialised.
+                arrays = arrays_of(param, kept)
+                made = [a for a in arrays if a.role not in (Role.MASTER, Role.AVERAGE)]
+                prepare_state(param, self.state[param], made, self._initial)
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("step", "sum")

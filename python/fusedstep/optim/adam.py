@@ -19,6 +19,7 @@ class AdamRule(FusedOptimizer):
     """What Adam and AdamW say of their parameter groups."""
 
     _rule = "adam"
+    _never_negative = frozenset({"exp_avg_sq", "max_exp_avg_sq"})
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         names = ("step", "exp_avg", "exp_avg_sq")

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fusedstep.checks import refuse
 from fusedstep.distributed import Place, norm_over_ranks
+from fusedstep.optim.arrays import Kept
+from fusedstep.optim.average import Averages
 from fusedstep.optim.hyperparameters import Group, numbers, read_on_device
 from fusedstep.optim.options import OptionAttributes, Options
 from fusedstep.optim.plan import Plan
@@ -19,7 +21,7 @@ from fusedstep.optim.plans import Plans
 from fusedstep.optim.protocol import Protocol
 
 
-class FusedOptimizer(OptionAttributes, Protocol):
+class FusedOptimizer(OptionAttributes, Averages, Protocol):
     """Mixed in before a class of torch.optim, of which it replaces the step and nothing else.
 
     With `fused=False` or `foreach=True` the step is torch's own, which serves as the reference.
@@ -33,6 +35,13 @@ class FusedOptimizer(OptionAttributes, Protocol):
     # order; and the numbers of the rule's Group, checked.
     _state_names: Callable[[Group], tuple[str, ...]]
     _fields: Callable[[Group, int | None], Sequence[float]]
+
+    # Those states that are never negative: 8 bits hold them without a sign.
+    _never_negative: ClassVar[frozenset[str]] = frozenset()
+
+    def _kept(self, group: Group) -> Kept:
+        mode, average = self._chosen["mode"].of(group), self._chosen["ema_decay"] is not None
+        return Kept(self._state_names(group), self._never_negative, mode, average)
 
     def _initial(self, name: str, state: Mapping[str, Any]) -> float:
         """What the entry `name` of a parameter's state begins with; `state`: those there are."""
@@ -114,13 +123,14 @@ class FusedOptimizer(OptionAttributes, Protocol):
         return self.step(*args, **kwargs)
 
     def _step(self) -> None:
+        self._require_own_values()
         values = self._all_numbers()  # refuses numbers that are out of range
-        fits = self._plans.fit(self.param_groups, self.state, self._all_state_names())
+        kept = [self._kept(group) for group in self.param_groups]
+        fits = self._plans.fit(self.param_groups, self.state, kept)
         work = self._look() if fits else {}
         try:
             if not fits or not all(plan.refresh() for plan in work.values()):
-                names = self._all_state_names()
-                self._plans.make(self.param_groups, self.state, names, self._initial)
+                self._plans.make(self.param_groups, self.state, kept, self._initial)
                 work = self._look()
                 for plan in work.values():
                     if not plan.refresh() and not plan.refresh_by_copies():
@@ -181,14 +191,15 @@ class FusedOptimizer(OptionAttributes, Protocol):
         """The numbers of a parameter group in the order of csrc/rule_groups.h, checked."""
         on_device = read_on_device(group["lr"])
         rate = [0.0] if on_device else numbers(type(self).__name__, group, index, ("lr",))
-        head = [*rate, float(on_device), float(group["maximize"]), 0.0, 0.0, 0.0, 0.0]
-        return [*head, *self._fields(group, index)]
+        chosen = self._chosen
+        return [
+            *rate, float(on_device), float(group["maximize"]), chosen["ema_decay"] or 0.0,
+            float(chosen["mode"].of(group).stochastic_rounding),
+            *chosen["seed_halves"], *self._fields(group, index),
+        ]  # fmt: skip
 
     def _all_numbers(self) -> list[float]:
         return [n for g, group in enumerate(self.param_groups) for n in self._numbers(group, g)]
-
-    def _all_state_names(self) -> list[tuple[str, ...]]:
-        return [self._state_names(group) for group in self.param_groups]
 
     def _scalar(self, name: str, device: torch.device) -> Tensor | None:
         """GradScaler's `grad_scale` or `found_inf`, where it has set one, on `device`."""

@@ -39,6 +39,7 @@ class Lion(FusedOptimizer):
     """
 
     _rule = "lion"
+    _not_torchs = frozenset({"step"})
 
     def __init__(
         self,

@@ -82,6 +82,7 @@ class Muon(FusedOptimizer, torch.optim.Muon):
     """
 
     _rule = "muon"
+    _never_negative = AdamRule._never_negative
     _plan: ClassVar = MuonPlan
 
     def __init__(
@@ -123,12 +124,20 @@ class Muon(FusedOptimizer, torch.optim.Muon):
 
     def _require_matrices(self, index: int) -> None:
         name, group = type(self).__name__, self.param_groups[index]
+        if group["use_muon"] and self._chosen["mode"].of(group).stochastic_rounding:
+            # Directions and parameters are rounded in two launches; one count of steps is not two.
+            refuse(name, label(index, "stochastic_rounding"), "be False where use_muon", True)
         labels = parameter_labels(group, f"param_groups[{index}]['params']")
         for where, param in zip(labels, group["params"], strict=True):
             if is_dtensor(param):  # its products would need all of it
                 refuse(name, where, "be a plain tensor", type(param).__name__, TypeError)
             if group["use_muon"]:
                 require_matrix(name, where, param)
+
+    def _completed(self, saved: Group) -> Group:
+        saved = dict(saved)
+        _complete(saved)
+        return super()._completed(saved)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:  # a checkpoint may come from another implementation

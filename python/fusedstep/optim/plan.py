@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusedstep import _C
 from fusedstep.checks import refuse, require_dense
-from fusedstep.distributed import local, placed_like, require_mesh_of, require_placement_of
-from fusedstep.optim.arrays import Array, Role, arrays_of
-from fusedstep.overlap import in_layout_of, is_dense, is_plain, memory_layout, same_strides
+from fusedstep.distributed import local, require_mesh_of
+from fusedstep.optim.arrays import Kept, arrays_of
+from fusedstep.optim.state import Initial, prepare_state
+from fusedstep.overlap import in_layout_of, is_dense, is_plain
 
 _GRAD = attrgetter("grad")
 _REFRESH = torch.ops.fusedstep.table_refresh.default
 # How messages call a parameter, the parameter, and where the optimizer lists it.
 Named = tuple[str, Tensor, int]
-# What a missing entry of a parameter's state begins with, from its name and the entries there are.
-Initial = Callable[[str, Mapping[str, Any]], float]
 
 
 class Plan:
@@ -44,25 +41,25 @@ class Plan:
     def rebuild(
         self,
         groups: list[list[Named]],
-        names: list[Sequence[str]],
+        kept: list[Kept],
         state: dict[Tensor, dict[str, Tensor]],
         initial: Initial,
     ) -> None:
-        """Takes over the parameters of each group, already checked; `names[g]`: of their state."""
+        """Takes over the parameters of each group, already checked; `kept[g]`: of their state."""
         named = list(chain.from_iterable(groups))
         self._owners = [param for _, param, _ in named]
         self.params = self._memory(self._owners)
         self._strided = [i for i, param in enumerate(self.params) if not is_dense(param)]
         arrays = [
-            arrays_of(param, keys)
-            for group, keys in zip(groups, names, strict=True)
+            arrays_of(param, keeps)
+            for group, keeps in zip(groups, kept, strict=True)
             for _, param, _ in group
         ]
-        for (label, param, _), needed in zip(named, arrays, strict=True):
+        for (_, param, _), needed in zip(named, arrays, strict=True):
             if needed:
-                prepare_state(self.function, label, param, state[param], needed, initial)
+                prepare_state(param, state[param], needed, initial)
         self._states = [state.get(param, {}) for param in self._owners]
-        self._state_keys = tuple(dict.fromkeys(chain.from_iterable(names)))
+        self._state_keys = tuple({array.name: None for array in chain.from_iterable(arrays)})
         self._state_tensors = [s[k] for s in self._states for k in self._state_keys if k in s]
         self._assigned = (
             [local(s[a.name]) for s, n in zip(self._states, arrays, strict=True) for a in n],
@@ -139,55 +136,6 @@ class Plan:
         self._grads: list[Tensor] = []
         self._written: list[Tensor] = []
         self._copies: list[Tensor] = []
-
-
-def prepare_state(
-    function: str,
-    label: str,
-    param: Tensor,
-    state: dict[str, Tensor],
-    arrays: Sequence[Array],
-    initial: Initial,
-) -> None:
-    """Makes missing state; puts loaded state into the device, dtype and layout kernels need."""
-    first = {a.name: initial(a.name, state) for a in arrays if state.get(a.name) is None}
-    shard = local(param)
-    for array in arrays:
-        old = state.get(array.name)
-        if array.role == Role.STEP:
-            if old is None:
-                value = first[array.name]
-                state["step"] = torch.full((), value, dtype=torch.float32, device=param.device)
-            elif not _is_scalar_for(param, old):
-                old = old if isinstance(old, Tensor) else torch.tensor(float(old))
-                state["step"] = old.to(param.device, torch.float32).reshape(())
-            continue
-        if old is not None:
-            where = f"state of {label}['{array.name}']"
-            if old.shape != param.shape:
-                must = f"have its parameter's shape {tuple(param.shape)}"
-                refuse(function, where, must, tuple(old.shape))
-            require_placement_of(function, where, param, old)
-            old = local(old)
-        fits = (
-            old is not None
-            and old.dtype == array.dtype
-            and old.device == param.device
-            and same_strides(old, memory_layout(shard))
-        )
-        if not fits:
-            new = torch.empty_like(shard, dtype=array.dtype, memory_format=torch.preserve_format)
-            new = new.fill_(first[array.name]) if old is None else new.copy_(old)
-            state[array.name] = placed_like(param, new)
-
-
-def _is_scalar_for(param: Tensor, step: Any) -> bool:
-    return (
-        isinstance(step, Tensor)
-        and step.dtype == torch.float32
-        and step.device == param.device
-        and step.numel() == 1
-    )
 
 
 def require_gradient(function: str, name: str, param: Tensor) -> None:

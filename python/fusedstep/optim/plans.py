@@ -19,9 +19,12 @@ from fusedstep.distributed import (
     refuse_mixture,
     require_placed,
 )
+from fusedstep.optim.arrays import Kept, arrays_of
 from fusedstep.optim.hyperparameters import parameter_labels
-from fusedstep.optim.plan import Initial, Named, Plan, require_gradient
+from fusedstep.optim.modes import require_mode_of
+from fusedstep.optim.plan import Named, Plan, require_gradient
 from fusedstep.optim.sharded_plan import ShardedPlan
+from fusedstep.optim.state import Initial, require_state
 from fusedstep.overlap import is_plain, refuse_overlap
 
 Groups = Sequence[Mapping[str, Any]]  # an optimizer's param_groups
@@ -41,11 +44,11 @@ class Plans(dict[Place, Plan]):
         self._group_sizes: list[int] = []
         self._stateless: list[Tensor] = []  # parameters that never had a gradient
         self._entries: list[dict[str, Tensor]] = []  # the state's, which users may clear or refill
-        self._names: list[tuple[str, ...]] = []
+        self._kept: list[Kept] = []
         self.shared: list[Place] = []  # those of all DTensors, which other ranks have as well
         self.flattened: str | None = None  # a slice of which nobody knows who has the others
 
-    def fit(self, groups: Groups, state: State, names: list[tuple[str, ...]]) -> bool:
+    def fit(self, groups: Groups, state: State, kept: list[Kept]) -> bool:
         """Whether parameters and state are the objects that the plans were made from.
 
         Tensors that moved in memory under the same object are for the tables to notice.
@@ -58,15 +61,13 @@ class Plans(dict[Place, Plan]):
             and _C.same_items(list(state.values()), self._entries)
             and (not self._stateless or all(param.grad is None for param in self._stateless))
             and not any(plan.replaced() for plan in self.values())
-            and self._names == names
+            and self._kept == kept
         )
 
-    def make(
-        self, groups: Groups, state: State, names: list[tuple[str, ...]], initial: Initial
-    ) -> None:
-        """Checks all parameters and gradients, then makes the state and tables they need.
+    def make(self, groups: Groups, state: State, kept: list[Kept], initial: Initial) -> None:
+        """Checks parameters, gradients and states, then makes the states and tables they need.
 
-        `names[g]`: what the rule calls the states of group g.
+        `kept[g]`: what is kept of the parameters of group g.
         """
         self.forget()  # should anything below be refused, the next step must look again
         labels: list[str] = []
@@ -85,9 +86,12 @@ class Plans(dict[Place, Plan]):
                     got = "a lazy negation or zero"
                     refuse(self._function, label, "hold its values in memory", got)
                 require_gradient(self._function, label, param)
+                require_mode_of(self._function, label, param, kept[g].mode)
                 if param.grad is None and not state.get(param):
                     stateless.append(param)
                     continue
+                there = state.get(param, {})
+                require_state(self._function, label, param, there, arrays_of(param, kept[g]))
                 here = by_place.setdefault(place_of(param), [[] for _ in groups])
                 here[g].append((label, param, len(listed) - 1))
         refuse_mixture(self._function, labels, listed)
@@ -97,13 +101,13 @@ class Plans(dict[Place, Plan]):
 
         for place, here in by_place.items():
             kind = self._kind if place.mesh is None else ShardedPlan
-            self.setdefault(place, kind(self._function)).rebuild(here, names, state, initial)
+            self.setdefault(place, kind(self._function)).rebuild(here, kept, state, initial)
         for place in self.keys() - by_place.keys():
             del self[place]
         self.shared = list(dict.fromkeys(place_of(p) for p in listed if is_dtensor(p)))
         slices = (name for name, p in zip(labels, listed, strict=True) if is_flattened(p))
         self.flattened = next(slices, None)
-        self._listed, self._stateless, self._names = listed, stateless, names
+        self._listed, self._stateless, self._kept = listed, stateless, kept
         self._group_sizes = [len(group["params"]) for group in groups]
         self._entries = list(state.values())
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from fusedstep.checks import refuse, require_dense
 from fusedstep.distributed import local
-from fusedstep.optim.arrays import compute_dtype
+from fusedstep.optim import checkpoint
 from fusedstep.optim.hyperparameters import parameter_labels
+from fusedstep.optim.modes import require_mode, require_mode_of, with_mode_of
 from fusedstep.optim.plans import Plans
 
 
 class Protocol(torch.optim.Optimizer):
     """What torch.optim.Optimizer promises its users, kept by an optimizer whose step is ours."""
+
+    # Entries of a parameter's state that torch's namesake does not have.
+    _not_torchs: ClassVar[frozenset[str]] = frozenset()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch.optim.Optimizer's; also refuses what the step would refuse."""
@@ -24,17 +26,21 @@ class Protocol(torch.optim.Optimizer):
         if not self._native:
             return
         try:
-            group, where = self.param_groups[-1], f"param_groups[{len(self.param_groups) - 1}]"
+            name, group = type(self).__name__, self.param_groups[-1]
+            where = f"param_groups[{len(self.param_groups) - 1}]"
+            mode = require_mode(name, self._chosen["mode"].of(group), where + "['{}']")
+            group.update({key: value for key, value in mode._asdict().items() if key in group})
             labels = parameter_labels(group, f"{where}['params']")
             for label, param in zip(labels, group["params"], strict=True):
-                require_dense(type(self).__name__, label, local(param))
+                require_dense(name, label, local(param))
+                require_mode_of(name, label, param, mode)
             self._numbers(group, len(self.param_groups) - 1)
             for option, value in (("fused", True), ("differentiable", False)):
                 if option in group and group[option] is None:
                     group[option] = value  # a group that torch's class has filled says None
                 if group.get(option, value) != value:
                     must = f"be {value}, as for the whole optimizer"
-                    refuse(type(self).__name__, f"{where}['{option}']", must, group[option])
+                    refuse(name, f"{where}['{option}']", must, group[option])
         except Exception:
             self.param_groups.pop()
             raise
@@ -48,7 +54,8 @@ class Protocol(torch.optim.Optimizer):
             group.setdefault(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_native": self._native, "_chosen": dict(self._chosen)}
+        chosen = self._chosen | {"swapped": False}  # a copy may keep what was swapped in
+        return super().__getstate__() | {"_native": self._native, "_chosen": chosen}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -62,14 +69,21 @@ class Protocol(torch.optim.Optimizer):
                     group.setdefault(name, value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch.optim.Optimizer's, but state keeps its precision.
+        """As torch.optim.Optimizer's, but state keeps its precision and this optimizer's modes.
 
-        torch casts floating-point state to the parameter's dtype, which would round the float32
-        moments of a bfloat16 parameter. Those are taken from the checkpoint instead.
+        torch casts all state to the parameter's dtype, which would round the float32 moments of a
+        bfloat16 parameter. Here floating-point state, such as torch.optim saves, is converted to
+        what the optimizer keeps (`state_dtype`); all else is taken as it is, bit for bit.
+
+        Raises:
+            ValueError, TypeError: the checkpoint is of another mode or shape, or damaged; nothing
+                changed. `to_torch_state_dict` makes one that every mode loads.
         """
         loaded: dict[str, Any] = {}
         # Registered last, this sees the dictionary as the user's own hooks leave it.
-        before = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
+        before = self.register_load_state_dict_pre_hook(
+            lambda _, final: self._accept(final, loaded)
+        )
         # And this runs before the user's hooks look at what was loaded.
         after = self.register_load_state_dict_post_hook(
             lambda _: self._restore_precision(loaded), prepend=True
@@ -83,14 +97,50 @@ class Protocol(torch.optim.Optimizer):
         self._plans = plans  # for their tables: captured graphs may point to them
         self._plans.forget()
 
+    def _accept(self, final: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
+        """The dictionary with our modes instead of its own; refuses state that does not fit."""
+        own, groups = self.param_groups, final["param_groups"]
+        if self._native and _sizes(groups) == _sizes(own):  # torch refuses others, in its words
+            groups = list(map(with_mode_of, own, groups))
+            count = 0
+            for g, group in enumerate(groups):
+                completed = self._completed(group)
+                self._numbers(completed, g)
+                kept = self._kept(completed)
+                labels = parameter_labels(own[g], first=count)
+                count += len(labels)
+                for label, param, key in zip(
+                    labels, own[g]["params"], group["params"], strict=True
+                ):
+                    saved = final["state"].get(key, {})
+                    checkpoint.require_loadable(type(self).__name__, label, param, saved, kept)
+            final = final | {"param_groups": groups}
+        loaded.update(final)
+        return final
+
+    def _completed(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """A group of a checkpoint with what it leaves out, as it will be loaded."""
+        return self.defaults | saved
+
     def _restore_precision(self, loaded: dict[str, Any]) -> None:
         if not self._native:
             return
-        saved = chain.from_iterable(group["params"] for group in loaded["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, param in zip(saved, params, strict=True):
-            dtype = compute_dtype(param.dtype)
-            for name, value in loaded["state"].get(key, {}).items():
-                cast = isinstance(value, Tensor) and value.is_floating_point() and name != "step"
-                if cast and value.dtype != param.dtype and dtype != param.dtype:
-                    self.state[param][name] = value.to(param.device, dtype, copy=True)
+        for own, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
+            kept = self._kept(own)
+            for param, key in zip(own["params"], saved["params"], strict=True):
+                entries = checkpoint.restored(param, loaded["state"].get(key, {}), kept)
+                if entries:
+                    self.state[param].update(entries)
+
+    def to_torch_state_dict(self) -> dict[str, Any]:
+        """A `state_dict()` that torch's namesake loads, and every mode of this optimizer.
+
+        State is decoded to float32 (float64 of float64 parameters); masters, averages and whatever
+        else torch does not have are left out. Lion, which has no namesake, gives that of Lion
+        without modes.
+        """
+        return checkpoint.exported(self)
+
+
+def _sizes(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]

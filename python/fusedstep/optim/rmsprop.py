@@ -36,6 +36,7 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
     """
 
     _rule = "rmsprop"
+    _never_negative = frozenset({"square_avg"})
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ class SGD(FusedOptimizer, torch.optim.SGD):
     """
 
     _rule = "sgd"
+    _not_torchs = frozenset({"step"})
 
     def __init__(
         self,

@@ -1,0 +1,114 @@
+"""Checkpoints: what may be loaded, with its precision kept, and what is exported to torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedstep.checks import refuse
+from fusedstep.distributed import local
+from fusedstep.optim.arrays import CODES, Kept, arrays_of, compute_dtype, scale_name
+from fusedstep.optim.modes import KEYS
+from fusedstep.optim.state import decoded, encoded, require_state
+
+State = Mapping[str, Any]  # a parameter's entries
+
+# Entries that a mode asks for.
+OF_MODES = {"master": "master='float32'", "remainder": "master='remainder'", "ema": "ema_decay"}
+
+
+def require_loadable(function: str, label: str, param: Tensor, saved: State, kept: Kept) -> None:
+    """Refuses the saved state of a parameter where it is of another mode or shape, or damaged."""
+    arrays = arrays_of(param, kept)
+    needed = {array.name for array in arrays}
+    steps = _require_count(function, label, saved.get("step"))
+    for name, value in saved.items():
+        where = f"state of {label}['{name}']"
+        if value is None or not isinstance(value, Tensor):
+            continue
+        if name in OF_MODES and name not in needed:
+            refuse(function, where, f"not be there without {OF_MODES[name]}", value.dtype)
+        coded = value.dtype in CODES or _is_scale(name, saved)
+        if coded and kept.mode.state_dtype != "int8":
+            refuse(function, where, "not be there without state_dtype='int8'", value.dtype)
+    for name in kept.names:
+        if steps > 0 and name != "step" and saved.get(name) is None:
+            refuse(function, f"state of {label}['{name}']", "be there after a step", None)
+    require_state(function, label, param, saved, arrays)
+
+
+def _is_scale(name: str, saved: State) -> bool:
+    return any(name == scale_name(other) for other in saved)
+
+
+def _require_count(function: str, label: str, step: Any) -> float:
+    """The number of steps done, 0 where that was not counted."""
+    if step is None:
+        return 0
+    where = f"state of {label}['step']"
+    if isinstance(step, Tensor) and step.numel() != 1:
+        refuse(function, where, "have one element", tuple(step.shape))
+    number = float(local(step) if isinstance(step, Tensor) else step)
+    if not (number >= 0 and math.isfinite(number) and number == int(number)):
+        refuse(function, where, "be a whole number, 0 or more", number)
+    return number
+
+
+def restored(param: Tensor, saved: State, kept: Kept) -> dict[str, Tensor]:
+    """The entries that torch's cast to the parameter's dtype has spoilt, from what was saved."""
+    arrays = {array.name: array for array in arrays_of(param, kept)}
+    entries: dict[str, Tensor] = {}
+    for name, value in saved.items():
+        if not isinstance(value, Tensor) or name == "step":
+            continue
+        array = arrays.get(name)
+        if not value.is_floating_point():
+            entries[name] = value.to(param.device, copy=True)
+        elif array is not None and array.dtype in CODES:
+            entries[name], entries[scale_name(name)] = encoded(param, value, array.dtype)
+        else:
+            dtype = compute_dtype(param.dtype) if array is None else array.dtype
+            if dtype != param.dtype:
+                entries[name] = value.to(param.device, dtype, copy=True)
+    return entries
+
+
+def exported(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state_dict() in the form of its namesake in torch.optim."""
+    state_dict = optimizer.state_dict()
+    ours: set[str] = set()
+    for kind in type(optimizer).__mro__:
+        if kind.__module__.startswith("torch.optim.") and kind is not torch.optim.Optimizer:
+            ours |= optimizer.defaults.keys() - kind([torch.zeros(1, 1)]).defaults.keys()
+            break
+    groups = [
+        {
+            key: value
+            for key, value in group.items()
+            if key not in KEYS and not (key in ours and value == optimizer.defaults[key])
+        }
+        for group in state_dict["param_groups"]
+    ]
+    left_out = optimizer._not_torchs | OF_MODES.keys()
+    state = {
+        key: {
+            name: _plain(name, entries)
+            for name in entries
+            if name not in left_out and not _is_scale(name, entries)
+        }
+        for key, entries in state_dict["state"].items()
+    }
+    state = {key: entries for key, entries in state.items() if entries}
+    return state_dict | {"state": state, "param_groups": groups}
+
+
+def _plain(name: str, entries: State) -> Any:
+    """An entry in float32, or as it is."""
+    value = entries[name]
+    if isinstance(value, Tensor) and value.dtype in CODES:
+        return decoded(value, entries[scale_name(name)])
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value

@@ -1,0 +1,131 @@
+"""The state of a parameter: checked, made where it is missing, put into the form kernels need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedstep.checks import refuse
+from fusedstep.distributed import local, placed_like, require_placement_of
+from fusedstep.ops import blocks_of
+from fusedstep.optim.arrays import CODES, Array, Role, scale_name
+from fusedstep.overlap import gapless, in_layout_of, memory_layout, same_strides
+
+# What a missing entry of a parameter's state begins with, from its name and the entries there are.
+Initial = Callable[[str, Mapping[str, Any]], float]
+
+
+def require_state(
+    function: str, label: str, param: Tensor, state: Mapping[str, Any], arrays: Sequence[Array]
+) -> None:
+    """Refuses entries that are there and that cannot be put into the form of `arrays`."""
+    for array in arrays:
+        value, where = state.get(array.name), f"state of {label}['{array.name}']"
+        if value is None or array.role == Role.STEP:
+            continue
+        if not isinstance(value, Tensor):
+            refuse(function, where, "be a tensor", type(value).__name__, TypeError)
+        if Role.SCALE <= array.role < Role.MASTER:
+            codes = state.get(array.name.removesuffix(scale_name("")))
+            if codes is None or codes.dtype not in CODES:
+                refuse(function, where, "not be there without codes", tuple(value.shape))
+            continue
+        if value.shape != param.shape:
+            must = f"have its parameter's shape {tuple(param.shape)}"
+            refuse(function, where, must, tuple(value.shape))
+        floating = array.role != Role.MASTER or array.dtype.is_floating_point
+        if value.dtype != array.dtype and not (floating and value.is_floating_point()):
+            kinds = f"{array.dtype} or floating-point" if array.dtype in CODES else array.dtype
+            refuse(function, where, f"be {kinds}", value.dtype, TypeError)
+        if value.dtype in CODES:
+            _require_scales(function, label, array.name, value, state)
+        require_placement_of(function, where, param, value)
+
+
+def _require_scales(
+    function: str, label: str, name: str, codes: Tensor, state: Mapping[str, Any]
+) -> None:
+    scales, count = state.get(scale_name(name)), blocks_of(codes.numel())
+    where = f"state of {label}['{scale_name(name)}']"
+    if not isinstance(scales, Tensor):
+        refuse(function, where, "be there, as there are codes", scales)
+    if scales.dtype != torch.float32:
+        refuse(function, where, "be torch.float32", scales.dtype, TypeError)
+    if scales.shape != (count,):
+        refuse(function, where, f"have shape {(count,)}", tuple(scales.shape))
+
+
+def prepare_state(
+    param: Tensor, state: dict[str, Any], arrays: Sequence[Array], initial: Initial
+) -> None:
+    """Makes what is missing and converts the rest, which `require_state` has let pass."""
+    first = {a.name: initial(a.name, state) for a in arrays if state.get(a.name) is None}
+    for array in arrays:
+        if array.role == Role.STEP:
+            _prepare_step(param, state, first)
+        elif array.dtype in CODES:
+            _prepare_codes(param, state, array, first)
+        elif not Role.SCALE <= array.role < Role.MASTER:  # those came with the codes
+            _prepare_array(param, state, array, first)
+
+
+def _prepare_step(param: Tensor, state: dict[str, Any], first: Mapping[str, float]) -> None:
+    step = state.get("step")
+    if step is None:
+        step = torch.full((), first["step"], dtype=torch.float32, device=param.device)
+    if not isinstance(step, Tensor):
+        step = torch.tensor(float(step))
+    fits = step.dtype == torch.float32 and step.device == param.device and step.numel() == 1
+    state["step"] = step if fits else step.to(param.device, torch.float32).reshape(())
+
+
+def _prepare_array(
+    param: Tensor, state: dict[str, Any], array: Array, first: Mapping[str, float]
+) -> None:
+    old, shard = state.get(array.name), local(param)
+    if old is not None:
+        old = local(old)
+        same = old.dtype == array.dtype and old.device == param.device
+        if same and same_strides(old, memory_layout(shard)):
+            return
+    new = torch.empty_like(shard, dtype=array.dtype, memory_format=torch.preserve_format)
+    if old is not None:
+        new.copy_(old)
+    elif array.role >= Role.MASTER and array.dtype.is_floating_point:
+        new.copy_(shard)  # a master and an average begin as the parameter
+    else:
+        new.fill_(first[array.name])
+    state[array.name] = placed_like(param, new)
+
+
+def _prepare_codes(
+    param: Tensor, state: dict[str, Any], array: Array, first: Mapping[str, float]
+) -> None:
+    codes, scales = state.get(array.name), state.get(scale_name(array.name))
+    if codes is None:
+        value = torch.full_like(param, first[array.name], dtype=torch.float32)
+    elif codes.dtype not in CODES:
+        value = codes
+    elif same_strides(codes, memory_layout(param)):
+        state[array.name] = codes.to(param.device)
+        state[scale_name(array.name)] = scales.to(param.device).contiguous()
+        return
+    else:  # blocks follow memory: in another order they are others
+        value = decoded(codes, scales)
+    state[array.name], state[scale_name(array.name)] = encoded(param, value, array.dtype)
+
+
+def encoded(param: Tensor, value: Tensor, code: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Codes of dtype `code` in the layout of `param`, and their scales, rounded to nearest."""
+    value = in_layout_of(param, value).to("cpu", torch.float32)
+    codes, scales = torch.ops.fusedstep.encode_state(value, code == torch.int8)
+    return codes.to(param.device), scales.to(param.device)
+
+
+def decoded(codes: Tensor, scales: Tensor) -> Tensor:
+    """The float32 values, in the layout and on the device of `codes`."""
+    values = torch.ops.fusedstep.decode_state(gapless(codes.cpu()), scales.cpu().contiguous())
+    return values.to(codes.device)
