@@ -44,6 +44,13 @@ def in_memory_order(tensor: Tensor, order_of: Tensor | None = None) -> np.ndarra
     return tensor.detach().cpu().permute(dims).flatten().to(wide).numpy().copy()
 
 
+def bits_in_memory_order(tensor: Tensor, order_of: Tensor) -> np.ndarray:
+    """The elements, flat, in `order_of`'s order in memory, as they are: uint16 for 16 bits."""
+    dims = sorted(range(tensor.dim()), key=lambda d: -order_of.stride()[d])
+    flat = tensor.detach().cpu().permute(dims).flatten()
+    return (flat.view(torch.uint16) if flat.element_size() == 2 else flat).numpy().copy()
+
+
 def from_memory_order(array: np.ndarray, like: Tensor) -> Tensor:
     """The inverse: a tensor of `like`'s shape, with `array`'s dtype."""
     dims = sorted(range(like.dim()), key=lambda d: -like.stride()[d])

@@ -9,13 +9,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers import assert_same_bits, from_memory_order, in_memory_order, name_of
+from helpers import (
+    assert_same_bits,
+    bits_in_memory_order,
+    from_memory_order,
+    in_memory_order,
+    name_of,
+)
 from torch import Tensor
 
+from fusedstep.optim.arrays import Role, arrays_of, scale_name
 from fusedstep.optim.base import FusedOptimizer
+from fusedstep.reference import quantize
 from fusedstep.reference.clip import decide
+from fusedstep.reference.forms import Stored, average, bfloat16_bits, load_state, store_state, widen
 from fusedstep.reference.norm import total_norm
-from fusedstep.reference.storage import compute_dtype, round_to
+from fusedstep.reference.random import random16, random_array
+from fusedstep.reference.storage import round_to
 
 
 def reference_of(rule: str) -> tuple[Callable[..., Any], type]:
@@ -32,7 +42,7 @@ class Twin:
         self.optimizer = optimizer
         self.update, self.group_type = reference_of(optimizer._rule)
         self.values: dict[Tensor, np.ndarray] = {}
-        self.states: dict[Tensor, dict[str, np.ndarray]] = {}
+        self.states: dict[Tensor, dict[str, np.ndarray]] = {}  # every entry, as it is stored
         self.steps: dict[Tensor, int] = {}  # of those that have a count
         self.norm: np.float32 | None = None
 
@@ -42,7 +52,10 @@ class Twin:
         self.steps.pop(param, None)
         if "step" in state:
             self.steps[param] = int(state.pop("step"))
-        self.states[param] = {name: in_memory_order(v, param) for name, v in state.items()}
+        self.states[param] = {
+            name: bits_in_memory_order(v, param if v.shape == param.shape else v)
+            for name, v in state.items()
+        }
 
     def step(self) -> None:
         """One step of the reference, then of the optimizer, then the comparison of everything."""
@@ -67,7 +80,7 @@ class Twin:
         for options in optimizer.param_groups:
             for param in options["params"]:
                 if param in grads or self.states[param]:
-                    self._make_state(param, optimizer._state_names(options))
+                    self._make_state(param, options)
         norm = None
         if grads and (optimizer.max_norm is not None or optimizer.nonfinite != "propagate"):
             norm = total_norm(list(grads.values()), optimizer.norm_type, scale or 1.0)
@@ -82,31 +95,71 @@ class Twin:
                 if param in grads:
                     self._update(param, grads[param], options, decision.multiplier)
 
-    def _make_state(self, param: Tensor, names: tuple[str, ...]) -> None:
-        there = self.optimizer.state.get(param, {})
-        for name in names:
-            first = self.optimizer._initial(name, there)
-            if name == "step":
+    def _make_state(self, param: Tensor, options: dict[str, Any]) -> None:
+        there, states = self.optimizer.state.get(param, {}), self.states[param]
+        for array in arrays_of(param, self.optimizer._kept(options)):
+            name, first = array.name, self.optimizer._initial(array.name, there)
+            if array.role == Role.STEP:
                 self.steps.setdefault(param, int(first))
-            elif name not in self.states[param]:
-                dtype = compute_dtype(name_of(param.dtype))
-                self.states[param][name] = np.full(param.numel(), first, dtype)
+            elif name in states:
+                continue
+            elif name in ("master", "ema"):
+                states[name] = self.values[param].copy()
+            elif name == "remainder":
+                states[name] = np.zeros(param.numel(), np.uint16)
+            elif array.role < Role.SCALE:
+                values = np.full(param.numel(), first, self.values[param].dtype)
+                kinds = {torch.bfloat16: np.uint16, torch.int8: np.int8, torch.uint8: np.uint8}
+                kind = kinds.get(array.dtype, values.dtype)
+                nearest = np.full(param.numel(), 0x8000, np.uint16)
+                self._put(param, name, store_state(values, (np.empty(0, kind),), nearest))
+
+    def _stored(self, param: Tensor, name: str) -> Stored:
+        states = self.states[param]
+        return tuple(states[key] for key in (name, scale_name(name)) if key in states)
+
+    def _put(self, param: Tensor, name: str, stored: Stored) -> None:
+        self.states[param].update(zip((name, scale_name(name)), stored, strict=False))
 
     def _update(
         self, param: Tensor, grad: np.ndarray, options: dict[str, Any], multiplier: np.float64
     ) -> None:
-        names = self.optimizer._state_names(options)
-        if "step" in names:
+        kept, states = self.optimizer._kept(options), self.states[param]
+        if any(array.role == Role.STEP for array in arrays_of(param, kept)):
             self.steps[param] += 1
-        names = [name for name in names if name != "step"]
+        names = [name for name in kept.names if name != "step"]
         with np.errstate(over="ignore"):
             grad = grad.astype(self.values[param].dtype)
-        value, states = self.update(
-            self.values[param], grad, [self.states[param][name] for name in names],
-            self.steps.get(param, 0), self._group(options), multiplier,
+        value = states.get("master", self.values[param])
+        if "remainder" in states:
+            value = quantize.join(bfloat16_bits(value), states["remainder"])
+        old = [self._stored(param, name) for name in names]
+        value, new = self.update(
+            value, grad, list(map(load_state, old)), self.steps.get(param, 0), self._group(options),
+            multiplier,
         )  # fmt: skip
-        self.values[param] = round_to(value, name_of(param.dtype))
-        self.states[param].update(zip(names, states, strict=True))
+        for k, (name, form, x) in enumerate(zip(names, old, new, strict=True)):
+            self._put(param, name, store_state(x, form, self._random(param, 1 + k)))
+        if "master" in states:
+            states["master"] = value
+        if "remainder" in states:
+            nearest, states["remainder"] = quantize.split(value)
+            self.values[param] = widen(nearest)
+        elif kept.mode.stochastic_rounding:
+            bits = quantize.round_to_bfloat16_stochastically(value, self._random(param, 0))
+            self.values[param] = value = widen(bits)
+        else:
+            self.values[param] = round_to(value, name_of(param.dtype))
+            value = states.get("master", self.values[param])
+        if "ema" in states:
+            states["ema"] = average(states["ema"], value, self.optimizer.ema_decay)
+
+    def _random(self, param: Tensor, slot: int) -> np.ndarray:
+        """The bits that an array is rounded by: slot 0 of the parameter, 1 + k of state k."""
+        listed = [p for group in self.optimizer.param_groups for p in group["params"]]
+        (position,) = (i for i, other in enumerate(listed) if other is param)
+        step = self.steps.get(param, 0)
+        return random16(self.optimizer.seed, random_array(position, slot), step, 0, param.numel())
 
     def _group(self, options: dict[str, Any]) -> Any:
         """The reference's hyperparameters of a parameter group of the optimizer."""
@@ -124,8 +177,12 @@ class Twin:
             there = {name for name, value in state.items() if value is not None} - {"step"}
             assert there == self.states[param].keys(), f"state of params[{i}]"
             for name, array in self.states[param].items():
-                expected = from_memory_order(array, param)
-                assert_same_bits(state[name].cpu(), expected, f"{name} of params[{i}]")
+                actual, expected = state[name].cpu(), torch.from_numpy(array)
+                if actual.shape == param.shape:
+                    expected = from_memory_order(array, param)
+                if expected.dtype == torch.uint16:
+                    expected = expected.view(actual.dtype)
+                assert_same_bits(actual, expected, f"{name} of params[{i}]")
         if self.norm is not None:
             expected = torch.tensor(self.norm)
             assert_same_bits(self.optimizer.grad_norm.cpu(), expected, "grad_norm")
