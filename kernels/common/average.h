@@ -10,6 +10,7 @@ template <typename T>
 struct Average {
   T decay, one_minus_decay;
 
+  Average() = default;
   FUSEDSTEP_HD explicit Average(double decay)
       : decay(static_cast<T>(decay)), one_minus_decay(static_cast<T>(1 - decay)) {}
 

@@ -3,56 +3,81 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/passes.h"
 #include "kernels/cuda/storage.h"
 
 namespace fusedstep::cuda {
 
-// Blocks that must fit a multiprocessor at once, which bounds the registers of a thread: up to 80,
-// or 128 for float64, where all is of one type; packs of five arrays of any type need more.
+// Blocks that must fit a multiprocessor at once, which bounds the registers of a thread: 3 allow 80
+// registers, 2 allow 128, and 1 the most there are.
 template <typename T, bool uniform>
-constexpr int kStepBlocks = !uniform                      ? 1
-                            : sizeof(T) == sizeof(double) ? 2
-                                                          : 3;
+constexpr int kStepBlocks = (uniform ? 3 : 2) - (sizeof(T) == sizeof(double) ? 1 : 0);
+
+// All arrays of a chunk, and its random numbers.
+template <typename T, bool uniform, int kStates>
+struct ChunkArrays {
+  ChunkParam<T, uniform> param;
+  ChunkArray<T, uniform> grad;
+  ChunkState<T, uniform> states[kStates > 0 ? kStates : 1];
+  int64_t begin;
+  uint64_t seed;
+  uint32_t position, step;
+
+  // `slot`: 0 for the parameter, 1 + k for state k.
+  __device__ RandomStream random(uint32_t slot) const {
+    return {seed, random_array(position, slot), step};
+  }
+};
+
+template <typename T, bool uniform, int kStates>
+__device__ ChunkArrays<T, uniform, kStates> arrays_of(const Row& row, void* grads,
+                                                      const GroupHead& group, uint32_t step,
+                                                      int64_t begin) {
+  ChunkArrays<T, uniform, kStates> arrays{
+      .param = ChunkParam<T, uniform>(row, group, begin),
+      .grad = ChunkArray<T, uniform>(grads, row.grad_dtype, begin),
+      .states = {},
+      .begin = begin,
+      .seed = group.seed,
+      .position = static_cast<uint32_t>(row.position),
+      .step = step,
+  };
+#pragma unroll
+  for (int k = 0; k < kStates; ++k) {
+    arrays.states[k] = ChunkState<T, uniform>(row, k, begin);
+  }
+  return arrays;
+}
 
 // All elements of a chunk, a pack of each array a turn. Every thread takes every turn: those of a
 // warp work together where a state is coded in blocks.
-template <typename Variant, typename T, bool uniform, typename Coefficients>
-__device__ void update_chunk(const Row& row, void* grads, const GroupHead& group, uint32_t step,
-                             const Chunk& chunk, const Coefficients& c) {
+template <typename Variant, typename T, bool uniform, typename Arrays, typename Coefficients>
+__device__ void update_chunk(const Arrays& arrays, int size, const Coefficients& c) {
   constexpr int n = kPack<T, uniform>;
   constexpr int kStates = Variant::kStates;
   constexpr int kSlots = kStates > 0 ? kStates : 1;
-  const ChunkParam<T, uniform> param(row, group, chunk.begin);
-  const ChunkArray<T, uniform> grad(grads, row.grad_dtype, chunk.begin);
-  ChunkState<T, uniform> states[kSlots];
-#pragma unroll
-  for (int k = 0; k < kStates; ++k) {
-    states[k] = ChunkState<T, uniform>(row, k, chunk.begin);
-  }
-  const auto random = [&](uint32_t slot) {  // 0 for the parameter, 1 + k for state k
-    return RandomStream{group.seed, random_array(static_cast<uint32_t>(row.position), slot), step};
-  };
 #pragma unroll 1
-  for (int turn = 0; turn < chunk.size; turn += kThreads * n) {
+  for (int turn = 0; turn < size; turn += kThreads * n) {
     const int at = turn + static_cast<int>(threadIdx.x) * n;
-    const int left = chunk.size - at;
+    const int left = size - at;
     const int count = left < n ? left : n;  // 0 or below past the end
     Raw raw_param, raw_master, raw_grad, raw_states[kSlots];
     float scales[kSlots];
-    param.load(at, count, raw_param, raw_master);
-    grad.load(at, count, raw_grad);
+    arrays.param.load(at, count, raw_param, raw_master);
+    arrays.grad.load(at, count, raw_grad);
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
-      states[k].load(at, count, raw_states[k], scales[k]);
+      arrays.states[k].load(at, count, raw_states[k], scales[k]);
     }
     T p[n], g[n], s[kSlots][n];
-    param.widen(raw_param, raw_master, p);
-    grad.widen(raw_grad, g);
+    arrays.param.widen(raw_param, raw_master, p);
+    arrays.grad.widen(raw_grad, g);
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
-      states[k].widen(raw_states[k], scales[k], s[k]);
+      arrays.states[k].widen(raw_states[k], scales[k], s[k]);
     }
 #pragma unroll
     for (int j = 0; j < n; ++j) {
@@ -67,10 +92,10 @@ __device__ void update_chunk(const Row& row, void* grads, const GroupHead& group
         s[k][j] = state[k];
       }
     }
-    param.store(p, at, count, random(0), chunk.begin);
+    arrays.param.store(p, at, count, arrays.random(0), arrays.begin);
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
-      states[k].store(s[k], at, count, random(1 + k), chunk.begin);
+      arrays.states[k].store(s[k], at, count, arrays.random(1 + k), arrays.begin);
     }
   }
 }
@@ -99,22 +124,25 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<T, uniform>)
     using Variant = decltype(variant);
     using Coefficients =
         decltype(Variant::template coefficients<T>(group.rule, update_of(group.head, nullptr, 1)));
+    using Arrays = ChunkArrays<T, uniform, Variant::kStates>;
+    FUSEDSTEP_SHARED(Coefficients, shared_coefficients, 1);
+    FUSEDSTEP_SHARED(Arrays, shared_arrays, 1);
     // The powers in the coefficients take one thread some hundred cycles; the others wait.
-    FUSEDSTEP_SHARED(Coefficients, shared, 1);
-    FUSEDSTEP_SHARED(uint32_t, shared_step, 1);
     if (threadIdx.x == 0) {
       const Update update = update_of(group.head, row.step(), decision.multiplier);
-      shared_step[0] = static_cast<uint32_t>(update.step);
-      shared[0] = Variant::template coefficients<T>(group.rule, update);
+      shared_coefficients[0] = Variant::template coefficients<T>(group.rule, update);
+      shared_arrays[0] = arrays_of<T, uniform, Variant::kStates>(
+          row, table.grads[chunk.row], group.head, static_cast<uint32_t>(update.step), chunk.begin);
     }
     __syncthreads();
-    const Coefficients coefficients = shared[0];
-    const uint32_t step = shared_step[0];
     if (threadIdx.x == 0) {
       advance_step(row, finished + chunk.row);
     }
-    update_chunk<Variant, T, uniform>(row, table.grads[chunk.row], group.head, step, chunk,
-                                      coefficients);
+    // Mixed arrays take so many registers that what all threads share stays in shared memory.
+    std::conditional_t<uniform, const Arrays, const Arrays&> arrays = shared_arrays[0];
+    std::conditional_t<uniform, const Coefficients, const Coefficients&> coefficients =
+        shared_coefficients[0];
+    update_chunk<Variant, T, uniform>(arrays, chunk.size, coefficients);
   });
 }
 

@@ -19,7 +19,7 @@ struct ChunkArray {
   bool aligned;  // for packs
   Dtype stored;
 
-  __device__ ChunkArray() : data(nullptr), aligned(false), stored(Dtype::kNone) {}
+  ChunkArray() = default;
   __device__ ChunkArray(void* array, Dtype dtype, int64_t begin)
       : data(static_cast<char*>(array)), stored(dtype) {
     data += begin * width_of(this->dtype());
@@ -111,6 +111,7 @@ struct ChunkParam {
   bool stochastic;
   Average<T> weights;
 
+  ChunkParam() = default;
   __device__ ChunkParam(const Row& row, const GroupHead& group, int64_t begin)
       : param(row.param, row.param_dtype, begin),
         average(row.arrays[kAverage], row.dtypes[kAverage], begin),
@@ -192,7 +193,7 @@ struct ChunkState {
   ChunkArray<T, uniform> state;
   float* scales;
 
-  __device__ ChunkState() : scales(nullptr) {}
+  ChunkState() = default;
   __device__ ChunkState(const Row& row, int k, int64_t begin)
       : state(row.arrays[kState + k], row.dtypes[kState + k], begin),
         scales(static_cast<float*>(row.arrays[kScale + k])) {
@@ -203,7 +204,7 @@ struct ChunkState {
 
   __device__ void load(int at, int count, Raw& raw, float& scale) const {
     state.load(at, count, raw);
-    scale = !uniform && scales != nullptr && count > 0 ? scales[at / kBlock] : 1;
+    scale = !uniform && scales != nullptr && count > 0 ? *scale_of(at) : 1;
   }
 
   __device__ void widen(const Raw& raw, float scale, T (&to)[n]) const {
@@ -232,12 +233,20 @@ struct ChunkState {
         encode_pack<uint8_t>(values, scale, random, begin + at, raw);
       }
       if (at % kBlock == 0 && count > 0) {
-        scales[at / kBlock] = scale;
+        *scale_of(at) = scale;
       }
     } else {
       state.narrow(values, raw);
     }
     state.store(raw, at, count);
+  }
+
+ private:
+  // Of the block that element `at` of the chunk belongs to.
+  __device__ float* scale_of(int at) const {
+    float* const scale = scales + at / kBlock;
+    assume_global(scale);
+    return scale;
   }
 };
 

@@ -71,15 +71,21 @@ FUSEDSTEP_HD void load_whole(const void* from, Raw& to) {
 template <int bytes>
 FUSEDSTEP_HD void store_access(const uint32_t* words, Access<bytes>* to) {
 #if defined(__CUDA_ARCH__)
-  if constexpr (bytes == kAccess) {
-    // Said in PTX: nvcc may take an assignment apart into stores of single elements.
+  // Said in PTX: nvcc may take an assignment apart into stores of single elements.
+  if constexpr (bytes == 16) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]),
                  "r"(words[2]), "r"(words[3])
                  : "memory");
-    return;
+  } else if constexpr (bytes == 8) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(words[0]), "r"(words[1])
+                 : "memory");
+  } else {
+    static_assert(bytes == 4);
+    asm volatile("st.global.u32 [%0], %1;" ::"l"(to), "r"(words[0]) : "memory");
   }
-#endif
+#else
   memcpy(to, words, bytes);
+#endif
 }
 
 template <int bytes>
@@ -127,6 +133,7 @@ FUSEDSTEP_HD void store_singly(const Raw& from, int count, Element* to) {
 #pragma unroll
   for (int j = 0; j < n; ++j) {
     if (j < count) {
+      assume_global(to + j);
       to[j] = elements[j];
     }
   }

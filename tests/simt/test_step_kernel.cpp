@@ -68,14 +68,16 @@ bool check_step(const Entry& rule, const std::vector<Spec>& specs,
   return !(before == expected);
 }
 
-// Packs, an end of single elements, arrays that are aligned and arrays that are not.
+// More than one turn of packs, an end of single elements, arrays that are aligned and arrays that
+// are not.
 void test_dtypes_and_alignments(const Entry& rule) {
   std::mt19937_64 random(1);
   for (const Dtype param : kDtypes) {
     for (const Dtype grad : kDtypes) {
       std::vector<Spec> specs;
-      for (const int offset : {0, 1, 4}) {
-        const Spec spec{.size = 2500 + offset, .param_dtype = param, .grad_dtype = grad};
+      specs.push_back({.size = 2100, .param_dtype = param, .grad_dtype = grad});
+      for (const int offset : {1, 4}) {
+        const Spec spec{.size = 2100 + offset, .param_dtype = param, .grad_dtype = grad};
         specs.push_back(spec);
         specs.back().param_offset = specs.back().grad_offset = specs.back().state_offset = offset;
         specs.push_back(spec);
@@ -117,7 +119,7 @@ void test_random_tables(const Entry& rule) {
   const auto lr = std::make_unique<float>(2e-3f);
   const auto grad_scale = std::make_unique<float>(1024.0f);
   const auto no_inf = std::make_unique<float>(0.0f);
-  for (int i = 0; i < 6; ++i) {
+  for (int i = 0; i < 4; ++i) {
     const auto groups = random_groups(rule, 4, random, lr.get());
     const auto specs = random_specs(random, 1 + static_cast<int>(random() % 8), 4);
     Setting setting;
@@ -134,13 +136,13 @@ void test_gradients_that_are_not_finite(const Entry& rule) {
   const auto group = random_groups(rule, 1, random, nullptr);
   for (const Values values :
        {Values::kHuge, Values::kTiny, Values::kOneNaN, Values::kOneInfinity}) {
-    auto specs = random_specs(random, 4, 1);
-    specs.push_back({.size = 3000});
+    auto specs = random_specs(random, 2, 1);
+    specs.push_back({.size = 1200});
     const bool finite = values == Values::kTiny;
-    check_step(rule, specs, group, random(), {.values = values}, 2);
+    check_step(rule, specs, group, random(), {.values = values}, 1);
     for (Spec& spec : specs) spec.grad_dtype = Dtype::kFloat32;  // which holds the huge values
     Setting skip{.values = values, .skip_nonfinite = true};
-    const bool stepped = check_step(rule, specs, group, random(), skip, 2);
+    const bool stepped = check_step(rule, specs, group, random(), skip, 1);
     CHECK(stepped == (finite || values == Values::kHuge));
   }
 }
@@ -158,8 +160,8 @@ void test_found_inf(const Entry& rule) {
 // A tensor of many chunks advances its step count once, after all of them have read it.
 void test_many_chunks(const Entry& rule) {
   std::mt19937_64 random(5);
-  const std::vector<Spec> specs{{.size = 6 * kChunkSize + 5, .step = 1}, {.size = 2 * kChunkSize}};
-  CHECK(check_step(rule, specs, random_groups(rule, 1, random, nullptr), 5, {}, 3));
+  const std::vector<Spec> specs{{.size = 3 * kChunkSize + 5, .step = 1}, {.size = kChunkSize}};
+  CHECK(check_step(rule, specs, random_groups(rule, 1, random, nullptr), 5, {}, 2));
 }
 
 }  // namespace
