@@ -6,6 +6,19 @@
 
 Both sides take turns in one process; the table shows medians. Each run is appended to
 bench/results/step.csv, from which bench/plot.py draws.
+
+Smaller state saves memory everywhere, but time only where memory is the limit, and a CPU core is
+not fast enough for that. Of AdamW's 32 bytes a parameter, bfloat16 state saves 8 and 8-bit state
+12: 0.4 and 0.6 ns at the 20 GB/s that a core has. The conversions take longer. In ns an element,
+for one thread with AVX-512 at 2.1 GHz, all loops in full vectors:
+
+    16 random bits                              0.43    Philox, 8 elements a call
+    rounding to bfloat16                        0.2
+    largest magnitude of a block                0.05
+    8-bit code of either sign, never negative   0.43, 0.65    one and two square roots
+    back to float32                             0.1
+
+So 1.2 for both bfloat16 states and 2.2 for both 8-bit ones, beside 0.4 for AdamW itself.
 """
 
 from __future__ import annotations
