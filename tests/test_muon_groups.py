@@ -10,7 +10,9 @@ import pytest
 import torch
 from helpers import assert_same_bits, copies, make_params, set_grads
 from refusals import Snapshot, refuses
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, distribute_tensor
 
 import fusedstep
 
@@ -220,6 +222,13 @@ def test_a_group_that_becomes_muons_must_have_matrices() -> None:
     snapshot.check()
 
 
+def test_smaller_state_and_masters_are_refused() -> None:
+    for option, value in (("state_dtype", torch.bfloat16), ("master", "float32")):
+        must = "be left out: Muon takes max_norm, norm_type, nonfinite"
+        with refuses("Muon", option, must, repr(value), TypeError):
+            fusedstep.Muon(make_params((3, 4)), **{option: value})
+
+
 def test_use_muon_is_true_or_false() -> None:
     group = {"params": make_params((3, 4)), "use_muon": 1}
     with refuses("Muon", "param_groups[0]['use_muon']", "be True or False", "int", TypeError):
@@ -244,3 +253,18 @@ def test_sparse_gradients_are_refused() -> None:
     with refuses("Muon", "params[1].grad", "be dense", "torch.sparse_coo", TypeError):
         muon.step()
     snapshot.check()
+
+
+def test_dtensors_are_refused() -> None:
+    """The products need the whole of a matrix."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        placed = distribute_tensor(torch.ones(4, 4), mesh, [Replicate()]).requires_grad_()
+        where, must = "param_groups[0]['params'][0]", "be a plain tensor"
+        with refuses("Muon", where, must, "DTensor", TypeError):
+            fusedstep.Muon([placed])
+        with refuses("Muon", where, must, "DTensor", TypeError):
+            fusedstep.Muon([{"params": [placed], "use_muon": False}])
+    finally:
+        distributed.destroy_process_group()
