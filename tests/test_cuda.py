@@ -15,7 +15,9 @@ import torch
 from helpers import DTYPES, assert_same_bits, bounded, make_params, name_of, set_grads
 from hypothesis import given
 from hypothesis import strategies as st
+from optimizers import Kind, every_kind
 from pair import Pair
+from stored import FORMS, Form, Stored, assert_stored_alike
 from torch import Tensor
 
 import fusedstep
@@ -75,6 +77,16 @@ def test_bits_are_those_of_the_cpu_for_any_list(
         pair.set_grads(step, grad_dtype, scale)
         pair.step()
     pair.check()
+
+
+@every_kind
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_bits_are_those_of_the_cpu_for_every_form_of_storage(form: Form, kind: Kind) -> None:
+    pair = [Stored(kind, form, *SHAPES, device=device) for device in ("cuda", "cpu")]
+    for _ in range(3):
+        for stored in pair:
+            stored.step(torch.ops.fusedstep.table_step_)
+        assert_stored_alike(*pair)
 
 
 def test_norm_of_more_chunks_than_can_run_at_once() -> None:

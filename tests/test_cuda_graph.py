@@ -89,6 +89,14 @@ def test_every_optimizer_is_captured(kind: Kind) -> None:
         captured.replay(seed)
 
 
+def test_every_replay_rounds_anew() -> None:
+    """Among the keys of its random numbers is the step, which is read on the device."""
+    bfloat16 = torch.bfloat16
+    captured = Captured(dtype=bfloat16, state_dtype=bfloat16, stochastic_rounding=True)
+    for seed in range(3):
+        captured.replay(seed)
+
+
 def test_lr_is_read_at_every_replay() -> None:
     rates = [torch.tensor(0.1, device=device) for device in ("cpu", "cuda")]
     captured = Captured(max_norm=1.0)

@@ -29,11 +29,11 @@ def gpu() -> Iterator[SimpleNamespace]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCH))
         import gpu_check
-        from gpu import bitwise, parts, rows, runner, small, timings
+        from gpu import bitwise, forms, parts, rows, runner, small, timings
 
         yield SimpleNamespace(
-            bitwise=bitwise, check=gpu_check.check, parts=parts, rows=rows, runner=runner,
-            small=small, timings=timings,
+            bitwise=bitwise, check=gpu_check.check, forms=forms, parts=parts, rows=rows,
+            runner=runner, small=small, timings=timings,
         )  # fmt: skip
 
 
@@ -177,12 +177,16 @@ def test_output_of_the_tools_is_judged(gpu, judge, status, log, judged) -> None:
 def test_bits_are_compared_and_one_wrong_bit_is_found(gpu, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu.bitwise, "DEVICES", ("cpu", "cpu"))
     monkeypatch.setattr(gpu.bitwise, "SIZES", (0, 1, 257))
-    monkeypatch.setattr(gpu.bitwise, "DTYPES", (torch.float32, torch.bfloat16))
     monkeypatch.setattr(sys, "argv", ["bitwise", str(tmp_path / "found.json")])
     gpu.bitwise.main()
     rows, _ = gpu.rows.read(tmp_path / "found.json")
-    assert len(rows) == len(gpu.bitwise.OPTIONS) + 1
+    assert len(rows) == len(gpu.bitwise.TRIALS) + 1
     assert all(row.passed and row.result.startswith("0 of ") for row in rows)
+    names = [trial.name for trial in gpu.bitwise.TRIALS]
+    assert len(set(names)) == len(names)
+    rules = {path.stem for path in (BENCH.parent / "kernels" / "rules").glob("*.h")}
+    tried = {trial.optimizer([torch.zeros(1)])._rule for trial in gpu.bitwise.TRIALS}
+    assert rules - tried == {"scale", "muon"}  # the clip's, and one that multiplies matrices
 
     seen = gpu.bitwise.Comparison()
     a = torch.tensor([0.0, math.nan, 1.0])
@@ -195,7 +199,17 @@ def test_bits_are_compared_and_one_wrong_bit_is_found(gpu, monkeypatch, tmp_path
 def test_small_set_for_the_sanitizer_runs(gpu, monkeypatch, capsys) -> None:
     monkeypatch.setattr(gpu.small, "SIZES", (0, 1, 255))
     gpu.small.main("cpu")
-    assert capsys.readouterr().out.count("norm") >= len(gpu.small.OPTIONS)
+    assert capsys.readouterr().out.count("norm") >= len(gpu.small.RUNS)
+
+
+def test_bytes_of_the_forms_are_those_that_no_step_can_avoid(gpu) -> None:
+    """Clip + AdamW: the gradient twice; parameter or master, and two states, read and written."""
+    bytes_of = {form.name: form.bytes() for form in gpu.forms.FORMS}
+    assert bytes_of["float32, bfloat16 state"] == 24
+    assert bytes_of["bfloat16 alone"] == 16
+    assert bytes_of["bfloat16, float32 master"] == 30
+    assert bytes_of["bfloat16, remainder"] == 28
+    assert 16 < bytes_of["bfloat16, remainder, int8 state"] < 16.2
 
 
 def test_timings_become_rows_and_figures(gpu, monkeypatch, tmp_path: Path) -> None:
@@ -210,6 +224,9 @@ def test_timings_become_rows_and_figures(gpu, monkeypatch, tmp_path: Path) -> No
         "DEVICE": torch.device("cpu"),
         "COPIED": 1 << 16,
         "SECONDS": 0.0,
+        "SHORTER": 0.0,
+        "QUARTER": Case("quarter", "quarter", ((10,),)),
+        "FORM_SAMPLES": 5,
         "HOST_SAMPLES": 10,
         "cuda_seconds": cpu_seconds,
         "GPU_CASES": (few, Case("mlp", "b", ((3,),))),
@@ -225,6 +242,10 @@ def test_timings_become_rows_and_figures(gpu, monkeypatch, tmp_path: Path) -> No
     assert by_part["few: bytes"].target == "92%"
     assert by_part["b"].target == by_part["b"].verdict == ""
     assert by_part["host time of step()"].target == "< 60 us"
-    assert [row["case"] for row in figures["timings"]] == ["billion", "mlp"]
-    assert len(recorded) == 2
+    assert by_part["few: bytes"].result.startswith("32 a parameter, ")
+    rules = [row["rule"] for row in figures["timings"] if row["case"] == "quarter"]
+    assert rules == ["adam", "rmsprop", "sgd", "adagrad", "lion"]
+    assert all(f"AdamW, {form.name}: bytes" in by_part for form in gpu.forms.FORMS)
+    assert recorded == figures["timings"]
+    assert [row["case"] for row in recorded[:2]] == ["billion", "mlp"]
     assert figures["copy_bytes_per_second"] > 0

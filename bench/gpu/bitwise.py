@@ -1,10 +1,10 @@
-"""CUDA against the CPU, bit for bit: every pair of dtypes, sizes, misalignments, norms, options."""
+"""CUDA against the CPU, bit for bit: every trial of trials.py at odd sizes and misalignments."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -14,24 +14,15 @@ from torch import Tensor
 import fusedstep
 
 from .rows import Findings
+from .trials import ALIKE, TRIALS, Pairs, Trial
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Around the norm's rows of 256, a pack, and a chunk of 32768; 0 and 1.
 SIZES = (0, 1, 7, 255, 256, 257, 4099, 32767, 32768, 32769, 70001)
 # Elements by which parameter and gradient lie beside an address that is good for 16 bytes.
 OFFSETS = ((0, 0), (1, 1), (0, 1), (3, 2))
 STEPS = 3
-OPTIONS: dict[str, dict] = {
-    "no clip": {},
-    "norm 2": {"max_norm": 1.0},
-    "norm 1": {"max_norm": 1.0, "norm_type": 1.0},
-    "norm inf": {"max_norm": 1.0, "norm_type": math.inf},
-    "amsgrad, maximize": {"max_norm": 0.5, "amsgrad": True, "maximize": True},
-    "skip": {"max_norm": 1.0, "nonfinite": "skip"},
-    "loss scale": {"max_norm": 1.0},
-}
 DEVICES = ("cpu", "cuda")
-_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 Twins = list[tuple[Tensor, Tensor]]  # the same parameter on each of DEVICES
 
 
@@ -93,15 +84,15 @@ class Comparison:
                 print(f"{what}: {int(differ.sum())} differ, first {at}: {a[at]!r} and {b[at]!r}")
 
 
-def steps(twins: Twins, name: str, label: str, seen: Comparison) -> None:
-    """A few steps on both devices with one set of options; then parameters, states and norm."""
+def steps(twins: Twins, trial: Trial, label: str, seen: Comparison) -> None:
+    """A few steps on both devices; then parameters, states and norm."""
     generator = torch.Generator().manual_seed(len(label))
     lists = list(zip(*twins, strict=True))
-    optimizers = [fusedstep.AdamW(params, lr=0.01, **OPTIONS[name]) for params in lists]
+    optimizers = [trial.optimizer(params, **trial.options) for params in lists]
     for at in range(STEPS):
-        refill(twins, generator, spoil=name == "skip" and at == 1)
+        refill(twins, generator, spoil=trial.spoiled and at == 1)
         for device, optimizer in zip(DEVICES, optimizers, strict=True):
-            if name == "loss scale":
+            if trial.loss_scale:
                 optimizer.grad_scale = torch.full((), 1024.0, device=device)
                 optimizer.found_inf = torch.full((), float(at == 1), device=device)
             optimizer.step()
@@ -127,26 +118,25 @@ def clips(twins: Twins, label: str, seen: Comparison) -> None:
             seen.same(f"{label}, clip: grad of params[{i}]", first.grad, second.grad)
 
 
-def checks() -> dict[str, Callable[[Twins, str, Comparison], None]]:
-    """What is done with every pair of dtypes, by name."""
-    stepping = {
-        name: lambda twins, label, seen, name=name: steps(twins, name, label, seen)
-        for name in OPTIONS
-    }
-    return stepping | {"clip_grad_norm_": clips}
+def check(trial: Trial | None, pairs: Pairs, seen: Comparison, name: str) -> None:
+    """One trial, or (None) the stand-alone clip: each pair of dtypes, then all of them at once."""
+    generator = torch.Generator().manual_seed(0)
+    everything: Twins = []
+    for dtypes in pairs:
+        twins = list(make(*dtypes, generator))
+        everything += twins[:: len(OFFSETS) + 1]  # each size and offset comes up
+        label = f"{name}, {dtypes[0]} with {dtypes[1]}"
+        clips(twins, label, seen) if trial is None else steps(twins, trial, label, seen)
+    label = f"{name}, all dtypes at once"
+    clips(everything, label, seen) if trial is None else steps(everything, trial, label, seen)
 
 
 def main() -> None:
     found = Findings(Path(sys.argv[1]))
-    generator = torch.Generator().manual_seed(0)
-    for name, check in checks().items():
+    for trial in (*TRIALS, None):
+        name = trial.name if trial else "clip_grad_norm_"
         seen = Comparison()
-        everything: Twins = []
-        for dtypes in product(DTYPES, DTYPES):
-            twins = list(make(*dtypes, generator))
-            check(twins, f"{name}, {dtypes[0]} with {dtypes[1]}", seen)
-            everything += twins[:: len(OFFSETS) + 1]  # each size and offset comes up
-        check(everything, f"{name}, all dtypes at once", seen)
+        check(trial, trial.pairs if trial else ALIKE, seen, name)
         result = f"{seen.differing} of {seen.tensors} tensors differ, {seen.elements} elements"
         found.row(f"bits: {name}", result, "0 differ", seen.differing == 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import fusedstep
 
+from .forms import ROUNDED, Form
 from .rows import Findings
 
 REPLAYS = 5
@@ -53,13 +55,15 @@ def differing(a: list[Tensor], b: list[Tensor]) -> int:
     return sum(not torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def replay_equals_eager() -> int:
+def replay_equals_eager(form: Form | None = None) -> int:
     """Replays with other gradients and rates, beside an eager optimizer: differing tensors."""
-    captured = make()
+    captured = make(dtype=form.dtype if form else torch.float32)
     eager = twins(captured)
     rates = [torch.tensor(0.01, device="cuda") for _ in range(2)]
+    options = form.options if form else {}
     steps = [
-        optimizer(params, lr=rate) for params, rate in zip((captured, eager), rates, strict=True)
+        optimizer(params, lr=rate, **options)
+        for params, rate in zip((captured, eager), rates, strict=True)
     ]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -78,6 +82,28 @@ def replay_equals_eager() -> int:
         steps[1].step()
     norms = differing([steps[0].grad_norm], [steps[1].grad_norm])
     return differing(captured, eager) + norms
+
+
+def replays_round_anew() -> int:
+    """1 where replays with the same gradients draw the same random numbers.
+
+    Zero gradients and a decay by less than a bfloat16 can say: which elements it moves is chance.
+    """
+    param = torch.ones(100_000, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    param.grad = torch.zeros_like(param)
+    options = {**ROUNDED.options, "lr": 1e-3, "weight_decay": 1.0}
+    step = fusedstep.AdamW([param], capturable=True, **options).step
+    step()  # state and table must be there before the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    moved = []
+    for _ in range(2):
+        with torch.no_grad():
+            param.fill_(1.0)
+        graph.replay()
+        moved.append(param != 1)
+    return int(torch.equal(*moved) or not moved[0].any())
 
 
 def graph_survives_an_eager_step() -> int:
@@ -156,6 +182,8 @@ def launches(params: list[Tensor]) -> int:
 
 CHECKS: tuple[tuple[str, Callable[[], int], str], ...] = (
     ("graph replay equals eager", replay_equals_eager, "tensors differ"),
+    ("the same, rounded by chance", partial(replay_equals_eager, ROUNDED), "tensors differ"),
+    ("replays round anew", replays_round_anew, "repeat"),
     ("graph survives an eager step", graph_survives_an_eager_step, "tensors differ"),
     ("side stream", side_stream_is_followed, "tensors differ"),
     ("no waiting for the GPU", step_returns_before_the_gpu_is_done, "waits"),

@@ -69,7 +69,7 @@ def parts(root: Path, toolkit: Path | None, capability: str) -> list[Part]:
     return [
         Part("build", 150, command, judge_build, "built", build, needed=True),
         Part("GPU tests", 120, [*pytest, "-m", "gpu"], judge_pytest, "none fails", path),
-        script("bitwise", 60),
+        script("bitwise", 90),
         script("graphs", 40),
         script("timings", 120),
         *[sanitizer(tool) for tool in SANITIZERS],

@@ -1,38 +1,47 @@
-"""A little of everything, to be run under compute-sanitizer: every pair of dtypes, odd sizes."""
+"""A little of everything, to be run under compute-sanitizer: dtypes, rules, forms, odd sizes."""
 
 from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import torch
 
 import fusedstep
 
+from .forms import FORMS, SMALLEST
+from .trials import Pairs
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SIZES = (0, 1, 255, 1000, 33000)  # the last one has two chunks
-OPTIONS = (
-    {},
-    {"max_norm": 1.0},
-    {"max_norm": 1.0, "norm_type": 1.0, "nonfinite": "skip"},
-    {"max_norm": 1.0, "norm_type": math.inf, "amsgrad": True},
+ADAMW, CLIP = fusedstep.AdamW, {"max_norm": 1.0}
+# Every pair of dtypes; then other rules and what is stored in fewer bits, on one dtype.
+PAIRS = tuple(product(DTYPES, DTYPES))
+RUNS: tuple[tuple[type, dict[str, Any], Pairs], ...] = (
+    (ADAMW, {}, PAIRS),
+    (ADAMW, CLIP | {"norm_type": 1.0, "nonfinite": "skip"}, PAIRS),
+    (ADAMW, CLIP | {"norm_type": math.inf, "amsgrad": True}, PAIRS),
+    (fusedstep.RMSprop, CLIP | {"momentum": 0.9, "centered": True}, PAIRS[:1]),
+    *((ADAMW, {**CLIP, **form.options}, ((form.dtype, form.dtype),)) for form in FORMS),
+    (ADAMW, {"ema_decay": 0.9, **SMALLEST.options}, ((SMALLEST.dtype, torch.float32),)),
 )
 
 
 def main(device: str = "cuda") -> None:
     generator = torch.Generator().manual_seed(0)
-    for options in OPTIONS:
+    for optimizer, options, pairs in RUNS:
         params = []
-        for at, (param_dtype, grad_dtype, size) in enumerate(product(DTYPES, DTYPES, SIZES)):
+        for at, ((param_dtype, grad_dtype), size) in enumerate(product(pairs, SIZES)):
             skew = at % 3  # some begin beside an aligned address
             room = torch.randn(2, size + skew, generator=generator)
             param = room[0].to(device, param_dtype)[skew:].detach().requires_grad_()
             param.grad_dtype = None  # any may be assigned
             param.grad = room[1].to(device, grad_dtype)[skew:]
             params.append(param)
-        optimizer = fusedstep.AdamW(params, **options)
+        step = optimizer(params, **options).step
         for _ in range(2):
-            optimizer.step()
+            step()
         norm = fusedstep.clip_grad_norm_(params, 1.0)
         print(options, "norm", float(norm), float(fusedstep.get_total_norm(params)))
 
