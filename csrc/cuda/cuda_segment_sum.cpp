@@ -1,11 +1,10 @@
 // Registers the sums of rows by id on NVIDIA GPUs.
-#include "kernels/cuda/segment_sum.h"
-
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include "csrc/cuda/memory.h"
 #include "csrc/segment_sum_ops.h"
+#include "kernels/cuda/segment_sum.h"
 
 namespace fusedstep::cuda {
 namespace {

@@ -4,7 +4,7 @@ from fusedstep import build  # first: it loads the C++ modules that the others c
 
 __version__ = build.FACTS["version"]
 
-from fusedstep import ops, schedules
+from fusedstep import lm_head, ops, schedules
 from fusedstep.clip import clip_grad_norm_, get_total_norm
 from fusedstep.linalg import lstsq, pinv
 from fusedstep.optim import SGD, Adagrad, Adam, AdamW, Lion, Muon, RMSprop
@@ -21,6 +21,7 @@ __all__ = [
     "build",
     "clip_grad_norm_",
     "get_total_norm",
+    "lm_head",
     "lstsq",
     "ops",
     "param_groups",

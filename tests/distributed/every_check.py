@@ -2,6 +2,7 @@
 
 from distributed import (
     check_checkpoints,
+    check_least_squares,
     check_meshes,
     check_refusals,
     check_replicas,
@@ -14,6 +15,7 @@ from distributed.ranks import CHECKS
 __all__ = [
     "CHECKS",
     "check_checkpoints",
+    "check_least_squares",
     "check_meshes",
     "check_refusals",
     "check_replicas",

@@ -1,0 +1,77 @@
+"""Hidden states and the tokens they are to predict: what is refused, and their sums.
+
+Only what a caller passes is read here; nothing of his is written before all of it was checked.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedstep.checks import refuse, require_dense
+
+# Tokens converted to float64 at a time, and tokens sorted at a time: what is needed beside the
+# sums themselves does not grow with a call's number of tokens.
+GRAM_BLOCK = 4096
+SORT_BLOCK = 65536
+
+
+def require_batch(
+    function: str, hidden: Any, tokens: Any, d_model: int, vocab_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`hidden` as [N, d_model] and `tokens` as [N], checked. Waits for the tokens' device.
+
+    tokens: int64 in [0, vocab_size), of hidden's shape without the last dimension, or flat.
+    """
+    require_dense(function, "hidden", hidden)
+    if not isinstance(tokens, Tensor):
+        refuse(function, "tokens", "be a tensor", type(tokens).__name__, TypeError)
+    if tokens.dtype != torch.int64:
+        refuse(function, "tokens", "be int64", tokens.dtype, TypeError)
+    shape = list(hidden.shape)
+    if len(shape) not in (2, 3) or shape[-1] != d_model:
+        refuse(function, "hidden", f"be [N, {d_model}] or [B, T, {d_model}]", shape)
+    count = math.prod(shape[:-1])
+    if tokens.shape != hidden.shape[:-1] and tokens.shape != (count,):
+        must = f"have the shape {shape[:-1]} of hidden without its last dimension"
+        refuse(function, "tokens", must, list(tokens.shape))
+    for name, tensor in (("hidden", hidden), ("tokens", tokens)):
+        if tensor.device != device:
+            refuse(function, name, f"be on the device {device}", tensor.device)
+    if count > 0:
+        for extreme in torch.stack(tokens.aminmax()).tolist():
+            if not 0 <= extreme < vocab_size:
+                refuse(function, "tokens", f"be at least 0 and below {vocab_size}", extreme)
+    return hidden.detach().reshape(-1, d_model), tokens.reshape(-1)
+
+
+def gram(function: str, rows: Tensor) -> Tensor:
+    """rowsᵀ rows [d, d], float64; ValueError where that is not finite. Waits for the device.
+
+    In float64 throughout: of float32 rows every product is exact, and no setting that makes float32
+    products faster and coarser (TF32, bfloat16) plays a part.
+    """
+    d = rows.shape[1]
+    total = torch.zeros(d, d, dtype=torch.float64, device=rows.device)
+    for block in rows.split(GRAM_BLOCK):
+        wide = block.to(torch.float64)
+        total.addmm_(wide.mT, wide)
+    if not bool(total.isfinite().all()):
+        bad = rows[~rows.isfinite()]
+        got = (
+            f"{bad[0].item()} among {rows.numel()} values" if len(bad) else "squares beyond float64"
+        )
+        refuse(function, "hidden", "be finite", got)
+    return total
+
+
+def add_by_token(sums: Tensor, rows: Tensor, tokens: Tensor) -> None:
+    """sums[v] += the rows whose token is v; [V, d], float64, the same bits for any thread count."""
+    if rows.shape[1] > 1 and rows.stride(1) != 1:
+        rows = rows.contiguous()
+    for some, of_some in zip(rows.split(SORT_BLOCK), tokens.split(SORT_BLOCK), strict=True):
+        ids, order = torch.sort(of_some, stable=True)
+        torch.ops.fusedstep.segment_sum_(sums, some, order, ids)

@@ -1,0 +1,236 @@
+"""The last layer by least squares: two sums over any number of tokens, then one small solve.
+
+With hidden states X [N, d] and one-hot targets s Y [N, V], the weight of smallest norm among those
+that minimise |X Wᵀ - s Y|² + ridge |W|² is W = s C (G + ridge I)⁺ with G = XᵀX and C = YᵀX. G is
+d x d, and row v of C is the sum of the hidden states that precede token v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fusedstep import build
+from fusedstep.checks import refuse, require_dense, require_number
+from fusedstep.lm_head.batch import add_by_token, gram, require_batch
+from fusedstep.lm_head.ridge import Spectrum, certain_inverse, default_rtol, inverses, spectrum
+
+CLASS_BLOCK = 4096  # rows of the weight taken at a time by `mse`
+
+
+def require_size(function: str, argument: str, value: Any) -> int:
+    """`value` as an int of 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        refuse(function, argument, "be an int", type(value).__name__, TypeError)
+    if value < 1:
+        refuse(function, argument, "be 1 or more", value)
+    return value
+
+
+def require_scale(function: str, value: Any) -> float:
+    """`value` as a finite float other than 0."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        refuse(function, "scale", "be a number", type(value).__name__, TypeError)
+    scale = float(value)
+    if scale == 0 or scale - scale != 0:
+        refuse(function, "scale", "be finite and not 0", scale)
+    return scale
+
+
+class LeastSquares:
+    """Least squares of one-hot targets on hidden states, over as many tokens as one likes to add.
+
+    Args:
+        d_model: width d of the hidden states.
+        vocab_size: number V of tokens.
+        scale: value of a target's one entry that is not 0. It enters `solve` and `mse` alone.
+        device: where the sums are and hidden states must be; torch's default device if None.
+
+    Holds G [d, d] and C [V, d] in float64 and no more, whatever is added: for d = 768, V = 50257
+    that is 314 MB.
+
+    Raises:
+        ValueError, TypeError: `LeastSquares: <argument> must <property>, got <value>`; so do the
+            methods, with the sums as they were.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        vocab_size: int,
+        *,
+        scale: float = 1.0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        function = type(self).__name__
+        d = require_size(function, "d_model", d_model)
+        vocabulary = require_size(function, "vocab_size", vocab_size)
+        self.scale = require_scale(function, scale)
+        place = torch.empty(0, device=device).device  # "cuda" becomes the current one
+        if place.type not in ("cpu", "cuda"):
+            refuse(function, "device", "be a CPU or a CUDA device", place)
+        build.require_cuda(place)
+        self._gram = torch.zeros(d, d, dtype=torch.float64, device=place)
+        self._sums = torch.zeros(vocabulary, d, dtype=torch.float64, device=place)
+        self._count = 0
+        self._spectrum: Spectrum | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of tokens added."""
+        return self._count
+
+    @property
+    def device(self) -> torch.device:
+        return self._gram.device
+
+    def update(self, hidden: Tensor, tokens: Tensor) -> None:
+        """Adds hidden states and the tokens they are to predict.
+
+        Args:
+            hidden: [N, d] or [B, T, d]; float32, float64, bfloat16 or float16. Every product and
+                sum is in float64. One NaN, infinity or, in float64, overflowing square refuses the
+                call.
+            tokens: [N] or [B, T], int64, from 0 to V - 1. On a GPU, looking at their values and
+                those of the sums waits for it.
+
+        C has the same bits for any number of threads and on any device (the order is in
+        kernels/common/segment_sum.h), G those of the device's float64 product.
+        """
+        function = f"{type(self).__name__}.update"
+        vocabulary, d = self._sums.shape
+        rows, ids = require_batch(function, hidden, tokens, d, vocabulary, self.device)
+        if len(ids) == 0:
+            return
+        with torch.no_grad():
+            added = gram(function, rows)
+            add_by_token(self._sums, rows, ids)
+            self._gram += added
+        self._count += len(ids)
+        self._spectrum = None
+
+    def solve(self, ridge: float | Sequence[float] = 0.0, rtol: float | None = None) -> Tensor:
+        """The weight W = scale · C (G + ridge I)⁺, float64.
+
+        Args:
+            ridge: 0 or more, in units of G, which grows with the number of tokens. Several of them
+                share one factorisation.
+            rtol: an eigenvalue of G + ridge I, the square of a singular value, counts as zero
+                unless it exceeds `rtol` times the largest. By default what rounding in float64 may
+                have left of a zero one, about 1e-12. So W has the smallest norm where G is
+                singular, as with fewer tokens than d, and the limit ridge -> 0 is ridge = 0.
+
+        Returns:
+            [V, d]; [R, V, d] for R ridges. Rows of tokens that were never added are 0.
+        """
+        function = f"{type(self).__name__}.solve"
+        several = isinstance(ridge, (Sequence, Tensor)) and not isinstance(ridge, str)
+        if isinstance(ridge, Tensor):
+            several, ridge = ridge.dim() > 0, ridge.tolist()
+        if several:
+            ridges = [require_number(function, f"ridge[{i}]", r) for i, r in enumerate(ridge)]
+        else:
+            ridges = [require_number(function, "ridge", ridge)]
+        threshold = self._threshold(function, rtol)
+        inverse = None
+        if not several and self._spectrum is None:
+            inverse = certain_inverse(self._gram, ridges[0], threshold)
+        if inverse is None:
+            self._spectrum = self._spectrum or spectrum(self._gram)
+            shifts = torch.tensor(ridges, dtype=torch.float64, device=self.device)
+            inverse = inverses(self._spectrum, shifts if several else shifts[0], threshold)
+        return self._sums @ (inverse * self.scale)
+
+    def mse(self, weight: Tensor) -> Tensor:
+        """The mean of (X Wᵀ - scale · Y)² over all N V entries, 0-d float64, from G and C.
+
+        Args:
+            weight: [V, d], of any floating dtype. The result is differentiable in it.
+
+        It is the difference of sums about as large as scale² / V, the loss of W = 0, and exact to
+        some 1e-15 of that: of a nearly perfect fit nothing is left, and it may come out below 0.
+        """
+        function = f"{type(self).__name__}.mse"
+        require_dense(function, "weight", weight)
+        if weight.shape != self._sums.shape:
+            refuse(function, "weight", f"be {list(self._sums.shape)}", list(weight.shape))
+        if weight.device != self.device:
+            refuse(function, "weight", f"be on the device {self.device}", weight.device)
+        self._require_tokens(function)
+        total = weight.new_full((), self.scale**2 * self._count, dtype=torch.float64)
+        for w, c in zip(weight.split(CLASS_BLOCK), self._sums.split(CLASS_BLOCK), strict=True):
+            wide = w.to(torch.float64)
+            total = total + (wide * (wide @ self._gram - 2 * self.scale * c)).sum()
+        return total / (self._count * len(self._sums))
+
+    def merge(self, other: LeastSquares) -> None:
+        """Adds what `other` has added, as if it had been added here; `other` stays as it is."""
+        function = f"{type(self).__name__}.merge"
+        if not isinstance(other, LeastSquares):
+            refuse(function, "other", "be a LeastSquares", type(other).__name__, TypeError)
+        if other._sums.shape != self._sums.shape:
+            must = f"have sums of the shape {list(self._sums.shape)}"
+            refuse(function, "other", must, list(other._sums.shape))
+        if other.device != self.device:
+            refuse(function, "other", f"be on the device {self.device}", other.device)
+        self._gram += other._gram
+        self._sums += other._sums
+        self._count += other._count
+        self._spectrum = None
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        """Gives every process of `group` the sums of all of them, as if it had added everything.
+
+        Every process calls it, once: at a second call each would count again what all have.
+        """
+        function = f"{type(self).__name__}.all_reduce"
+        if not (dist.is_available() and dist.is_initialized()):
+            refuse(function, "group", "be of an initialised torch.distributed", group)
+        mine = torch.tensor([*self._sums.shape, self._count], device=self.device)
+        of_all = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(of_all, mine, group)
+        shapes = {tuple(sizes.tolist()[:2]) for sizes in of_all}
+        if len(shapes) > 1:  # known to all, so that all refuse
+            refuse(function, "group", "have one vocab_size and d_model", sorted(shapes))
+        dist.all_reduce(self._gram, group=group)
+        dist.all_reduce(self._sums, group=group)
+        self._count = int(sum(sizes[2] for sizes in of_all))
+        self._spectrum = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """`gram` [d, d] and `sums` [V, d], float64, themselves and not copies; `count`, an int."""
+        return {"gram": self._gram, "sums": self._sums, "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a `state_dict` of the same sizes, from any device, in place of all added."""
+        function = f"{type(self).__name__}.load_state_dict"
+        mine = self.state_dict()
+        if set(state) != set(mine):
+            refuse(function, "state", f"have the keys {sorted(mine)}", sorted(state))
+        for name in ("gram", "sums"):
+            require_dense(function, f"state[{name!r}]", state[name])
+            if state[name].dtype != torch.float64 or state[name].shape != mine[name].shape:
+                got = f"{state[name].dtype} of shape {list(state[name].shape)}"
+                must = f"be float64 of shape {list(mine[name].shape)}"
+                refuse(function, f"state[{name!r}]", must, got)
+        count = state["count"]
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            refuse(function, "state['count']", "be an int of 0 or more", count)
+        self._gram.copy_(state["gram"])
+        self._sums.copy_(state["sums"])
+        self._count, self._spectrum = count, None
+
+    def _require_tokens(self, function: str) -> None:
+        if self._count == 0:
+            refuse(function, "update", "have added tokens before", self._count)
+
+    def _threshold(self, function: str, rtol: float | None) -> float:
+        self._require_tokens(function)
+        if rtol is None:
+            return default_rtol(self._count, len(self._gram))
+        return require_number(function, "rtol", rtol)
