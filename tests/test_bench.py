@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,6 +92,22 @@ def test_both_sides_do_the_same_work(micro, tiny, name: str) -> None:
         step()
     torch.testing.assert_close(params[0], params[1], rtol=1e-5, atol=1e-6)
     assert not any(torch.equal(a, b) for a, b in zip(before, params[0], strict=True))
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "int8"])
+def test_smaller_state_is_timed_against_our_own_step(micro, tiny, name: str) -> None:
+    made = []
+    rule = micro.rules.ADAMW
+
+    def ours(params: list, **arguments: object) -> torch.optim.Optimizer:
+        made.append(arguments.get("state_dtype"))
+        return rule.ours(params, **arguments)
+
+    mode = micro.rules.MODES[name]
+    watched = replace(rule, ours=ours, theirs=lambda *_, **__: pytest.fail("torch was timed"))
+    outcome = micro.contest.contest(tiny, CPU, 0, watched, mode)
+    assert made == [mode.options["state_dtype"], None]
+    assert outcome.ratio > 0
 
 
 def test_by_default_smaller_state_is_timed_for_adamw_on_a_large_model(
