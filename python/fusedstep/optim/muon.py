@@ -55,8 +55,9 @@ class Muon(FusedOptimizer, torch.optim.Muon):
             {"params": everything_else, "use_muon": False, "lr": 3e-4, "betas": (0.9, 0.95)},
         ], lr=0.02, weight_decay=0.01, max_norm=1.0)
 
-    The norm, the clip and AdamW take two launches over all groups, Muon's momentum included; then
-    come the matrix products and one launch that moves the matrices.
+    The norm, the clip, AdamW and Muon's momentum run as in every optimizer here, two launches per
+    combination of dtypes (directions are bfloat16); then come the matrix products of each shape and
+    one more launch, which moves the matrices.
 
     Args:
         params: tensors, named tensors or groups. Those of Muon are [m, n]. The arguments below are
