@@ -222,13 +222,6 @@ def test_a_group_that_becomes_muons_must_have_matrices() -> None:
     snapshot.check()
 
 
-def test_smaller_state_and_masters_are_refused() -> None:
-    for option, value in (("state_dtype", torch.bfloat16), ("master", "float32")):
-        must = "be left out: Muon takes max_norm, norm_type, nonfinite"
-        with refuses("Muon", option, must, repr(value), TypeError):
-            fusedstep.Muon(make_params((3, 4)), **{option: value})
-
-
 def test_use_muon_is_true_or_false() -> None:
     group = {"params": make_params((3, 4)), "use_muon": 1}
     with refuses("Muon", "param_groups[0]['use_muon']", "be True or False", "int", TypeError):

@@ -27,7 +27,6 @@ from fusedstep.optim.options import Options
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-OPTIONS = ("max_norm", "norm_type", "nonfinite")  # the precision of its parts is what it is
 # The step's ratio to the rate, for a matrix of m rows and n columns: Jordan's, Liu et al. 2025,
 # equation 4 (https://arxiv.org/abs/2502.16982), and Bernstein's.
 RATIOS = {
@@ -73,7 +72,8 @@ class Muon(FusedOptimizer, torch.optim.Muon):
         adjust_lr_fn: the step's ratio to `lr`: "original" (None too) sqrt(max(1, m / n)),
             "match_rms_adamw" 0.2 sqrt(max(m, n)), "spectral_unclamped" sqrt(m / n).
         maximize: go up, in every group that does not say otherwise.
-        options: max_norm, norm_type and nonfinite of fusedstep.optim.Options.
+        options: those of fusedstep.optim.Options; `stochastic_rounding` is for groups with
+            `use_muon=False` alone.
 
     Parameters are float32, float64, bfloat16 or float16; gradients may be of another of these.
     State is float32, or float64 for float64 parameters, and named as in torch, with whose
@@ -84,6 +84,7 @@ class Muon(FusedOptimizer, torch.optim.Muon):
     """
 
     _rule = "muon"
+    _never_negative = AdamRule._never_negative
     _plan: ClassVar = MuonPlan
 
     def __init__(
@@ -106,10 +107,6 @@ class Muon(FusedOptimizer, torch.optim.Muon):
             "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn, "maximize": maximize, "use_muon": True,
         }  # fmt: skip
-        for option, value in options.items():
-            if option not in OPTIONS and value not in (None, False):
-                must = f"be left out: Muon takes {', '.join(OPTIONS)}"
-                refuse(type(self).__name__, option, must, repr(value), TypeError)
         self._prepare(defaults, foreach=None, fused=None, differentiable=False, options=options)
         # Not by way of torch.optim.Muon's constructor, which refuses what AdamW is there for.
         super(torch.optim.Muon, self).__init__(params, defaults)
@@ -129,12 +126,20 @@ class Muon(FusedOptimizer, torch.optim.Muon):
 
     def _require_matrices(self, index: int) -> None:
         name, group = type(self).__name__, self.param_groups[index]
+        if group["use_muon"] and self._chosen["mode"].of(group).stochastic_rounding:
+            # Directions and parameters are rounded in two launches; one count of steps is not two.
+            refuse(name, label(index, "stochastic_rounding"), "be False where use_muon", True)
         labels = parameter_labels(group, f"param_groups[{index}]['params']")
         for where, param in zip(labels, group["params"], strict=True):
             if is_dtensor(param):  # its products would need all of it
                 refuse(name, where, "be a plain tensor", type(param).__name__, TypeError)
             if group["use_muon"]:
                 require_matrix(name, where, param)
+
+    def _completed(self, saved: Group) -> Group:
+        saved = dict(saved)
+        _complete(saved)
+        return super()._completed(saved)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:  # a checkpoint may come from another implementation

@@ -10,13 +10,23 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
-from fusedstep.optim.plan import Initial, Named, Plan
+from fusedstep.optim.arrays import Kept
+from fusedstep.optim.modes import Mode
+from fusedstep.optim.plan import Named, Plan
+from fusedstep.optim.state import Initial
 
 
 class DescentPlan(Plan):
     """Muon's matrices, those of one group and shape together, with orthogonal ones as gradients."""
 
-    def rebuild_for(self, groups: list[list[Named]], directions: Mapping[Tensor, Tensor]) -> None:
+    def rebuild_for(
+        self,
+        groups: list[list[Named]],
+        directions: Mapping[Tensor, Tensor],
+        kept: list[Kept],
+        state: dict[Tensor, dict[str, Tensor]],
+        initial: Initial,
+    ) -> None:
         """Takes over matrices that have state, group after group of the optimizer."""
         self._directions = directions
         by_shape: dict[tuple[int, torch.Size], list[Named]] = {}
@@ -24,8 +34,9 @@ class DescentPlan(Plan):
             for named in group:
                 by_shape.setdefault((g, named[1].shape), []).append(named)
         self.kinds = list(by_shape)  # what each row of numbers is for: a group and a shape
-        no_state = [()] * len(by_shape)
-        self.rebuild(list(by_shape.values()), no_state, {}, lambda *_: 0.0)
+        # The momentum was the other plan's; what a master and an average follow is done here.
+        here = [kept[g]._replace(names=()) for g, _ in self.kinds]
+        self.rebuild(list(by_shape.values()), here, state, initial)
 
     @property
     def matrices(self) -> int:
@@ -52,13 +63,13 @@ class MuonPlan(Plan):
     def rebuild(
         self,
         groups: list[list[Named]],
-        names: list[Sequence[str]],
+        kept: list[Kept],
         state: dict[Tensor, dict[str, Tensor]],
         initial: Initial,
     ) -> None:
         matrices = [
-            group if "momentum_buffer" in keys else []
-            for group, keys in zip(groups, names, strict=True)
+            group if "momentum_buffer" in keeps.names else []
+            for group, keeps in zip(groups, kept, strict=True)
         ]
         for label, param, _ in chain.from_iterable(matrices):
             require_matrix(self.function, label, param)  # a checkpoint may have made it Muon's
@@ -68,14 +79,21 @@ class MuonPlan(Plan):
             for group in matrices
             for _, param, _ in group
         }
-        super().rebuild(groups, names, state, initial)
-        self.descent.rebuild_for(matrices, self._directions)
+        here = [
+            keeps._replace(mode=Mode(keeps.mode.state_dtype), average=False) if of_muon else keeps
+            for keeps, of_muon in zip(kept, matrices, strict=True)
+        ]
+        super().rebuild(groups, here, state, initial)
+        self.descent.rebuild_for(matrices, self._directions, kept, state, initial)
 
     def _memory(self, params: list[Tensor]) -> list[Tensor]:
         return [self._directions.get(param, param) for param in params]
 
     def _gradients(self) -> list[Tensor | None]:
         return [param.grad for param in self._owners]
+
+    def replaced(self) -> bool:
+        return super().replaced() or self.descent.replaced()
 
     def look(self) -> bool:
         self.descent.look()
