@@ -1,0 +1,53 @@
+"""The cross-entropy of rows of logits and its gradient, in a form that loses no small number.
+
+With p = softmax(z) and the token y, the gradient of the loss is p - e_y. Where p_y is near 1 all of
+it is small, and 1 - p_y cancels. Hence two factors: p - e_y = miss * direction, where
+miss = 1 - p_y, and direction is the softmax over all classes but y, with -1 in the place of y.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """Numbers of each row of logits, `[n]` float64; |p - e_y|² is miss² * square."""
+
+    loss: Tensor  # -log p_y
+    miss: Tensor  # 1 - p_y
+    square: Tensor  # |direction|², between 1 and 2
+
+
+def losses_(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The loss of each row, `[n]` float64; `logits` `[n, V]` is written over."""
+    return _exponentials_(logits, tokens)[0]
+
+
+def directions_(logits: Tensor, tokens: Tensor) -> Rows:
+    """Writes the directions over `logits` `[n, V]`, float32 or float64; tokens `[n]` in [0, V)."""
+    loss, rest, hit = _exponentials_(logits, tokens)
+    logits.div_(torch.where(rest > 0, rest, 1.0))
+    square = 1 + torch.linalg.vector_norm(logits, dim=1).to(torch.float64).square()
+    logits.scatter_(1, tokens[:, None], -1.0)
+    rest, hit = (t.squeeze(1).to(torch.float64) for t in (rest, hit))
+    return Rows(loss, rest / (rest + hit), square)
+
+
+def _exponentials_(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Leaves exp(z - max z), 0 for the token; the loss `[n]`, their sum, what was there `[n, 1]`.
+
+    A loss below the rounding errors of max z is exact too: log1p of the sum.
+    """
+    index = tokens[:, None]
+    top = logits.amax(1, keepdim=True)
+    behind = top - logits.gather(1, index)
+    logits.sub_(top).exp_()
+    hit = logits.gather(1, index)
+    logits.scatter_(1, index, 0.0)
+    rest = logits.sum(1, keepdim=True)
+    wide = rest.to(torch.float64)
+    loss = torch.where(behind == 0, wide.log1p(), (wide + hit).log() + behind)
+    return loss.squeeze(1), rest, hit
