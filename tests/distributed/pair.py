@@ -37,7 +37,11 @@ def shard(model: nn.Sequential, *meshes: Any) -> nn.Sequential:
 def whole(tensor: Tensor) -> Tensor:
     """All elements of a tensor of which ranks may hold parts."""
     tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    if tensor.dtype == torch.int16:  # neither gloo nor NCCL sends it
+        return tensor.int().full_tensor().short()
+    return tensor.full_tensor()
 
 
 class Pair:

@@ -1,0 +1,130 @@
+"""Rules and modes on shards: bit for bit what one process does, also from a checkpoint on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from distributed.check_checkpoints import load
+from distributed.pair import make_model, shard, whole
+from distributed.ranks import Ranks, assert_same_on_all_ranks, check
+from helpers import assert_same_bits
+from optimizers import OPTIMIZERS, Kind
+from refusals import refuses
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+import fusedstep
+
+MODES: list[dict[str, Any]] = [
+    {"master": "float32"},
+    {"master": "remainder", "ema_decay": 0.9},
+]
+
+
+class Both:
+    """A model in shards and one that is whole, given the same gradients; no norm is asked for."""
+
+    def __init__(self, kind: Kind, dtype: torch.dtype, **options: Any) -> None:
+        self.alone, self.spread = make_model(dtype), shard(make_model(dtype))
+        self.reference = kind.ours(self.alone.parameters(), **options)
+        self.optimizer = kind.ours(self.spread.parameters(), **options)
+        self.steps = 0
+
+    def set_gradients(self) -> None:
+        """Random ones, of the parameters' dtype."""
+        generator = torch.Generator().manual_seed(self.steps)
+        for p, q in zip(self.spread.parameters(), self.alone.parameters(), strict=True):
+            q.grad = torch.randn(q.shape, generator=generator).to(q.dtype)
+            p.grad = distribute_tensor(q.grad, p.device_mesh, p.placements)
+        self.steps += 1
+
+    def step(self) -> None:
+        self.set_gradients()
+        self.reference.step()
+        self.optimizer.step()
+
+    def check(self) -> None:
+        """Parameters and all their state."""
+        for p, q in zip(self.spread.parameters(), self.alone.parameters(), strict=True):
+            assert_same_bits(whole(p), q, "a parameter")
+            state, expected = self.optimizer.state[p], self.reference.state[q]
+            assert state.keys() == expected.keys()
+            for name, value in state.items():
+                assert_same_bits(whole(value), expected[name], name)
+
+
+@check(2, 3)
+def rules_on_shards(ranks: Ranks) -> None:
+    for kind in OPTIMIZERS:
+        both = Both(kind, torch.float32)
+        for _ in range(3):
+            both.step()
+        both.check()
+
+
+@check(2, 3)
+def modes_on_shards(ranks: Ranks) -> None:
+    for options in MODES:
+        both = Both(OPTIMIZERS[0], torch.bfloat16, **options)
+        for _ in range(3):
+            both.step()
+        both.check()
+    before = [whole(p).clone() for p in both.spread.parameters()]
+    with both.optimizer.swap_ema(), both.reference.swap_ema():
+        for p, q in zip(both.spread.parameters(), both.alone.parameters(), strict=True):
+            assert_same_bits(whole(p), q, "an average")
+    assert all(map(torch.equal, map(whole, both.spread.parameters()), before))
+    for state in both.optimizer.to_torch_state_dict()["state"].values():
+        assert state["exp_avg"].dtype == torch.float32
+        assert isinstance(state["exp_avg"], DTensor)
+
+
+@check(2, 3)
+def modes_saved_by_two_loaded_by_three(ranks: Ranks) -> None:
+    for i, options in enumerate(MODES):
+        both = Both(OPTIMIZERS[0], torch.bfloat16, **options)
+        path = ranks.folder / f"mode-{i}"
+        for _ in range(2):
+            both.set_gradients()
+            both.reference.step()
+            if ranks.world == 2:
+                both.optimizer.step()
+        if ranks.world == 2:
+            states = get_state_dict(both.spread, both.optimizer)
+            dcp.save(dict(zip(("model", "optimizer"), states, strict=True)), checkpoint_id=path)
+        else:
+            both.spread.zero_grad()
+            load(path, both.spread, both.optimizer)
+        both.check()
+        both.step()
+        both.check()
+
+
+@check(2, 3)
+def chance_is_the_same_on_every_replica(ranks: Ranks) -> None:
+    """Stochastic rounding must not make replicas differ."""
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    values = torch.ones(500, dtype=torch.bfloat16)
+    param = nn.Parameter(distribute_tensor(values, mesh, [Replicate()]))
+    optimizer = fusedstep.AdamW(
+        [param], lr=1e-3, stochastic_rounding=True, state_dtype=torch.bfloat16
+    )
+    for _ in range(3):
+        param.grad = distribute_tensor(values, mesh, [Replicate()])
+        optimizer.step()
+    assert_same_on_all_ranks(param.to_local(), "the parameter")
+    assert_same_on_all_ranks(optimizer.state[param]["exp_avg"].to_local(), "exp_avg")
+    assert len(param.to_local().unique()) > 1  # chance did play
+
+
+@check(2)
+def codes_of_eight_bits_are_refused(ranks: Ranks) -> None:
+    """Their scales belong to blocks of memory, not to elements of the whole."""
+    named = shard(make_model(torch.float32)).named_parameters()
+    must = "be a plain tensor where state_dtype='int8', .*"
+    with refuses("AdamW", "param_groups[0]['params']['0.weight']", must, "a DTensor", TypeError):
+        fusedstep.AdamW(named, state_dtype="int8")
