@@ -1,4 +1,4 @@
-"""The op behind pinv and lstsq: A⁺ as a product of two factors, by the driver that suits A.
+"""The pseudo-inverse as a product of two factors, by the driver that suits each matrix.
 
 Factors rather than A⁺ itself, because least squares applies them to B and never multiplies them.
 """
@@ -6,6 +6,7 @@ Factors rather than A⁺ itself, because least squares applies them to B and nev
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,34 +17,32 @@ from fusedstep.linalg.numerics import Factors, Tolerance, scaled
 
 DONE, NOT_FINITE, FAILED = 0, 1, 2  # the convergence codes
 
-Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+class Choice(NamedTuple):
+    """How to factorise: the options of pinv that are no tensors."""
+
+    hermitian: bool
+    driver: str
+    synchronize: bool
 
 
-@torch.library.custom_op("fusedstep::pinv_factors", mutates_args=())
-def pinv_factors(
-    A: Tensor, atol: Tensor, rtol: Tensor, hermitian: bool, driver: str, synchronize: bool
-) -> Results:
-    """A `[*, m, n]`, float32 or float64; atol, rtol `[*]`, float64; k = min(m, n).
+class Solution(NamedTuple):
+    """Of matrices A `[b, m, n]`, k = min(m, n): A⁺ = left @ right, both float64."""
 
-    Returns left `[*, n, k]` and right `[*, k, m]`, float64, whose product is A⁺; and of each matrix
-    the rank (int64), the convergence code (int32) and rcond (float64). NaN in all of `left` where
-    the code is not DONE.
-    """
-    batch, (m, n) = A.shape[:-2], A.shape[-2:]
-    if A.numel() == 0:
-        left, right, rank, code, rcond = _outputs(A)
-        return left.zero_(), right.zero_(), rank.zero_(), code.zero_(), rcond.zero_()
-    tall = m >= n
-    X = A.contiguous().reshape(-1, m, n)
-    X, factor, finite = scaled(X, may_look=synchronize)
+    left: Tensor  # [b, n, k]; contiguous, or for m < n its transpose is; NaN unless DONE
+    right: Tensor  # [b, k, m]; its transpose is contiguous
+    rank: Tensor  # [b] int64
+    code: Tensor  # [b] int32
+    rcond: Tensor  # [b] float64
+
+
+def factorise(A: Tensor, tolerance: Tolerance, choice: Choice) -> Solution:
+    """A `[b, m, n]`, float32 or float64 and not empty."""
+    tall = A.shape[-2] >= A.shape[-1]
+    X, factor, finite = scaled(A.contiguous(), may_look=choice.synchronize)
     X = X if tall else X.mT
-    tolerance = Tolerance(atol.expand(batch).flatten() * factor, rtol.expand(batch).flatten())
-    precise = A.dtype == torch.float64
-    found = (
-        drivers.hermitian(X, tolerance)
-        if hermitian
-        else _factorise(X, tolerance, precise, driver, synchronize)
-    )
+    tolerance = Tolerance(tolerance.atol * factor, tolerance.rtol)
+    found = _by_driver(X, tolerance, A.dtype == torch.float64, choice)
     good = finite & found.done
     left = found.left.contiguous() * torch.where(good, factor, math.nan)[:, None, None]
     if tall:
@@ -51,19 +50,20 @@ def pinv_factors(
     else:
         left, right = found.basis.mT.contiguous().mT, left.mT
     code = torch.where(finite, torch.where(found.done, DONE, FAILED), NOT_FINITE)
-    return (
-        left.reshape(*batch, *left.shape[-2:]),
-        right.reshape(*batch, *right.shape[-2:]),
-        torch.where(good, found.rank, 0).reshape(batch),
-        code.to(torch.int32).reshape(batch),
-        torch.where(good, found.rcond, math.nan).reshape(batch),
+    return Solution(
+        left,
+        right,
+        torch.where(good, found.rank, 0),
+        code.to(torch.int32),
+        torch.where(good, found.rcond, math.nan),
     )
 
 
-def _factorise(
-    X: Tensor, tolerance: Tolerance, precise: bool, driver: str, synchronize: bool
-) -> Factors:
+def _by_driver(X: Tensor, tolerance: Tolerance, precise: bool, choice: Choice) -> Factors:
     """By the driver named, or Cholesky and then, for what that leaves, one that can truncate."""
+    hermitian, driver, synchronize = choice
+    if hermitian:
+        return drivers.hermitian(X, tolerance)
     if driver == "eigh":
         return drivers.eigh(X, tolerance)
     if driver == "qr_svd":
@@ -105,36 +105,3 @@ def _repair(found: Factors, X: Tensor, tolerance: Tolerance, where: Tensor, driv
     return Factors(
         *(old.index_copy(0, chosen, new) for old, new in zip(found, better, strict=True))
     )
-
-
-def _outputs(A: Tensor) -> Results:
-    """What the op returns for A, with the same strides and nothing in it."""
-    batch, (m, n) = A.shape[:-2], A.shape[-2:]
-    k = min(m, n)
-
-    def factor(*size: int) -> Tensor:
-        return A.new_empty(*batch, *size, dtype=torch.float64)
-
-    factors = (factor(n, k) if m >= n else factor(k, n).mT, factor(m, k).mT)
-    return (
-        *factors,
-        A.new_empty(batch, dtype=torch.int64),
-        A.new_empty(batch, dtype=torch.int32),
-        A.new_empty(batch, dtype=torch.float64),
-    )
-
-
-@pinv_factors.register_fake
-def _(A, atol, rtol, hermitian, driver, synchronize):
-    return _outputs(A)
-
-
-@pinv_factors.register_vmap
-def _(info, in_dims, A, atol, rtol, hermitian, driver, synchronize):
-    A, atol, rtol = (
-        t.unsqueeze(0) if dim is None else t.movedim(dim, 0)
-        for t, dim in zip((A, atol, rtol), in_dims, strict=False)
-    )
-    A = A.expand(info.batch_size, *A.shape[1:])
-    results = pinv_factors(A, atol, rtol, hermitian, driver, synchronize)
-    return results, (0,) * len(results)

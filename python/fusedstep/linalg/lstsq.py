@@ -8,7 +8,7 @@ from torch.autograd import Function
 
 from fusedstep.checks import refuse
 from fusedstep.linalg.arguments import require_driver, require_matrices, tolerances
-from fusedstep.linalg.factors import pinv_factors
+from fusedstep.linalg.ops import pinv_factors
 
 
 def lstsq(
@@ -57,7 +57,7 @@ def lstsq(
     narrow = A.dtype
     A, B = (t if narrow == torch.float64 else t.to(torch.float32) for t in (A, B))
     A = A.expand(*batch, *A.shape[-2:])
-    left, right, *_ = pinv_factors(
+    left, right = pinv_factors(
         A.detach(), atol.expand(batch), rtol.expand(batch), False, driver, synchronize
     )
     # Products in float64: differences such as B - A X cancel, and TF32 must have no part in them.

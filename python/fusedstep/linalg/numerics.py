@@ -31,7 +31,7 @@ class Tolerance(NamedTuple):
     def of(self, largest: Tensor) -> Tensor:
         return torch.maximum(self.atol, self.rtol * largest)
 
-    def __getitem__(self, chosen: Tensor) -> Tolerance:  # type: ignore[override]
+    def __getitem__(self, chosen: Tensor | slice) -> Tolerance:  # type: ignore[override]
         return Tolerance(self.atol[chosen], self.rtol[chosen])
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fusedstep.checks import refuse
+from fusedstep.linalg import ops
 from fusedstep.linalg.arguments import require_driver, require_matrices, tolerances
-from fusedstep.linalg.factors import pinv_factors
 
 
 class PinvInfo(NamedTuple):
@@ -72,23 +72,23 @@ def pinv(
     wide = wide.expand(*batch, *A.shape[-2:])
     if hermitian:
         wide = wide.tril() + wide.tril(-1).mT
-    left, right, *info = pinv_factors(
+    P, *info = ops.pinv(
         wide.detach(), atol.expand(batch), rtol.expand(batch), hermitian, driver, synchronize
     )
     # torch.compile takes no Function that has a forward mode of its own.
-    product = _Product if torch.compiler.is_compiling() else _ProductBothModes
-    P = product.apply(wide, left, right).to(A.dtype)
+    derived = _Backward if torch.compiler.is_compiling() else _BothModes
+    P = derived.apply(wide, P).to(A.dtype)
     return (P, PinvInfo(*info)) if return_info else P
 
 
-class _Product(Function):
-    """The value left @ right with the derivatives of A⁺."""
+class _Backward(Function):
+    """P as it is, with the derivatives of A⁺."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(A: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        return (left @ right).to(A.dtype)
+    def forward(A: Tensor, P: Tensor) -> Tensor:
+        return P.view_as(P)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -98,12 +98,12 @@ class _Product(Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         A, P = ctx.saved_tensors
-        return _in_float64(_vjp, A, P, grad), None, None
+        return _in_float64(_vjp, A, P, grad), None
 
 
-class _ProductBothModes(_Product):
+class _BothModes(_Backward):
     @staticmethod
-    def jvp(ctx, tangent: Tensor, *_):
+    def jvp(ctx, tangent: Tensor, _):
         A, P = ctx.saved_tensors
         return _in_float64(_jvp, A, P, tangent)
 
