@@ -112,12 +112,8 @@ def norm_over_ranks(norms: Mapping[Place, Tensor], norm_type: float) -> Tensor:
             ranks = _gather(torch.stack([whole[place] for place in places]), mesh, dim)
             for place, column in zip(places, ranks, strict=True):
                 whole[place] = _norm([column], norm_type) if dim in place.sharded else column[0]
-    values = list(whole.values())
-    return (
-        values[0]
-        if len(values) == 1
-        else _norm([v.to(values[0].device) for v in values], norm_type)
-    )
+    first, *others = whole.values()
+    return _norm([first, *(n.to(first.device) for n in others)], norm_type) if others else first
 
 
 def _gather(values: Tensor, mesh: Any, dim: int) -> Tensor:
