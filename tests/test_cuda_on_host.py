@@ -42,6 +42,24 @@ def test_every_rule_has_the_bits_of_the_cpu(on_simt: Any, kind: Kind) -> None:
     assert_twins(params, optimizers)
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {"state_dtype": "int8", "master": "remainder", "ema_decay": 0.9},
+        {"state_dtype": torch.bfloat16, "stochastic_rounding": True, "seed": 2**40 + 3},
+    ],
+    ids=lambda mode: " ".join(mode),
+)
+def test_modes_have_the_bits_of_the_cpu(on_simt: Any, mode: dict[str, Any]) -> None:
+    params, optimizers = twins(torch.bfloat16, max_norm=0.5, **mode)
+    for seed in range(2):
+        for p in params:
+            set_grads(p, seed=seed)
+        optimizers[0].step()
+        step_on_cpu(optimizers[1])
+    assert_twins(params, optimizers)
+
+
 @pytest.mark.parametrize("kind", [OPTIMIZERS[0], OPTIMIZERS[2]], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_every_form_of_storage_has_the_bits_of_the_cpu(

@@ -14,7 +14,7 @@ from tests.cuda.verdict import Kernel, faults, readable, worse
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNATURE = (
-    "void fusedstep::cuda::step_kernel<fusedstep::Adam, double, fusedstep::Half>"
+    "void fusedstep::cuda::step_kernel<fusedstep::adam::Rule, double, false>"
     "(fusedstep::Table, fusedstep::Clip, long, unsigned int*)"
 )
 PTXAS = """ptxas info    : Compiling entry function 'first' for 'sm_90'
@@ -45,15 +45,19 @@ def loop(**accesses: int) -> sass.Loop:
     return sass.Loop(sass.Counter({(name, int(width)): n for (name, width), n in split.items()}))
 
 
+# Parameter, gradient and two states: by packs of four elements, and one by one.
 GOOD = Kernel(
-    "step<Adam, float32, float32>",
+    "step<adam, float32, uniform>",
     nvcc.Resources(64, 0, 0, 0, 80),
-    sass.Code([loop(LDG16=4, STG16=3), loop(LDG4=4, STG4=3)], 0),
+    sass.Code([loop(LDG16=4, LDG4=16, STG16=3, STG4=12)], 0),
 )
 
 
+PACKS_OF, OF_LOOP = "of 16 bytes:", "for each array of a main loop"
+
+
 def test_names_are_readable() -> None:
-    assert readable(SIGNATURE) == "step<Adam, float64, float16>"
+    assert readable(SIGNATURE) == "step<adam, float64, mixed>"
     anonymous = "void fusedstep::cuda::(anonymous namespace)::norm_kernel<(fusedstep::Norm)2>(int*)"
     assert readable(anonymous) == "norm<inf>"
 
@@ -91,7 +95,7 @@ def test_only_innermost_loops_count() -> None:
 def test_good_kernel_passes() -> None:
     assert faults(GOOD) == []
     assert worse(GOOD, GOOD.summary()) == []
-    assert worse(GOOD, GOOD.summary() | {"registers": 70, "main_loops": 1}) == []
+    assert worse(GOOD, GOOD.summary() | {"registers": 70, "wide_loads": 3}) == []
 
 
 @pytest.mark.parametrize(
@@ -100,8 +104,13 @@ def test_good_kernel_passes() -> None:
         ({"spill_stores": 8}, None, "spill stores, bytes: must be 0, got 8"),
         ({"stack": 16}, None, "stack frame, bytes: must be 0, got 16"),
         ({}, [loop(LD16=4, STG16=3)], "generic accesses in loops: must be 0, got 4"),
-        ({}, [loop(LDG16=3, LDG4=1)], "narrowest load in a main loop: must be 16 bytes, got 4"),
-        ({}, [loop(LDG16=4, STG8=6)], "narrowest store in a main loop: must be 16 bytes, got 8"),
+        ({}, [loop(LDG16=3, LDG4=16)], f"loads {PACKS_OF} must be 1 {OF_LOOP}, got 3 for 4"),
+        (
+            {},
+            [loop(LDG16=4, STG16=2, STG4=12)],
+            f"stores {PACKS_OF} must be 1 {OF_LOOP}, got 2 for 3",
+        ),
+        ({}, [loop(LDG4=16, STG4=12)], "loops with accesses of 16 bytes: must be there, got none"),
     ],
 )
 def test_each_fault_is_named(
@@ -112,15 +121,34 @@ def test_each_fault_is_named(
     assert faults(kernel) == [f"{GOOD.name}: {message}"]
 
 
-def test_narrow_gradients_of_float64_are_let_pass_down_to_their_pack() -> None:
-    name = "step<Adam, float64, float32>"
-    pack = Kernel(name, GOOD.resources, sass.Code([loop(LDG16=3, LDG8=1)], 0))
-    single = Kernel(name, GOOD.resources, sass.Code([loop(LDG16=3, LDG4=2)], 0))
-    assert faults(pack) == []
-    assert len(faults(single)) == 1
+@pytest.mark.parametrize(
+    ("name", "good", "narrow"),
+    [
+        # Five arrays of any type; then the bytes of one are no longer stored by packs.
+        ("step<adam, float32, mixed>", {"STG16": 15, "STG8": 5, "STG2": 40, "STG1": 40}, "STG1"),
+        ("step<adam, float64, mixed>", {"STG16": 15, "STG4": 25, "STG1": 20}, "STG1"),
+        ("step<adam, float64, uniform>", {"STG16": 5, "STG8": 10}, "STG8"),
+    ],
+)
+def test_arrays_are_counted_by_their_single_elements(
+    name: str, good: dict[str, int], narrow: str
+) -> None:
+    def lines(accesses: dict[str, int]) -> list[str]:
+        return faults(Kernel(name, GOOD.resources, sass.Code([loop(**accesses)], 0)))
+
+    assert lines(good) == []
+    assert len(lines(good | {narrow: 2 * good[narrow]})) == 1
 
 
-@pytest.mark.parametrize("change", [{"registers": 63}, {"shared": 16}, {"main_loops": 2}])
+def test_norm_reads_packs_alone() -> None:
+    bad = Kernel("norm<2>", GOOD.resources, sass.Code([loop(LDG16=3, LDG4=1)], 0))
+    assert faults(replace(bad, code=sass.Code([loop(LDG16=4), loop(LDG4=4)], 0))) == []
+    assert faults(bad) == ["norm<2>: narrowest load in a main loop: must be 16 bytes, got 4"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"registers": 63}, {"shared": 16}, {"main_loops": 2}, {"wide_stores": 4}]
+)
 def test_getting_worse_than_expected_is_named(change: dict[str, int]) -> None:
     lines = worse(GOOD, GOOD.summary() | change)
     assert len(lines) == 1
@@ -139,31 +167,35 @@ def tools_lack() -> str:
 
 INSTANCE = """#include "kernels/cuda/step.h"
 #include "kernels/rules/adam.h"
-template __global__ void fusedstep::cuda::step_kernel<fusedstep::Adam, float, float>(
+template __global__ void fusedstep::cuda::step_kernel<fusedstep::adam::Rule, float, {uniform}>(
     const fusedstep::Table, const fusedstep::Clip, int64_t, unsigned*);
 """
+BLOCKS = "(uniform ? 3 : 2)"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(tools_lack()), reason="needs nvcc and nvdisasm to compile CUDA kernels")
 @pytest.mark.parametrize(
-    ("file", "text", "planted", "found"),
+    ("uniform", "file", "text", "planted", "found"),
     [
-        ("step.h", "? 2 : 3", "? 2 : 3", []),
-        ("step.h", "? 2 : 3", "? 2 : 8", ["spill stores", "spill loads"]),
-        ("vector.h", "kAccess = 16", "kAccess = 4", ["narrowest load in a main loop"]),
-        ("vector.h", "__isGlobal(p)", "p != nullptr", ["generic accesses in loops"]),
+        (True, "step.h", BLOCKS, BLOCKS, []),
+        (False, "step.h", BLOCKS, BLOCKS, []),
+        (True, "step.h", BLOCKS, "8", ["spill stores", "spill loads"]),
+        (False, "step.h", BLOCKS, "3", ["spill stores", "spill loads"]),
+        (True, "vector.h", "kAccess = 16", "kAccess = 4", ["accesses of 16 bytes: must be there"]),
+        (False, "vector.h", "if constexpr (bytes == 8)", "if constexpr (false)", ["stores of 16"]),
+        (True, "vector.h", "__isGlobal(p)", "p != nullptr", ["generic accesses in loops"]),
     ],
 )
 def test_planted_faults_are_found_in_the_compiled_kernel(
-    file: str, text: str, planted: str, found: list[str], tmp_path: Path
+    uniform: bool, file: str, text: str, planted: str, found: list[str], tmp_path: Path
 ) -> None:
     shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
     header = tmp_path / "kernels" / "cuda" / file
     assert text in header.read_text()
     header.write_text(header.read_text().replace(text, planted))
     source = tmp_path / "instance.cu"
-    source.write_text(INSTANCE)
+    source.write_text(INSTANCE.replace("{uniform}", str(uniform).lower()))
 
     toolkit, nvdisasm = report.find_tools()
     flags = ["-I", str(tmp_path), *nvcc.build_flags(toolkit)]

@@ -39,11 +39,11 @@ def compile_cubin(
 ) -> dict[str, Resources]:
     """Compiles `source` for `arch` ("sm_90") and returns the resources of each mangled kernel.
 
-    RuntimeError with the compiler's output where it fails.
+    RuntimeError with the compiler's output where it fails or warns.
     """
     target = f"arch={arch.replace('sm', 'compute')},code={arch}"
     command = [root / "bin" / "nvcc", "-cubin", "-gencode", target, *flags, "-Xptxas", "-v"]
-    command += ["-I", ROOT, "-o", cubin, source]
+    command += ["-Werror", "all-warnings", "-I", ROOT, "-o", cubin, source]
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"nvcc failed on {source.name}:\n{result.stdout}{result.stderr}")

@@ -16,11 +16,26 @@ READABLE = {
     "float": "float32",
     "BFloat16": "bfloat16",
     "Half": "float16",
+    "true": "uniform",
+    "false": "mixed",
 }
-# A pack of float64 has two elements, 16 bytes; two gradients of a narrower type are fewer bytes.
-NARROW_LOADS = {"float64, float32": 8, "float64, bfloat16": 4, "float64, float16": 4}
-# An id and the number of its row are 8 bytes each.
-NARROW_LOADS |= {f"sum_pieces<{name}": 8 for name in ("float32", "float64", "bfloat16", "float16")}
+
+
+@dataclass(frozen=True)
+class Packs:
+    """How a step kernel takes an array: kPack of kernels/cuda/vector.h, told by its accesses."""
+
+    elements: int  # a thread takes them at once, or one by one where the array is not aligned
+    narrowest: int  # bytes of the smallest element that the kernel knows
+    wide: int  # accesses of 16 bytes that an array needs, over all element sizes
+
+
+PACKS = {
+    "float32, uniform": Packs(4, 4, 1),
+    "float64, uniform": Packs(2, 8, 1),
+    "float32, mixed": Packs(8, 1, 3),  # float32 is two accesses, 16 bits are one, 8 bits are half
+    "float64, mixed": Packs(4, 1, 3),  # float64 is two, float32 is one, narrower is less
+}
 
 
 @dataclass(frozen=True)
@@ -35,9 +50,9 @@ class Kernel:
     def main_loops(self) -> list[Loop]:
         return [loop for loop in self.code.loops if loop.is_main]
 
-    def narrowest(self, operation: str) -> int:
-        """Bytes of the narrowest "load" or "store" in the main loops; 16 where there is none."""
-        return min((w for loop in self.main_loops for w in loop.widths(operation)), default=16)
+    def wide(self, operation: str) -> int:
+        """How many "load"s or "store"s of 16 bytes the main loops have."""
+        return sum(loop.widths(operation)[16] for loop in self.main_loops)
 
     def summary(self) -> dict[str, int]:
         """What expected.json keeps."""
@@ -45,14 +60,16 @@ class Kernel:
             "registers": self.resources.registers,
             "shared": self.resources.shared,
             "main_loops": len(self.main_loops),
-            "narrowest_load": self.narrowest("load"),
-            "narrowest_store": self.narrowest("store"),
+            "wide_loads": self.wide("load"),
+            "wide_stores": self.wide("store"),
         }
 
 
 def readable(signature: str) -> str:
-    """`step<Adam, float32, bfloat16>` from a demangled signature."""
-    name = re.sub(r"^void |fusedstep::(cuda::)?|\(anonymous namespace\)::", "", signature)
+    """`step<adam, float32, uniform>` from a demangled signature."""
+    name = re.sub(
+        r"^void |fusedstep::(cuda::)?|\(anonymous namespace\)::|::Rule|\(int\)", "", signature
+    )
     name = name[: name.rindex(">") + 1].replace("_kernel", "")
     return re.sub(r"\(Norm\)\d|\b\w+\b", lambda match: READABLE.get(match[0], match[0]), name)
 
@@ -73,14 +90,30 @@ def faults(kernel: Kernel) -> list[str]:
         ),
     }
     lines = [f"{what}: must be 0, got {count}" for what, count in forbidden.items() if count]
-    narrow = next((w for types, w in NARROW_LOADS.items() if f"{types}>" in kernel.name), 16)
-    for operation, least in (("load", narrow), ("store", 16)):
-        width = kernel.narrowest(operation)
-        if width < least:
-            lines.append(
-                f"narrowest {operation} in a main loop: must be {least} bytes, got {width}"
-            )
+    if not kernel.main_loops:
+        lines.append("loops with accesses of 16 bytes: must be there, got none")
+    for operation in ("load", "store"):
+        lines += [line for loop in kernel.main_loops for line in narrow(kernel, loop, operation)]
     return [f"{kernel.name}: {line}" for line in lines]
+
+
+def narrow(kernel: Kernel, loop: Loop, operation: str) -> list[str]:
+    """Which accesses of 16 bytes this main loop of a norm or a step lacks.
+
+    The norm's has packs alone. A step's takes an array also element by element, for a tensor's end
+    and where it is not aligned: accesses of the narrowest elements tell how many arrays there are.
+    """
+    counts = loop.widths(operation)
+    if kernel.name.startswith("norm<") and min(counts, default=16) < 16:
+        return [f"narrowest {operation} in a main loop: must be 16 bytes, got {min(counts)}"]
+    packs = next((p for ending, p in PACKS.items() if kernel.name.endswith(f"{ending}>")), None)
+    if packs is None:
+        return []
+    arrays = counts[packs.narrowest] / packs.elements
+    if counts[16] >= arrays * packs.wide:
+        return []
+    must = f"{operation}s of 16 bytes: must be {packs.wide} for each array of a main loop"
+    return [f"{must}, got {counts[16]} for {arrays:g}"]
 
 
 def worse(kernel: Kernel, expected: dict[str, int] | None) -> list[str]:
