@@ -7,10 +7,9 @@ from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fusedstep.checks import refuse
-from fusedstep.linalg.arguments import require_matrices
+from fusedstep.checks import refuse, require_dense
+from fusedstep.lm_head.batch import require_batch
 from fusedstep.lm_head.problem import CHUNK_ELEMENTS, Problem
 
 
@@ -25,18 +24,13 @@ def make_problem(
     position_major: bool = False,
 ) -> Problem:
     """Checks everything. `position_major`: all first positions of `[B, T]`, then all second."""
-    require_matrices(function, "weight", weight)
-    require_matrices(function, "hidden", hidden)
+    require_dense(function, "weight", weight)
     if weight.dim() != 2 or weight.numel() == 0:
         refuse(function, "weight", "have the shape [V, d], both at least 1", tuple(weight.shape))
     size, width = weight.shape
-    if hidden.dim() > 3 or hidden.shape[-1] != width:
-        must = f"have the shape [N, {width}] or [B, T, {width}]"
-        refuse(function, "hidden", must, tuple(hidden.shape))
-    _require_tokens(function, tokens, hidden.shape[:-1], size)
-    for argument, tensor in {"hidden": hidden, "tokens": tokens}.items():
-        if tensor.device != weight.device:
-            refuse(function, argument, f"be on weight's device {weight.device}", tensor.device)
+    rows, labels = require_batch(function, hidden, tokens, width, size, weight.device)
+    if len(labels) == 0:
+        refuse(function, "tokens", "have at least one element", tuple(tokens.shape))
     for argument, tensor in {"weight": weight, "hidden": hidden}.items():
         if not bool(tensor.isfinite().all()):
             at = tuple((~tensor.isfinite()).nonzero()[0].tolist())
@@ -50,16 +44,11 @@ def make_problem(
         chunk_size = max(1, CHUNK_ELEMENTS // size)
     require_count(function, "chunk_size", chunk_size, 1)
     if position_major and hidden.dim() == 3:
-        hidden, tokens = hidden.transpose(0, 1), tokens.transpose(0, 1)
+        order = torch.arange(len(labels), device=labels.device).view(hidden.shape[:2]).T.flatten()
+        rows, labels = rows[order], labels[order]
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    return Problem(
-        weight.detach().to(dtype, copy=True, memory_format=torch.contiguous_format),
-        hidden.detach().reshape(-1, width),
-        tokens.reshape(-1),
-        float(loss_constant),
-        steps,
-        chunk_size,
-    )
+    weight = weight.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return Problem(function, weight, rows, labels, float(loss_constant), steps, chunk_size)
 
 
 def require_count(function: str, argument: str, value: Any, least: int) -> int:
@@ -69,19 +58,3 @@ def require_count(function: str, argument: str, value: Any, least: int) -> int:
     if value < least:
         refuse(function, argument, f"be {least} or more", value)
     return value
-
-
-def _require_tokens(function: str, tokens: Any, shape: torch.Size, size: int) -> None:
-    if not isinstance(tokens, Tensor):
-        refuse(function, "tokens", "be a tensor", type(tokens).__name__, TypeError)
-    if tokens.dtype != torch.int64:
-        refuse(function, "tokens", "be int64", tokens.dtype, TypeError)
-    if tokens.shape != shape:
-        refuse(function, "tokens", f"have hidden's shape {tuple(shape)}", tuple(tokens.shape))
-    if tokens.numel() == 0:
-        refuse(function, "tokens", "have at least one element", tuple(tokens.shape))
-    outside = (tokens < 0) | (tokens >= size)
-    if bool(outside.any()):
-        at = outside.nonzero()[0].tolist()
-        must = f"be at least 0 and below weight's {size} rows"
-        refuse(function, f"tokens{at}", must, tokens[tuple(at)].item())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fusedstep.lm_head.batch import gram
 from fusedstep.lm_head.softmax import Rows, directions_, losses_
 
 CHUNK_ELEMENTS = 1 << 24  # logits at a time: 64 MiB of float32
@@ -17,6 +18,7 @@ CHUNK_ELEMENTS = 1 << 24  # logits at a time: 64 MiB of float32
 class Problem:
     """Predict the tokens from the hidden vectors; logits are `hidden @ weight.T`."""
 
+    function: str  # whose it is, for refusals
     weight: Tensor  # [V, d] float32 or float64; a copy, which a method may write
     hidden: Tensor  # [N, d] of any floating-point dtype
     tokens: Tensor  # [N] int64
@@ -54,13 +56,8 @@ class Problem:
         return total / len(self.tokens), gradient
 
     def second_moment(self) -> Tensor:
-        """hiddenᵀ hidden / N, `[d, d]`, float64: products of float32 numbers are exact in it."""
-        width = self.hidden.shape[1]
-        moment = self.hidden.new_zeros(width, width, dtype=torch.float64)
-        for hidden, _ in self.parts(max(1, CHUNK_ELEMENTS // width)):
-            wide = hidden.to(torch.float64)
-            moment.addmm_(wide.mT, wide)
-        return moment / len(self.tokens)
+        """hiddenᵀ hidden / N, `[d, d]`, float64."""
+        return gram(self.function, self.hidden) / len(self.tokens)
 
 
 def add_outer_(weight: Tensor, directions: Tensor, scale: Tensor, hidden: Tensor) -> None:

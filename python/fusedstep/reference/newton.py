@@ -93,13 +93,12 @@ def bohning(weight: Tensor, hidden: Tensor, tokens: Tensor) -> Tensor:
 def block_diagonal(
     weight: Tensor, hidden: Tensor, tokens: Tensor, damping: float, length: float
 ) -> Tensor:
-    """One step with the Hessian's diagonal blocks, one a class, damped by their mean diagonals."""
+    """One step with the Hessian's diagonal blocks, one a class, damped."""
     curvature, slope = hessian(weight, hidden, tokens), gradient(weight, hidden, tokens)
     stepped = weight.clone()
     for c in range(len(weight)):
         block = curvature[c, :, c, :]
-        damped = block + damping * block.diagonal().mean() * torch.eye(
-            len(block), dtype=block.dtype
-        )
+        scale = block.diagonal().mean() + slope[c].norm() * hidden.square().mean().sqrt()
+        damped = block + damping * scale * torch.eye(len(block), dtype=block.dtype)
         stepped[c] -= length * torch.linalg.solve(damped, slope[c])
     return stepped

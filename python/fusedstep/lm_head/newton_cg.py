@@ -1,0 +1,148 @@
+"""Newton's minimising step by conjugate gradients: the Hessian is applied, never made."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fusedstep.checks import require_number
+from fusedstep.lm_head.line_search import backtrack
+from fusedstep.lm_head.newton_arguments import make_problem, require_count
+from fusedstep.lm_head.newton_result import NewtonResult
+from fusedstep.lm_head.problem import Problem
+
+LEAST_CURVATURE = 1e-3  # of the mean: what a class that is never expected has at least
+
+
+@torch.no_grad()
+def newton_cg(
+    weight: Tensor,
+    hidden: Tensor,
+    tokens: Tensor,
+    *,
+    loss_constant: float = 0.0,
+    steps: int = 1,
+    max_products: int = 100,
+    damping: float = 1e-6,
+    chunk_size: int | None = None,
+) -> NewtonResult:
+    """W += t S, where (H + λ I) S = -G is solved just well enough and t by a line search.
+
+    G and H are gradient and Hessian of the mean cross-entropy. Conjugate gradients stop at a
+    residual of min(1/2, √|G|) |G| (Eisenstat and Walker 1996), so that few products are spent far
+    from the optimum, and the convergence near it is faster than linear. A product of H costs
+    6 N V d: with A = X Uᵀ, H U = (P ∘ (A - rowsum(P ∘ A)))ᵀ X / N. They are preconditioned by
+    diag(τ) ⊗ (XᵀX / N), τ the mean of p (1 - p) of each class. t is halved from 1 until the loss
+    falls by enough (Armijo), so the loss never rises, from any start.
+
+    Args:
+        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite; it is not written.
+        hidden: `[N, d]` or `[B, T, d]`, of any of these dtypes, finite.
+        tokens: `[N]` or `[B, T]`, int64, in [0, V).
+        loss_constant: without influence: an irreducible part of the loss has no derivative.
+        steps: how many, 0 or more; they end early where the gradient is 0.
+        max_products: products of H in a step, 1 or more.
+        damping: 0 or more; λ is this times (the mean of p (1 - p) times s² + |G| s), with s² the
+            mean square of hidden's elements. It bounds the steps where the loss is linear, far from
+            the optimum or without one, and vanishes beside H elsewhere.
+        chunk_size: tokens whose logits `[chunk_size, V]` are held at a time; by default as many as
+            make 2^24 logits.
+
+    Returns:
+        NewtonResult; computed in float64 where weight is float64, else in float32.
+
+    Raises:
+        ValueError, TypeError: `newton_cg: <argument> must <property>, got <value>`.
+    """
+    function = "newton_cg"
+    require_count(function, "max_products", max_products, 1)
+    damping = require_number(function, "damping", damping)
+    problem = make_problem(function, weight, hidden, tokens, loss_constant, steps, chunk_size)
+    weight, moment = problem.weight, problem.second_moment()
+    losses = [problem.loss(weight)]
+    for _ in range(steps):
+        loss, gradient = problem.gradient(weight)
+        curvature = _curvature(problem, weight)
+        scale = moment.diagonal().mean()
+        ridge = damping * float(curvature.mean() * scale + gradient.norm() * scale.sqrt())
+        precondition = _Preconditioner(curvature, moment)
+        step = _solve(problem, weight, gradient, precondition, ridge, max_products)
+        slope = _inner(gradient, step)
+        if -math.inf < slope < 0:
+            weight, loss = backtrack(problem.loss, weight, step, loss, slope)
+        losses.append(loss)
+    return NewtonResult(weight, torch.stack(losses))
+
+
+def hessian_product(problem: Problem, weight: Tensor, vector: Tensor) -> Tensor:
+    """H U for U `[V, d]`, at the weights given."""
+    product = torch.zeros_like(weight)
+    for hidden, _, logits in problem.chunks(weight):
+        expected = logits.softmax(1)
+        change = hidden @ vector.mT
+        change -= (expected * change).sum(1, keepdim=True)
+        product.addmm_(expected.mul_(change).mT, hidden, alpha=1 / len(problem.tokens))
+    return product
+
+
+class _Preconditioner:
+    """The inverse of diag(τ) ⊗ A, with τ and A kept away from 0."""
+
+    def __init__(self, curvature: Tensor, moment: Tensor) -> None:
+        mean = moment.diagonal().mean()
+        eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+        ridge = torch.where(mean > 0, 1e-6 * mean, 1.0)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(moment + ridge * eye).L)
+        least = LEAST_CURVATURE * curvature.mean()
+        self._classes = 1 / torch.where(least > 0, curvature.maximum(least), 1.0)[:, None]
+        self._inverse = inverse.to(curvature.dtype)
+
+    def __call__(self, residual: Tensor) -> Tensor:
+        return self._classes * (residual @ self._inverse)
+
+
+def _curvature(problem: Problem, weight: Tensor) -> Tensor:
+    """The mean of p (1 - p) for each class, `[V]`."""
+    total = weight.new_zeros(len(weight))
+    for _, _, logits in problem.chunks(weight):
+        expected = logits.softmax(1)
+        total += (expected * (1 - expected)).sum(0)
+    return total / len(problem.tokens)
+
+
+def _solve(
+    problem: Problem,
+    weight: Tensor,
+    gradient: Tensor,
+    precondition: _Preconditioner,
+    ridge: float,
+    max_products: int,
+) -> Tensor:
+    """S with |(H + ridge) S + G| small enough: preconditioned conjugate gradients from 0."""
+    size = math.sqrt(_inner(gradient, gradient))
+    least = math.sqrt(torch.finfo(weight.dtype).eps)  # more digits than this the loss cannot show
+    enough = max(least, min(0.5, math.sqrt(size))) * size
+    solution, residual = torch.zeros_like(weight), -gradient
+    direction = towards = precondition(residual)
+    energy = _inner(residual, towards)
+    for _ in range(max_products):
+        if not math.sqrt(_inner(residual, residual)) > enough:
+            break
+        image = hessian_product(problem, weight, direction).add_(direction, alpha=ridge)
+        curvature = _inner(direction, image)
+        if not curvature > 0:  # flat to rounding errors
+            break
+        length = energy / curvature
+        solution = solution.add(direction, alpha=length)
+        residual = residual.sub(image, alpha=length)
+        towards = precondition(residual)
+        energy, last = _inner(residual, towards), energy
+        direction = towards.add(direction, alpha=energy / last)
+    return solution
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    """The inner product of two matrices."""
+    return float((a * b).sum(dtype=torch.float64))
