@@ -35,7 +35,8 @@ class Options(TypedDict, total=False):
     stochastic_rounding: without a master, bfloat16 parameters are rounded up or down by chance,
         so that updates below half a bfloat16's last bit are not lost but right in the mean.
     seed: in [0, 2^64), of all stochastic rounding: the same seed gives the same bits on every
-        device, for any number of threads. The shards of a DTensor use the same random numbers.
+        device, for any number of threads. A checkpoint has the count of steps, from which the
+        numbers go on, not the seed. The shards of a DTensor use the same random numbers.
     ema_decay: in [0, 1): keep an exponential moving average of the parameters, updated in the same
         pass; see `ema_parameters` and `swap_ema`. None: no average.
 

@@ -105,9 +105,15 @@ def _prepare_codes(
     param: Tensor, state: dict[str, Any], array: Array, first: Mapping[str, float]
 ) -> None:
     codes, scales = state.get(array.name), state.get(scale_name(array.name))
-    if codes is None:
-        value = torch.full_like(param, first[array.name], dtype=torch.float32)
-    elif codes.dtype not in CODES:
+    if codes is None:  # all elements are alike: one tells the code and the scale of all
+        one = torch.tensor(first[array.name], dtype=torch.float32, device="cpu")
+        code, scale = encoded(one, one, array.dtype)
+        state[array.name] = torch.full_like(param, code.item(), dtype=array.dtype)
+        state[scale_name(array.name)] = torch.full(
+            (blocks_of(param.numel()),), scale.item(), dtype=torch.float32, device=param.device
+        )
+        return
+    if codes.dtype not in CODES:
         value = codes
     elif same_strides(codes, memory_layout(param)):
         state[array.name] = codes.to(param.device)
