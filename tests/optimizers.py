@@ -24,7 +24,13 @@ class Kind:
 
     def ours(self, params: Iterable[Any], **more: Any) -> Optimizer:
         """The fused optimizer."""
-        return getattr(fusedstep, self.name)(params, **self.options | more)
+        return getattr(fusedstep, self.name)(params, **self.fitting(more).options | more)
+
+    def fitting(self, more: dict[str, Any]) -> Kind:
+        """This kind beside these options: RMSprop is not centered with state that is rounded."""
+        if more.get("state_dtype") is None or "centered" not in self.options:
+            return self
+        return Kind(self.name, self.options | {"centered": False})
 
     def torchs(self, params: Iterable[Any], **more: Any) -> Optimizer:
         """Its namesake in torch.optim, with the same options."""

@@ -59,7 +59,7 @@ def test_saved_and_loaded_run_continues_bit_for_bit(kind: Kind, mode: str) -> No
 def test_a_checkpoint_of_torch_loads_into_every_mode(kind: Kind, mode: str) -> None:
     options, dtype = MODES[mode]
     params = make_params(*SHAPES)
-    theirs = kind.torchs(params)
+    theirs = kind.fitting(options).torchs(params)
     run(theirs, range(3))
     ours = getattr(fusedstep, kind.name)([p.detach().to(**dtype) for p in params], **options)
     ours.load_state_dict(through_a_file(theirs.state_dict()))
@@ -88,7 +88,7 @@ def test_every_mode_exports_a_checkpoint_of_torch(kind: Kind, mode: str) -> None
     exported = through_a_file(ours.to_torch_state_dict())
     wide = torch.float64 if dtype.get("dtype") == torch.float64 else torch.float32
     params = [p.detach().to(wide).requires_grad_() for p in params_of(ours)]
-    theirs = kind.torchs(params)
+    theirs = kind.fitting(options).torchs(params)
     run(theirs, range(1))
     (group,) = theirs.state_dict()["param_groups"]
     entries = {name for state in theirs.state.values() for name in state}

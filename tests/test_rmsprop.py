@@ -105,3 +105,15 @@ def test_fused_is_no_entry_of_a_group_as_torch_has_none() -> None:
 def test_fused_and_foreach_together_are_refused_as_by_torch() -> None:
     with pytest.raises(RuntimeError, match="`fused` and `foreach` cannot be `True` together"):
         fusedstep.RMSprop(make_params((3,)), fused=True, foreach=True)
+
+
+@pytest.mark.parametrize("state_dtype", [torch.bfloat16, "int8"])
+def test_centered_wants_state_that_is_not_rounded(state_dtype: torch.dtype | str) -> None:
+    params = make_params((3,), (4,))
+    must = f"be False where state_dtype={state_dtype!r} rounds what it subtracts"
+    with refuses("RMSprop", "centered", must, "True", ValueError):
+        fusedstep.RMSprop(params, centered=True, state_dtype=state_dtype)
+    optimizer = fusedstep.RMSprop(params[:1], state_dtype=state_dtype)
+    with refuses("RMSprop", "param_groups[1]['centered']", must, "True", ValueError):
+        optimizer.add_param_group({"params": params[1:], "centered": True})
+    optimizer.add_param_group({"params": params[1:], "centered": True, "state_dtype": None})

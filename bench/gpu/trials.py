@@ -49,7 +49,7 @@ RULES: dict[str, Callable[..., Optimizer]] = {
     "Adagrad": partial(fusedstep.Adagrad, lr=0.01, lr_decay=0.1),
     "Lion": partial(fusedstep.Lion, lr=0.01, weight_decay=0.1),
 }
-STORED = {"AdamW": ADAMW, "RMSprop": RULES["RMSprop"], "SGD": RULES["SGD"]}
+STORED = {"AdamW": ADAMW, "RMSprop": RULES["RMSprop, plain"], "SGD": RULES["SGD"]}
 CLIP = {"max_norm": 1.0}
 
 TRIALS = (

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fusedstep.checks import refuse
 from fusedstep.optim.base import FusedOptimizer
-from fusedstep.optim.hyperparameters import Group, numbers
+from fusedstep.optim.hyperparameters import Group, label, numbers
 from fusedstep.optim.options import Options
 
 if TYPE_CHECKING:
@@ -74,5 +75,11 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         return tuple(names)
 
     def _fields(self, group: Group, index: int | None) -> list[float]:
+        name, centered = type(self).__name__, group["centered"]
+        state_dtype = self._chosen["mode"].of(group).state_dtype
+        if centered and state_dtype is not None:
+            # square_avg - grad_avg^2, a small difference, would round below zero: its root is NaN.
+            must = f"be False where state_dtype={state_dtype!r} rounds what it subtracts"
+            refuse(name, label(index, "centered"), must, centered)
         keys = ("alpha", "eps", "weight_decay", "momentum")
-        return [*numbers(type(self).__name__, group, index, keys), float(group["centered"])]
+        return [*numbers(name, group, index, keys), float(centered)]
