@@ -8,21 +8,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_same_bits, copies, make_params, set_grads
+from modes import forward_copy
 from optimizers import Kind, every_kind
 from torch import Tensor
 
 import fusedstep
-from fusedstep.reference.quantize import split
 
 SHAPES = [(300,), (), (0,), (66, 130)]
-
-
-def forward_copy(master: str, exact: Tensor) -> Tensor:
-    """The bfloat16 parameter of a float32 one: torch's rounding, or ties away from zero."""
-    if master == "float32":
-        return exact.detach().bfloat16()
-    nearest, _ = split(exact.detach().flatten().numpy())
-    return torch.from_numpy(nearest).view(torch.bfloat16).view(exact.shape)
 
 
 def both(kind: Kind, master: str) -> Iterator[tuple[list[Tensor], list[Tensor], int]]:

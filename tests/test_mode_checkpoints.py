@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same_bits, copies, laid_out, make_params, set_grads
+from modes import BFLOAT16, MODES, every_mode
 from optimizers import Kind, assert_same_run, every_kind, every_namesake, params_of
 from refusals import Snapshot
-from test_precision import BFLOAT16, MODES, every_mode
 from torch import Tensor
 from torch.optim import Optimizer
 from twin import Twin

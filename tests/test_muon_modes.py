@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same_bits, copies, make_params, set_grads
+from modes import forward_copy
 from refusals import refuses
-from test_masters import forward_copy
 from torch import Tensor
 
 import fusedstep

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import LAYOUTS, assert_same_bits, laid_out, make_params, name_of, set_grads, threads
+from modes import BFLOAT16, MODES, every_mode
 from optimizers import Kind, every_kind
 from refusals import Snapshot
 from torch import Tensor
@@ -17,32 +18,6 @@ from trials import SHAPES
 from twin import Twin
 
 import fusedstep
-
-BFLOAT16 = {"dtype": torch.bfloat16}
-# Options, and the parameters' dtype where it is not float32.
-MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "bfloat16 state": ({"state_dtype": torch.bfloat16}, {}),
-    "int8 state": ({"state_dtype": "int8"}, {}),
-    "average": ({"ema_decay": 0.9}, {}),
-    "average of float64": ({"ema_decay": 0.9}, {"dtype": torch.float64}),
-    "int8 state of float16": ({"state_dtype": "int8", "ema_decay": 0.5}, {"dtype": torch.float16}),
-    "master": ({"master": "float32"}, BFLOAT16),
-    "remainder": ({"master": "remainder"}, BFLOAT16),
-    "stochastic": ({"stochastic_rounding": True, "seed": 2**63 + 2**31 + 5}, BFLOAT16),
-    "remainder, int8 state, average": (
-        {"master": "remainder", "state_dtype": "int8", "ema_decay": 0.9},
-        BFLOAT16,
-    ),
-    "stochastic, bfloat16 state, average": (
-        {"stochastic_rounding": True, "state_dtype": torch.bfloat16, "ema_decay": 0.99},
-        BFLOAT16,
-    ),
-    "master, int8 state, average": (
-        {"master": "float32", "state_dtype": "int8", "ema_decay": 0.0},
-        BFLOAT16,
-    ),
-}
-every_mode = pytest.mark.parametrize("mode", MODES)
 
 
 def following(kind: Kind, mode: str, shapes: list[Any], **more: Any) -> Twin:
