@@ -32,7 +32,7 @@ def make_problem(
     if len(labels) == 0:
         refuse(function, "tokens", "have at least one element", tuple(tokens.shape))
     for argument, tensor in {"weight": weight, "hidden": hidden}.items():
-        if not bool(tensor.isfinite().all()):
+        if not bool(torch.stack(tensor.aminmax()).isfinite().all()):  # NaN is its own extreme
             at = tuple((~tensor.isfinite()).nonzero()[0].tolist())
             refuse(function, f"{argument}{list(at)}", "be finite", tensor[at].item())
     if isinstance(loss_constant, bool) or not isinstance(loss_constant, Real):

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fusedstep.lm_head.newton_arguments import make_problem, require_count
 from fusedstep.lm_head.newton_result import NewtonResult
-from fusedstep.lm_head.problem import root_scale
-from fusedstep.lm_head.softmax import directions_
+from fusedstep.lm_head.problem import Problem, root_scale
+from fusedstep.lm_head.softmax import directions_, losses_
 
 
 @torch.no_grad()
@@ -32,6 +32,7 @@ def newton_components_recalculated(
     the steps D in between: z_n = W x_n - sum over i < n of (x_n · x_i) D_i. Within a block of
     tokens W is left alone, and two products of block_size V d bring logits and weights up to date:
     the same iterates as the loop's, at 12 V d / block_size bytes of float32 a token, not 12 V d.
+    Where all tokens are one block, that is so for all steps together.
 
     Args:
         weight: `[V, d]`, float32, float64, bfloat16 or float16, finite; it is not written.
@@ -40,7 +41,8 @@ def newton_components_recalculated(
         loss_constant: c in nats, finite. A token whose loss is below it steps uphill, the further
             the surer it is.
         steps: passes over all tokens, 0 or more.
-        block_size: tokens in a block, 1 or more, with `[block_size, V]` logits.
+        block_size: tokens in a block, 1 or more, with one array of `[block_size, V]` logits, or
+            three where all tokens are one block.
         chunk_size: for the losses between passes, tokens whose logits are held at a time; by
             default as many as make 2^24 logits.
 
@@ -56,46 +58,63 @@ def newton_components_recalculated(
     problem = make_problem(
         function, weight, hidden, tokens, loss_constant, steps, chunk_size, position_major=True
     )
+    if len(problem.tokens) <= block_size:
+        return _in_one_block(problem)
     weight = problem.weight
     losses = [problem.loss(weight)]
     for _ in range(steps):
-        for block, labels in problem.parts(block_size):
-            taken = _Block(block, labels, block @ weight.mT, problem.loss_constant).steps()
-            weight.addmm_(taken.mT, block, alpha=-1)
+        for hidden, tokens in problem.parts(block_size):
+            block = _Block(hidden, tokens, problem.loss_constant)
+            taken = block.steps_(hidden @ weight.mT)
+            weight.addmm_(taken.mT, hidden, alpha=-1)
         losses.append(problem.loss(weight))
     return NewtonResult(weight, torch.stack(losses))
+
+
+def _in_one_block(problem: Problem) -> NewtonResult:
+    """All passes by the logits alone: the weights are read before the first, written at the end."""
+    ((hidden, tokens),) = problem.parts(len(problem.tokens))
+    block = _Block(hidden, tokens, problem.loss_constant)
+    logits = hidden @ problem.weight.mT
+    all_taken = torch.zeros_like(logits)
+    losses = [losses_(logits.clone(), tokens).mean()]
+    for _ in range(problem.steps):
+        taken = block.steps_(logits.clone())
+        all_taken += taken
+        logits.addmm_(block.gram, taken, alpha=-1)
+        losses.append(losses_(logits.clone(), tokens).mean())
+    problem.weight.addmm_(all_taken.mT, hidden, alpha=-1)
+    return NewtonResult(problem.weight, torch.stack(losses))
 
 
 class _Block:
     """Tokens one after another without a look at the weights."""
 
-    def __init__(self, hidden: Tensor, tokens: Tensor, logits: Tensor, constant: float) -> None:
-        self.hidden, self.tokens, self.constant = hidden, tokens, constant
-        self.logits = logits  # [n, V] at the weights before the block; row by row becomes D
+    def __init__(self, hidden: Tensor, tokens: Tensor, loss_constant: float) -> None:
+        self.hidden, self.tokens, self.loss_constant = hidden, tokens, loss_constant
         wide = hidden.to(torch.float64)
         self.gram = (wide @ wide.mT).to(hidden.dtype)
 
-    def steps(self) -> Tensor:
-        """D `[n, V]`: token i changes the weights by -D_i x_iᵀ."""
-        self._solve(0, len(self.tokens))
-        return self.logits
+    def steps_(self, logits: Tensor) -> Tensor:
+        """Writes D over the logits `[n, V]`: token i changes the weights by -D_i x_iᵀ."""
+        self._solve_(logits, 0, len(self.tokens))
+        return logits
 
-    def _solve(self, first: int, end: int) -> None:
+    def _solve_(self, logits: Tensor, first: int, end: int) -> None:
         """Rows first to end, whose logits know of all steps before `first`.
 
         By halves, so that a row of D is read log(n) times for the others' sake, not n times.
         """
         if end - first == 1:
-            self._step(slice(first, end))
+            self._step_(logits[first:end], slice(first, end))
             return
         middle = (first + end) // 2
-        self._solve(first, middle)
+        self._solve_(logits, first, middle)
         early, late = slice(first, middle), slice(middle, end)
-        self.logits[late].addmm_(self.gram[late, early], self.logits[early], alpha=-1)
-        self._solve(middle, end)
+        logits[late].addmm_(self.gram[late, early], logits[early], alpha=-1)
+        self._solve_(logits, middle, end)
 
-    def _step(self, row: slice) -> None:
-        directions = self.logits[row]
-        rows = directions_(directions, self.tokens[row])
-        scale = root_scale(rows, self.hidden[row], self.constant)
-        directions.mul_(scale.to(directions.dtype)[:, None])
+    def _step_(self, logits: Tensor, row: slice) -> None:
+        rows = directions_(logits, self.tokens[row])
+        scale = root_scale(rows, self.hidden[row], self.loss_constant)
+        logits.mul_(scale.to(logits.dtype)[:, None])
