@@ -66,7 +66,8 @@ def test_any_mode_has_the_bits_of_its_reference(
             described.append((members[-1], tensor))
         param_groups.append({"params": members, "lr": group["lr"]})
         if group["dtype"] != torch.float64:
-            param_groups[-1]["state_dtype"] = group["state_dtype"]
+            state = {"state_dtype": group["state_dtype"]}
+            param_groups[-1] = kind.fitting(state).options | param_groups[-1] | state
         if group["dtype"] == torch.bfloat16:
             param_groups[-1].update(group["kept"])
     twin = Twin(
