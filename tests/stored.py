@@ -56,7 +56,8 @@ class Stored:
     def __init__(
         self, kind: Kind, form: Form, *shapes: tuple[int, ...], device: torch.device | str = "cpu"
     ) -> None:
-        optimizer = kind.ours(make_params((1,)))  # which knows the rule's numbers and states
+        # It knows the rule's numbers and the names of its states.
+        optimizer = kind.fitting({"state_dtype": form.state}).ours(make_params((1,)))
         self.rule = optimizer._rule
         self.params = [p.detach() for p in make_params(*shapes, dtype=form.param, device=device)]
         self.grads = [
@@ -112,9 +113,10 @@ class Stored:
 
 
 def assert_stored_alike(actual: Stored, expected: Stored) -> None:
-    """Norm, parameters and every array of theirs, bit for bit."""
+    """Norm, parameters and every array of theirs, bit for bit; a NaN could hide a difference."""
     assert_same_bits(actual.norm, expected.norm, "norm")
     for i, (p, q) in enumerate(zip(actual.params, expected.params, strict=True)):
         assert_same_bits(p, q, f"params[{i}]")
+        assert not q.isnan().any(), f"params[{i}] has a NaN"
         for role, array in expected.arrays[i].items():
             assert_same_bits(actual.arrays[i][role], array, f"role {int(role)} of params[{i}]")
