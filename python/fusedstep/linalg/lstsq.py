@@ -60,9 +60,8 @@ def lstsq(
     left, right = pinv_factors(
         A.detach(), atol.expand(batch), rtol.expand(batch), False, driver, synchronize
     )
-    # Products in float64: differences such as B - A X cancel, and TF32 must have no part in them.
     batch = torch.broadcast_shapes(batch, B.shape[:-2])
-    A, B = (t.to(torch.float64).expand(*batch, *t.shape[-2:]) for t in (A, B))
+    A, B = (t.expand(*batch, *t.shape[-2:]) for t in (A, B))
     return _solver().apply(A, B, left, right).to(narrow)
 
 
@@ -82,7 +81,7 @@ class _Solve(Function):
 
     @staticmethod
     def forward(A: Tensor, B: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        return left @ (right @ B)
+        return (left @ (right @ B.to(torch.float64))).to(B.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -91,25 +90,36 @@ class _Solve(Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        A, B, left, right, X = ctx.saved_tensors
+        A, B, X, left, right = _saved(ctx)
+        grad = grad.to(torch.float64)
         solve, adjoint = _both_ways(A, left, right)
         grad_B = adjoint(grad)  # A⁺ᵀ Ḡ
         grad_A = (B - A @ X) @ solve(grad_B).mT - grad_B @ X.mT
         grad_A = grad_A + adjoint(X) @ (grad - A.mT @ grad_B).mT
-        return grad_A, grad_B, None, None
+        kind = ctx.saved_tensors[0].dtype
+        return grad_A.to(kind), grad_B.to(kind), None, None
 
 
 class _SolveBothModes(_Solve):
     @staticmethod
     def jvp(ctx, dA: Tensor | None, dB: Tensor | None, *_):
-        A, B, left, right, X = ctx.saved_tensors
+        kind = ctx.saved_tensors[0].dtype
+        A, B, X, left, right = _saved(ctx)
         solve, adjoint = _both_ways(A, left, right)
-        dB = torch.zeros_like(B) if dB is None else dB
+        dB = torch.zeros_like(B) if dB is None else dB.to(torch.float64)
         if dA is None:
-            return solve(dB)
+            return solve(dB).to(kind)
+        dA = dA.to(torch.float64)
         outside = dA.mT @ adjoint(X)
         inside = dB - dA @ X + adjoint(dA.mT @ (B - A @ X)) - A @ outside
-        return solve(inside) + outside
+        return (solve(inside) + outside).to(kind)
+
+
+def _saved(ctx) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """A, B, X, left, right in float64: B - A X cancels, and TF32 must have no part in it."""
+    A, B, left, right, X = ctx.saved_tensors
+    A, B, X = (t.to(torch.float64) for t in (A, B, X))
+    return A, B, X, left, right
 
 
 def _both_ways(A: Tensor, left: Tensor, right: Tensor):

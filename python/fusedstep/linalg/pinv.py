@@ -49,8 +49,8 @@ def pinv(
             1e-7 of the largest count as zero. "qr_svd": QR, then the SVD of R. "jacobi":
             one-sided rotations, the slowest and the most accurate in small singular values.
         return_info: return a PinvInfo too.
-        synchronize: False reads no result on the host, so that a CUDA graph may capture the call:
-            "auto" then runs Jacobi too on every matrix and selects on the device.
+        synchronize: False: no result is read on the host, as a CUDA graph demands; "auto" then runs
+            Jacobi too on every matrix and selects on the device, which costs far more.
 
     Returns:
         `[*, n, m]` of A's dtype; the batch is broadcast with that of the tolerances. A matrix with

@@ -1,0 +1,176 @@
+"""Times fusedstep.pinv and lstsq against torch's, in turns, with the floor and both errors beside.
+
+    python bench/pinv.py                      every case on every device, about two minutes
+    python bench/pinv.py --case sequences --seconds 5 --no-record
+
+The floor is what the operations of a Gram matrix, its Cholesky inverse and one product cost at the
+rate that torch multiplies float64 matrices at in the same process. Each run is appended to
+bench/results/pinv.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from micro.contest import alternate, cpu_seconds, cuda_seconds
+from micro.record import RESULTS, append, facts
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import fusedstep
+
+SAMPLE = 16  # matrices whose error is looked at
+RATE_SIZE = 1024  # of the matrices whose product gives the rate
+
+
+@dataclass(frozen=True)
+class Case:
+    """Random matrices of this shape; `rank` below the full one makes them products of two."""
+
+    name: str
+    shape: tuple[int, int, int]
+    dtype: torch.dtype = torch.float32
+    rank: int | None = None
+    columns: int | None = None  # of a right-hand side: least squares instead of the inverse
+    target: float | None = None  # wanted ratio of torch's time to ours
+
+    def matrices(self, device: torch.device) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        b, m, n = self.shape
+        if self.rank is None:
+            return torch.randn(b, m, n, generator=generator).to(device, self.dtype)
+        left, right = (
+            torch.randn(b, *size, generator=generator, dtype=torch.float64)
+            for size in ((m, self.rank), (self.rank, n))
+        )
+        return (left @ right).to(device, self.dtype)
+
+    def sides(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """fusedstep's function and torch's: least squares by what torch has for any rank."""
+        if self.columns is None:
+            return fusedstep.pinv, torch.linalg.pinv
+
+        def ours(A: Tensor) -> Tensor:
+            return fusedstep.lstsq(A, self.right_side(A))
+
+        def theirs(A: Tensor) -> Tensor:
+            if A.is_cuda:  # torch.linalg.lstsq assumes full rank there
+                return torch.linalg.pinv(A) @ self.right_side(A)
+            return torch.linalg.lstsq(A, self.right_side(A), driver="gelsd").solution
+
+        return ours, theirs
+
+    def right_side(self, A: Tensor) -> Tensor:
+        steps = torch.arange(1, A.shape[-2] + 1, device=A.device, dtype=A.dtype)
+        return steps.sin()[:, None].expand(len(A), -1, self.columns)
+
+    @property
+    def operations(self) -> float:
+        """Half of XᵀX, a Cholesky factor and an inverse (k³), and the product with Xᵀ or XᵀB."""
+        b, m, n = self.shape
+        long, k = max(m, n), min(m, n)
+        last = 2 * long * k * k if self.columns is None else 2 * (long * k + k * k) * self.columns
+        return b * (long * k * k + k**3 + last)
+
+
+CASES = (
+    Case("sequences", (64, 511, 128), target=3.0),
+    Case("tiny", (5000, 16, 16), target=2.0),
+    Case("wide", (64, 128, 511)),
+    Case("deficient", (64, 511, 128), rank=100),
+    Case("float64", (64, 511, 128), torch.float64),
+    Case("lstsq", (64, 511, 128), columns=4),
+)
+
+
+def timer(device: torch.device) -> Callable:
+    return cuda_seconds if device.type == "cuda" else cpu_seconds
+
+
+def multiplication_rate(device: torch.device) -> float:
+    """Operations a second of a float64 product, the best of seven."""
+    A = torch.randn(RATE_SIZE, RATE_SIZE, dtype=torch.float64, device=device)
+    return 2 * RATE_SIZE**3 / min(timer(device)(lambda: A @ A, 1) for _ in range(7))
+
+
+def error(solve: Callable[[Tensor], Tensor], truth: Tensor, A: Tensor) -> str:
+    """The largest relative error of a matrix; "" for float64, of which the truth is not known."""
+    if A.dtype == torch.float64:
+        return ""
+    difference = solve(A).double() - truth
+    relative = difference.flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+    return f"{float(relative.max()):.1e}"
+
+
+def measure(case: Case, device: torch.device, seconds: float, rate: float) -> dict:
+    A = case.matrices(device)
+    ours, theirs = case.sides()
+    samples = alternate(lambda: ours(A), lambda: theirs(A), timer(device), seconds)
+    our_ms, their_ms = (1e3 * statistics.median(side) for side in samples)
+    floor_ms = 1e3 * case.operations / rate
+    few = A[:SAMPLE]
+    rtol = torch.finfo(case.dtype).eps * max(A.shape[-2:])
+    truth = torch.linalg.pinv(few.double(), rtol=rtol)
+    if case.columns is not None:
+        truth = truth @ case.right_side(few).double()
+    return {
+        "case": case.name,
+        "shape": "x".join(map(str, case.shape)),
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "samples": len(samples[0]),
+        "our_ms": f"{our_ms:.4g}",
+        "torch_ms": f"{their_ms:.4g}",
+        "ratio": f"{their_ms / our_ms:.3g}",
+        "target": "" if case.target is None else case.target,
+        "floor_ms": f"{floor_ms:.3g}",
+        "of_floor": f"{our_ms / floor_ms:.3g}",
+        "our_error": error(ours, truth, few),
+        "torch_error": error(theirs, truth, few),
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", choices=("all", "cpu", "cuda"), default="all")
+    parser.add_argument("--case", choices=[case.name for case in CASES], action="append")
+    parser.add_argument("--seconds", type=float, default=12, help="of timing for each case")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="on a CPU")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "pinv.csv", help="the results file")
+    parser.add_argument("--no-record", action="store_true", help="leave the results file alone")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    there = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    wanted = [name for name in there if options.device in ("all", name)]
+    if not wanted:
+        raise SystemExit("bench/pinv.py: no timings on CUDA: torch sees no GPU")
+    rows = []
+    for device in map(torch.device, wanted):
+        where, rate = facts(device), multiplication_rate(device)
+        for case in CASES:
+            if not options.case or case.name in options.case:
+                print(f"{device}: {case.name} ...", flush=True)
+                rows.append(where | measure(case, device, options.seconds, rate))
+    if not options.no_record:
+        append(rows, options.csv)
+    names = ("case", "device", "shape", "dtype", "torch_ms", "our_ms", "ratio", "target")
+    view = Table(*names, "floor_ms", "our_error", "torch_error", title="medians in turns")
+    for row in rows:
+        view.add_row(*(str(row[column.header]) for column in view.columns))
+    console = Console()
+    console.width = max(console.width, 120)
+    console.print(view)
+
+
+if __name__ == "__main__":
+    main()
