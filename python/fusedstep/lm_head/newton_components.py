@@ -8,7 +8,7 @@ from torch import Tensor
 from fusedstep.checks import refuse
 from fusedstep.lm_head.newton_arguments import make_problem, require_count
 from fusedstep.lm_head.newton_result import NewtonResult
-from fusedstep.lm_head.problem import Problem, add_outer_, root_scale
+from fusedstep.lm_head.problem import Problem, add_outer_, root_scale, square_norms
 from fusedstep.lm_head.softmax import directions_
 
 SCALINGS = ("published", "mean", "spectral")
@@ -83,7 +83,8 @@ def _added_up(problem: Problem, weight: Tensor) -> tuple[Tensor, Tensor]:
     for hidden, tokens, logits in problem.chunks(weight):
         rows = directions_(logits, tokens)
         total += rows.loss.sum()
-        add_outer_(step, logits, root_scale(rows, hidden, problem.loss_constant), hidden)
+        scale = root_scale(rows, square_norms(hidden), problem.loss_constant)
+        add_outer_(step, logits, scale, hidden)
     return total / len(problem.tokens), step
 
 
@@ -101,7 +102,7 @@ def _largest_eigenvalue(problem: Problem, weight: Tensor, start: Tensor, iterati
         for hidden, tokens, logits in problem.chunks(weight):
             rows = directions_(logits, tokens)
             overlap = (logits * (hidden @ vector.mT)).sum(1)
-            square = rows.square * hidden.to(torch.float64).square().sum(1)
+            square = rows.square * square_norms(hidden)
             moves = (rows.miss > 0) & (square > 0)
             add_outer_(image, logits, torch.where(moves, overlap / square, 0.0), hidden)
         vector, eigenvalue = image, torch.linalg.vector_norm(image)

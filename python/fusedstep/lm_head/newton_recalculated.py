@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fusedstep.lm_head.newton_arguments import make_problem, require_count
 from fusedstep.lm_head.newton_result import NewtonResult
-from fusedstep.lm_head.problem import Problem, root_scale
+from fusedstep.lm_head.problem import Problem, root_scale, square_norms
 from fusedstep.lm_head.softmax import directions_, losses_
 
 
@@ -32,7 +32,7 @@ def newton_components_recalculated(
     the steps D in between: z_n = W x_n - sum over i < n of (x_n · x_i) D_i. Within a block of
     tokens W is left alone, and two products of block_size V d bring logits and weights up to date:
     the same iterates as the loop's, at 12 V d / block_size bytes of float32 a token, not 12 V d.
-    Where all tokens are one block, that is so for all steps together.
+    Tokens of one block cost one such product a step, and one before the first.
 
     Args:
         weight: `[V, d]`, float32, float64, bfloat16 or float16, finite; it is not written.
@@ -41,8 +41,8 @@ def newton_components_recalculated(
         loss_constant: c in nats, finite. A token whose loss is below it steps uphill, the further
             the surer it is.
         steps: passes over all tokens, 0 or more.
-        block_size: tokens in a block, 1 or more, with one array of `[block_size, V]` logits, or
-            three where all tokens are one block.
+        block_size: tokens in a block, 1 or more, with `[block_size, V]` logits; two such arrays
+            where all tokens are one block.
         chunk_size: for the losses between passes, tokens whose logits are held at a time; by
             default as many as make 2^24 logits.
 
@@ -72,18 +72,17 @@ def newton_components_recalculated(
 
 
 def _in_one_block(problem: Problem) -> NewtonResult:
-    """All passes by the logits alone: the weights are read before the first, written at the end."""
+    """The same for tokens of a single block: all losses too follow from the first logits."""
     ((hidden, tokens),) = problem.parts(len(problem.tokens))
     block = _Block(hidden, tokens, problem.loss_constant)
     logits = hidden @ problem.weight.mT
-    all_taken = torch.zeros_like(logits)
-    losses = [losses_(logits.clone(), tokens).mean()]
+    scratch = logits.clone()
+    losses = [losses_(scratch, tokens).mean()]
     for _ in range(problem.steps):
-        taken = block.steps_(logits.clone())
-        all_taken += taken
+        taken = block.steps_(scratch.copy_(logits))
+        problem.weight.addmm_(taken.mT, hidden, alpha=-1)
         logits.addmm_(block.gram, taken, alpha=-1)
-        losses.append(losses_(logits.clone(), tokens).mean())
-    problem.weight.addmm_(all_taken.mT, hidden, alpha=-1)
+        losses.append(losses_(scratch.copy_(logits), tokens).mean())
     return NewtonResult(problem.weight, torch.stack(losses))
 
 
@@ -91,8 +90,8 @@ class _Block:
     """Tokens one after another without a look at the weights."""
 
     def __init__(self, hidden: Tensor, tokens: Tensor, loss_constant: float) -> None:
-        self.hidden, self.tokens, self.loss_constant = hidden, tokens, loss_constant
-        wide = hidden.to(torch.float64)
+        self.tokens, self.loss_constant = tokens, loss_constant
+        self.squares, wide = square_norms(hidden), hidden.to(torch.float64)
         self.gram = (wide @ wide.mT).to(hidden.dtype)
 
     def steps_(self, logits: Tensor) -> Tensor:
@@ -116,5 +115,5 @@ class _Block:
 
     def _step_(self, logits: Tensor, row: slice) -> None:
         rows = directions_(logits, self.tokens[row])
-        scale = root_scale(rows, self.hidden[row], self.loss_constant)
+        scale = root_scale(rows, self.squares[row], self.loss_constant)
         logits.mul_(scale.to(logits.dtype)[:, None])

@@ -65,11 +65,16 @@ def add_outer_(weight: Tensor, directions: Tensor, scale: Tensor, hidden: Tensor
     weight.addmm_(directions.mT, scale.to(hidden.dtype)[:, None] * hidden)
 
 
-def root_scale(rows: Rows, hidden: Tensor, loss_constant: float) -> Tensor:
+def square_norms(hidden: Tensor) -> Tensor:
+    """The squared norms of the hidden vectors, `[n]` float64."""
+    return hidden.to(torch.float64).square().sum(1)
+
+
+def root_scale(rows: Rows, squares: Tensor, loss_constant: float) -> Tensor:
     """What to take of direction[n] hidden[n]ᵀ for Newton's step to the root of loss[n] - constant.
 
     The gradient of one token, miss * direction hiddenᵀ, has rank 1, so its pseudo-inverse is its
-    transpose over its squared norm; that of 0 is 0.
+    transpose over its squared norm; that of 0 is 0. `squares`: the hidden vectors' squared norms.
     """
-    slope = rows.miss * rows.square * hidden.to(torch.float64).square().sum(1)
+    slope = rows.miss * rows.square * squares
     return torch.where(slope > 0, (rows.loss - loss_constant) / slope, 0.0)
