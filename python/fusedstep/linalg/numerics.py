@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ class Factors(NamedTuple):
     done: Tensor  # [b] bool
 
 
-class Tolerance(NamedTuple):
+@dataclass(frozen=True)
+class Tolerance:
     """A singular value counts as zero unless it exceeds max(atol, rtol * the largest)."""
 
     atol: Tensor  # [b]
@@ -31,7 +33,7 @@ class Tolerance(NamedTuple):
     def of(self, largest: Tensor) -> Tensor:
         return torch.maximum(self.atol, self.rtol * largest)
 
-    def __getitem__(self, chosen: Tensor | slice) -> Tolerance:  # type: ignore[override]
+    def __getitem__(self, chosen: Tensor | slice) -> Tolerance:
         return Tolerance(self.atol[chosen], self.rtol[chosen])
 
 

@@ -18,7 +18,7 @@ class PinvInfo(NamedTuple):
 
     rank: Tensor  # int64: singular values that exceed the tolerance; 0 where code is not 0
     code: Tensor  # int32: 0 done, 1 an element is NaN or infinite, 2 the driver failed
-    rcond: Tensor  # float64: lower bound on smallest over largest of those; 0 for rank 0
+    rcond: Tensor  # float64: smallest over largest of those, or a lower bound; 0 for rank 0
 
 
 def pinv(
