@@ -9,6 +9,8 @@ import pytest
 import torch
 from helpers import assert_same_bits
 from last_layer import regression, relative
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fusedstep.lm_head import (
     newton_block_diagonal,
@@ -96,6 +98,48 @@ def test_no_steps_give_the_weight_and_its_loss(method):
     assert weight.data_ptr() != problem.weight.data_ptr()
     expected = torch.nn.functional.cross_entropy(problem.hidden @ weight.T, problem.tokens)
     torch.testing.assert_close(losses, expected[None], rtol=1e-12, atol=0)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@each_method
+def test_nothing_as_large_as_all_logits_is_made(method):
+    problem = regression(300, width=3, vocabulary=40)
+    options = {
+        newton_components_recalculated: {"block_size": 10},
+        newton_joint: {"group_size": 10},
+    }
+    with Largest() as largest:
+        method(*problem, steps=2, chunk_size=10, **options.get(method, {}))
+    assert largest.elements <= 300 * 3 * 3  # of all tokens only what has the size of hidden
+
+
+@each_method
+def test_overflow_ends_in_numbers_that_are_not_finite(method):
+    weight, hidden, tokens = regression(12, dtype=torch.float32)
+    result = method(1e20 * weight, 1e20 * hidden, tokens, steps=2)
+    assert not result.losses.isfinite().any()
+
+
+@pytest.mark.parametrize("method", METHODS[:4], ids=lambda m: m.__name__)
+def test_an_explosion_ends_in_numbers_that_are_not_finite(method):
+    problem = regression(12, dtype=torch.float32)
+    result = method(*problem, loss_constant=-1e39, steps=4)
+    assert bool(result.losses[0].isfinite())
+    assert not bool(result.losses[-1].isfinite())
 
 
 NAN_HIDDEN = torch.zeros(12, 5, dtype=torch.float64)

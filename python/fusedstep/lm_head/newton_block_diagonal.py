@@ -101,7 +101,7 @@ def _blocks(problem: Problem, weight: Tensor, log_sums: Tensor) -> Tensor:
     """
     width = weight.shape[1]
     blocks = weight.new_zeros(len(weight), width * width, dtype=torch.float64)
-    size = max(1, CHUNK_ELEMENTS // width**2)
+    size = max(1, min(CHUNK_ELEMENTS // width**2, problem.chunk_size))
     parts = zip(problem.parts(size), log_sums.split(size), strict=True)
     for (hidden, _), log_sum in parts:
         log_p = (hidden @ weight.mT - log_sum[:, None]).clamp_(max=0).to(torch.float64)
