@@ -91,6 +91,14 @@ def test_batches_are_taken_and_nothing_given_is_written(method):
 
 
 @each_method
+def test_autocast_around_the_call_changes_nothing(method):
+    problem = regression(12, dtype=torch.float32)
+    plain = method(*problem, loss_constant=0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same_bits(method(*problem, loss_constant=0.5).weight, plain.weight)
+
+
+@each_method
 def test_no_steps_give_the_weight_and_its_loss(method):
     problem = regression(12)
     weight, losses = method(*problem, steps=0)

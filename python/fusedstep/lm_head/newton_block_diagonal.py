@@ -11,12 +11,13 @@ from fusedstep.checks import refuse, require_number
 from fusedstep.lm_head.line_search import backtrack
 from fusedstep.lm_head.newton_arguments import make_problem
 from fusedstep.lm_head.newton_result import NewtonResult
+from fusedstep.lm_head.numerical import numerical
 from fusedstep.lm_head.problem import CHUNK_ELEMENTS, Problem
 
 LEAST_SCALE = 1e-290  # below it float64 loses digits
 
 
-@torch.no_grad()
+@numerical
 def newton_block_diagonal(
     weight: Tensor,
     hidden: Tensor,
@@ -45,7 +46,7 @@ def newton_block_diagonal(
             square of hidden's elements. It makes up for ranks below d, and bounds the steps where
             the loss is linear, far from the optimum.
         chunk_size: tokens whose logits `[chunk_size, V]` are held at a time; by default as many as
-            make 2^24 logits.
+            make 2^23 logits.
 
     Returns:
         NewtonResult; computed in float64 where weight is float64, else in float32, the systems

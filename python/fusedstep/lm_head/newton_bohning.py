@@ -9,9 +9,10 @@ from fusedstep.linalg import pinv
 from fusedstep.linalg.numerics import gram_error
 from fusedstep.lm_head.newton_arguments import make_problem
 from fusedstep.lm_head.newton_result import NewtonResult
+from fusedstep.lm_head.numerical import numerical
 
 
-@torch.no_grad()
+@numerical
 def newton_bohning(
     weight: Tensor,
     hidden: Tensor,
@@ -35,7 +36,7 @@ def newton_bohning(
         loss_constant: without influence: an irreducible part of the loss has no derivative.
         steps: how many, 0 or more.
         chunk_size: tokens whose logits `[chunk_size, V]` are held at a time; by default as many as
-            make 2^24 logits.
+            make 2^23 logits.
 
     Returns:
         NewtonResult; computed in float64 where weight is float64, else in float32, A⁺ in float64.

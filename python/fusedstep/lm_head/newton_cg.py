@@ -11,12 +11,13 @@ from fusedstep.checks import require_number
 from fusedstep.lm_head.line_search import backtrack
 from fusedstep.lm_head.newton_arguments import make_problem, require_count
 from fusedstep.lm_head.newton_result import NewtonResult
+from fusedstep.lm_head.numerical import numerical
 from fusedstep.lm_head.problem import Problem
 
 LEAST_CURVATURE = 1e-3  # of the mean: what a class that is never expected has at least
 
 
-@torch.no_grad()
+@numerical
 def newton_cg(
     weight: Tensor,
     hidden: Tensor,
@@ -42,13 +43,13 @@ def newton_cg(
         hidden: `[N, d]` or `[B, T, d]`, of any of these dtypes, finite.
         tokens: `[N]` or `[B, T]`, int64, in [0, V).
         loss_constant: without influence: an irreducible part of the loss has no derivative.
-        steps: how many, 0 or more; they end early where the gradient is 0.
+        steps: how many, 0 or more.
         max_products: products of H in a step, 1 or more.
         damping: 0 or more; λ is this times (the mean of p (1 - p) times s² + |G| s), with s² the
             mean square of hidden's elements. It bounds the steps where the loss is linear, far from
             the optimum or without one, and vanishes beside H elsewhere.
         chunk_size: tokens whose logits `[chunk_size, V]` are held at a time; by default as many as
-            make 2^24 logits.
+            make 2^23 logits.
 
     Returns:
         NewtonResult; computed in float64 where weight is float64, else in float32.
@@ -132,7 +133,7 @@ def _solve(
             break
         image = hessian_product(problem, weight, direction).add_(direction, alpha=ridge)
         curvature = _inner(direction, image)
-        if not curvature > 0:  # flat to rounding errors
+        if not min(curvature, energy) > 0:  # flat to rounding errors
             break
         length = energy / curvature
         solution = solution.add(direction, alpha=length)

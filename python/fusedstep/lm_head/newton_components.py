@@ -8,13 +8,14 @@ from torch import Tensor
 from fusedstep.checks import refuse
 from fusedstep.lm_head.newton_arguments import make_problem, require_count
 from fusedstep.lm_head.newton_result import NewtonResult
+from fusedstep.lm_head.numerical import numerical
 from fusedstep.lm_head.problem import Problem, add_outer_, root_scale, square_norms
 from fusedstep.lm_head.softmax import directions_
 
 SCALINGS = ("published", "mean", "spectral")
 
 
-@torch.no_grad()
+@numerical
 def newton_components(
     weight: Tensor,
     hidden: Tensor,
@@ -49,7 +50,7 @@ def newton_components(
         power_iterations: for "spectral", 1 or more, each at three products of N V d. The estimate
             comes from below; from half the eigenvalue on it is enough.
         chunk_size: tokens whose logits `[chunk_size, V]` are held at a time; by default as many as
-            make 2^24 logits.
+            make 2^23 logits.
 
     Returns:
         NewtonResult; computed in float64 where weight is float64, else in float32. After an

@@ -9,11 +9,12 @@ from fusedstep.checks import refuse
 from fusedstep.linalg import pinv
 from fusedstep.lm_head.newton_arguments import make_problem
 from fusedstep.lm_head.newton_result import NewtonResult
+from fusedstep.lm_head.numerical import numerical
 
 SCALINGS = ("published", "rank", "frobenius")
 
 
-@torch.no_grad()
+@numerical
 def newton_full(
     weight: Tensor,
     hidden: Tensor,
@@ -40,7 +41,7 @@ def newton_full(
         steps: how many, 0 or more.
         scaling: "published", "rank" or "frobenius".
         chunk_size: tokens whose logits `[chunk_size, V]` are held at a time; by default as many as
-            make 2^24 logits.
+            make 2^23 logits.
 
     Returns:
         NewtonResult; computed in float64 where weight is float64, else in float32. After an

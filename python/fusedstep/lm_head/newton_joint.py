@@ -9,11 +9,12 @@ from fusedstep.checks import require_number
 from fusedstep.linalg import pinv
 from fusedstep.lm_head.newton_arguments import make_problem, require_count
 from fusedstep.lm_head.newton_result import NewtonResult
+from fusedstep.lm_head.numerical import numerical
 from fusedstep.lm_head.problem import CHUNK_ELEMENTS, add_outer_
 from fusedstep.lm_head.softmax import directions_
 
 
-@torch.no_grad()
+@numerical
 def newton_joint(
     weight: Tensor,
     hidden: Tensor,
@@ -31,8 +32,8 @@ def newton_joint(
     J⁺ = Jᵀ K⁺, and K = J Jᵀ is the elementwise product of two Gram matrices `[n, n]`, that of the
     p - e_y and that of the hidden vectors: J is never made. The groups come one after another, each
     at the weights the last one left; groups of one token are `newton_components_recalculated`.
-    A step near a root squares the error; far from one, and where n equations cannot all be met, the
-    loss may rise, which damping prevents.
+    A step near a root squares the error. Far from one, and where n equations cannot all be met, the
+    loss may rise; damping shortens the step.
 
     Args:
         weight: `[V, d]`, float32, float64, bfloat16 or float16, finite; it is not written.
@@ -46,7 +47,7 @@ def newton_joint(
         rtol: eigenvalues of K not above rtol times the largest count as zero; by default the larger
             of n * 2^-52 and (n * eps)², with the eps of the dtype that is computed in.
         chunk_size: for the losses between passes, tokens whose logits are held at a time; by
-            default as many as make 2^24 logits.
+            default as many as make 2^23 logits.
 
     Returns:
         NewtonResult; computed in float64 where weight is float64, else in float32, and the systems

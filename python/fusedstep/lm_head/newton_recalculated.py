@@ -7,11 +7,12 @@ from torch import Tensor
 
 from fusedstep.lm_head.newton_arguments import make_problem, require_count
 from fusedstep.lm_head.newton_result import NewtonResult
+from fusedstep.lm_head.numerical import numerical
 from fusedstep.lm_head.problem import Problem, root_scale, square_norms
 from fusedstep.lm_head.softmax import directions_, losses_
 
 
-@torch.no_grad()
+@numerical
 def newton_components_recalculated(
     weight: Tensor,
     hidden: Tensor,
@@ -44,7 +45,7 @@ def newton_components_recalculated(
         block_size: tokens in a block, 1 or more, with `[block_size, V]` logits; two such arrays
             where all tokens are one block.
         chunk_size: for the losses between passes, tokens whose logits are held at a time; by
-            default as many as make 2^24 logits.
+            default as many as make 2^23 logits.
 
     Returns:
         NewtonResult; computed in float64 where weight is float64, else in float32.

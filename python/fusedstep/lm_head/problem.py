@@ -11,7 +11,7 @@ from torch import Tensor
 from fusedstep.lm_head.batch import gram
 from fusedstep.lm_head.softmax import Rows, directions_, losses_
 
-CHUNK_ELEMENTS = 1 << 24  # logits at a time: 64 MiB of float32
+CHUNK_ELEMENTS = 1 << 23  # logits at a time: 32 MiB of float32
 
 
 @dataclass(frozen=True)
