@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import name_of
 from torch.autograd import gradcheck, gradgradcheck
 
 from fusedstep import lstsq, pinv
@@ -12,9 +13,9 @@ from fusedstep.linalg import factors
 F64 = torch.float64
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, dtype=F64, generator=generator).requires_grad_()
+    return torch.randn(shape, dtype=F64, generator=generator).to(dtype).requires_grad_()
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4), (2, 4, 2)], ids=str)
@@ -84,11 +85,12 @@ def test_function_transforms() -> None:
     torch.testing.assert_close(per_sample, whole)
 
 
-def test_compiled_whole_with_its_gradients() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=name_of)
+def test_compiled_whole_with_its_gradients(dtype) -> None:
     def loss(A, B):
         return lstsq(A, B).sin().sum()
 
-    inputs = random(2, 4, 3), random(2, 4, 2, seed=1)
+    inputs = random(2, 4, 3, dtype=dtype), random(2, 4, 2, seed=1, dtype=dtype)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*inputs), loss(*inputs))
     ours, expected = (torch.autograd.grad(f(*inputs), inputs) for f in (compiled, loss))

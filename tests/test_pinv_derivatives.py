@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import name_of
 from torch.autograd import gradcheck, gradgradcheck
 
 from fusedstep import pinv
@@ -15,9 +16,9 @@ SHAPES = [(5, 3), (3, 5), (4, 4), (2, 4, 2), (2, 2, 4)]
 ONE_MATRIX = torch.randn(5, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, dtype=F64, generator=generator).requires_grad_()
+    return torch.randn(shape, dtype=F64, generator=generator).to(dtype).requires_grad_()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -105,12 +106,13 @@ def test_function_transforms() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"synchronize": False}, {"hermitian": True}], ids=str)
-def test_compiled_whole_with_its_gradient(options) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=name_of)
+def test_compiled_whole_with_its_gradient(options, dtype) -> None:
     def loss(A):
         P, info = pinv(A, return_info=True, **options)
         return P.sin().sum() + info.rank.sum()
 
-    A = random(2, 4, 4)
+    A = random(2, 4, 4, dtype=dtype)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     eager = loss(A)
     torch.testing.assert_close(compiled(A), eager)

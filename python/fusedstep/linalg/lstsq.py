@@ -54,15 +54,15 @@ def lstsq(
         refuse(function, "B", f"broadcast with A's batch {tuple(A.shape[:-2])}", tuple(B.shape))
     atol, rtol = tolerances(function, A, None, rtol)
     batch = torch.broadcast_shapes(A.shape[:-2], rtol.shape)
-    narrow = A.dtype
-    A, B = (t if narrow == torch.float64 else t.to(torch.float32) for t in (A, B))
+    dtype = A.dtype
+    A = A if dtype == torch.float64 else A.to(torch.float32)
     A = A.expand(*batch, *A.shape[-2:])
     left, right = pinv_factors(
         A.detach(), atol.expand(batch), rtol.expand(batch), False, driver, synchronize
     )
     batch = torch.broadcast_shapes(batch, B.shape[:-2])
-    A, B = (t.expand(*batch, *t.shape[-2:]) for t in (A, B))
-    return _solver().apply(A, B, left, right).to(narrow)
+    A, B = (t.expand(*batch, *t.shape[-2:]) for t in (A, B.to(torch.float64)))
+    return _solver().apply(A, B, left, right).to(dtype)
 
 
 def _solver() -> type[Function]:
@@ -71,7 +71,7 @@ def _solver() -> type[Function]:
 
 
 class _Solve(Function):
-    """A⁺ B from the factors of A⁺, with derivatives that use the same factors.
+    """A⁺ B from the factors of A⁺, all in float64 but A, with derivatives from the same factors.
 
     With R = B - A X, from Golub and Pereyra 1973, equation 4.12, applied to B:
     dX = A⁺ (dB - dA X + A⁺ᵀ dAᵀ R) + (I - A⁺ A) dAᵀ A⁺ᵀ X.
@@ -81,7 +81,7 @@ class _Solve(Function):
 
     @staticmethod
     def forward(A: Tensor, B: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        return (left @ (right @ B.to(torch.float64))).to(B.dtype)
+        return left @ (right @ B)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -91,35 +91,31 @@ class _Solve(Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         A, B, X, left, right = _saved(ctx)
-        grad = grad.to(torch.float64)
         solve, adjoint = _both_ways(A, left, right)
         grad_B = adjoint(grad)  # A⁺ᵀ Ḡ
         grad_A = (B - A @ X) @ solve(grad_B).mT - grad_B @ X.mT
         grad_A = grad_A + adjoint(X) @ (grad - A.mT @ grad_B).mT
-        kind = ctx.saved_tensors[0].dtype
-        return grad_A.to(kind), grad_B.to(kind), None, None
+        return grad_A.to(ctx.saved_tensors[0].dtype), grad_B, None, None
 
 
 class _SolveBothModes(_Solve):
     @staticmethod
     def jvp(ctx, dA: Tensor | None, dB: Tensor | None, *_):
-        kind = ctx.saved_tensors[0].dtype
         A, B, X, left, right = _saved(ctx)
         solve, adjoint = _both_ways(A, left, right)
-        dB = torch.zeros_like(B) if dB is None else dB.to(torch.float64)
+        dB = torch.zeros_like(B) if dB is None else dB
         if dA is None:
-            return solve(dB).to(kind)
+            return solve(dB)
         dA = dA.to(torch.float64)
         outside = dA.mT @ adjoint(X)
         inside = dB - dA @ X + adjoint(dA.mT @ (B - A @ X)) - A @ outside
-        return (solve(inside) + outside).to(kind)
+        return solve(inside) + outside
 
 
 def _saved(ctx) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """A, B, X, left, right in float64: B - A X cancels, and TF32 must have no part in it."""
+    """A, B, X, left, right, all in float64: B - A X cancels, and TF32 must have no part in it."""
     A, B, left, right, X = ctx.saved_tensors
-    A, B, X = (t.to(torch.float64) for t in (A, B, X))
-    return A, B, X, left, right
+    return A.to(torch.float64), B, X, left, right
 
 
 def _both_ways(A: Tensor, left: Tensor, right: Tensor):
