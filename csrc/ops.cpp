@@ -38,4 +38,8 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
   // Adds row order[p] of `rows` to sums[ids[p]], in the order of kernels/common/segment_sum.h.
   // `ids` ascend. On a GPU neither they nor `order` are checked, which would wait for it.
   m.def("segment_sum_(Tensor(a!) sums, Tensor rows, Tensor order, Tensor ids) -> ()");
+
+  // Adds rowsᵀ rows to `gram`, in the order of kernels/common/gram.h. Of what is above the diagonal
+  // only some is written. On the CPU alone: a GPU's own product of doubles is as fast as it can be.
+  m.def("gram_(Tensor(a!) gram, Tensor rows) -> ()");
 }

@@ -9,18 +9,6 @@
 
 namespace fusedstep {
 
-inline bool is_contiguous(const Tensor& tensor) {
-  int64_t expected = 1;
-  const auto dims = dimensions(tensor);
-  for (auto dim = dims.rbegin(); dim != dims.rend(); ++dim) {
-    if (dim->size != 1 && dim->stride != expected) {
-      return tensor.numel() == 0;
-    }
-    expected *= dim->size;
-  }
-  return true;
-}
-
 inline void require_indices(const char* function, const char* argument, const Tensor& tensor,
                             int64_t count, const Tensor& reference) {
   int32_t code;

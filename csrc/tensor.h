@@ -104,6 +104,19 @@ inline bool is_gapless(const Tensor& tensor) {
   return true;
 }
 
+// Whether the elements lie in memory in the order of their indices, without gaps.
+inline bool is_contiguous(const Tensor& tensor) {
+  int64_t expected = 1;
+  const auto dims = dimensions(tensor);
+  for (auto dim = dims.rbegin(); dim != dims.rend(); ++dim) {
+    if (dim->size != 1 && dim->stride != expected) {
+      return tensor.numel() == 0;
+    }
+    expected *= dim->size;
+  }
+  return true;
+}
+
 template <typename T>
 T* data_or_null(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? static_cast<T*>(tensor->data_ptr()) : nullptr;

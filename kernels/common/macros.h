@@ -27,6 +27,15 @@
 #define FUSEDSTEP_CLONES
 #endif
 
+// A CPU function whose products are exact, so that fused multiply-adds, where the instruction set
+// has them, change no bit. Define it empty to do without.
+#if defined(FUSEDSTEP_EXACT_PRODUCTS)
+#elif defined(__GNUC__) && !defined(__clang__)
+#define FUSEDSTEP_EXACT_PRODUCTS __attribute__((optimize("fp-contract=fast")))
+#else
+#define FUSEDSTEP_EXACT_PRODUCTS
+#endif
+
 // The iterations of the next loop are independent of one another.
 #if defined(__GNUC__) && !defined(__clang__)
 #define FUSEDSTEP_IVDEP _Pragma("GCC ivdep")

@@ -16,7 +16,15 @@ def blocks_of(size: int) -> int:
 
 
 # The ops that only write: nothing to compute, nothing returned.
-_WRITERS = ("clip_by_norm_", "segment_sum_", "step_", "table_assign", "table_norm_", "table_step_")
+_WRITERS = (
+    "clip_by_norm_",
+    "gram_",
+    "segment_sum_",
+    "step_",
+    "table_assign",
+    "table_norm_",
+    "table_step_",
+)
 
 
 @torch.library.register_fake("fusedstep::total_norm")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from fusedstep.checks import refuse, require_dense
 
 # Tokens converted to float64 at a time, and tokens sorted at a time: what is needed beside the
 # sums themselves does not grow with a call's number of tokens.
-GRAM_BLOCK = 4096
+BLOCK = 4096
 SORT_BLOCK = 65536
 
 
@@ -56,22 +57,38 @@ def gram(function: str, rows: Tensor) -> Tensor:
     """
     d = rows.shape[1]
     total = torch.zeros(d, d, dtype=torch.float64, device=rows.device)
-    for block in rows.split(GRAM_BLOCK):
-        wide = block.to(torch.float64)
-        total.addmm_(wide.mT, wide)
+    if rows.device.type == "cpu" and rows.dtype != torch.float64:
+        torch.ops.fusedstep.gram_(total, _with_neighbours(rows))
+    else:
+        for block in rows.split(BLOCK):
+            wide = block.to(torch.float64)
+            total.addmm_(wide.mT, wide)
+    total = total.tril() + total.tril(-1).mT
     if not bool(total.isfinite().all()):
         bad = rows[~rows.isfinite()]
-        got = (
-            f"{bad[0].item()} among {rows.numel()} values" if len(bad) else "squares beyond float64"
-        )
-        refuse(function, "hidden", "be finite", got)
+        among = f"{bad[0].item()} among {rows.numel()} values" if len(bad) else ""
+        refuse(function, "hidden", "be finite", among or "squares beyond float64")
     return total
 
 
 def add_by_token(sums: Tensor, rows: Tensor, tokens: Tensor) -> None:
     """sums[v] += the rows whose token is v; [V, d], float64, the same bits for any thread count."""
-    if rows.shape[1] > 1 and rows.stride(1) != 1:
-        rows = rows.contiguous()
+    rows = _with_neighbours(rows)
     for some, of_some in zip(rows.split(SORT_BLOCK), tokens.split(SORT_BLOCK), strict=True):
-        ids, order = torch.sort(of_some, stable=True)
-        torch.ops.fusedstep.segment_sum_(sums, some, order, ids)
+        order = _stable_order(of_some, len(sums))
+        torch.ops.fusedstep.segment_sum_(sums, some, order, of_some[order])
+
+
+def _stable_order(tokens: Tensor, vocab_size: int) -> Tensor:
+    """What puts the tokens in ascending order and leaves equal ones as they are.
+
+    NumPy sorts 16 bits by their digits, in a fifth of the time that torch needs for 64.
+    """
+    if tokens.is_cuda or vocab_size > 1 << 16:
+        return torch.sort(tokens, stable=True).indices
+    return torch.from_numpy(tokens.numpy().astype(np.uint16).argsort(kind="stable"))
+
+
+def _with_neighbours(rows: Tensor) -> Tensor:
+    """The same rows with neighbouring elements of a row neighbours in memory."""
+    return rows if rows.stride(1) == 1 or rows.shape[1] < 2 else rows.contiguous()

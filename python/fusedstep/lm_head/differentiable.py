@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from fusedstep.checks import refuse, require_dense, require_number
-from fusedstep.lm_head.batch import GRAM_BLOCK, add_by_token, gram, require_batch
-from fusedstep.lm_head.least_squares import require_scale, require_size
+from fusedstep.lm_head.batch import BLOCK, add_by_token, gram, require_batch
+from fusedstep.lm_head.least_squares import CLASS_BLOCK, require_scale, require_size
 from fusedstep.lm_head.ridge import certain_inverse, default_rtol, inverses, kept, spectrum
 
 
@@ -76,27 +76,29 @@ class _Solve(Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, tokens: Tensor, vocabulary: int, *numbers: float) -> Tensor:
         scale, ridge, rtol = numbers
-        sums = rows.new_zeros(vocabulary, rows.shape[1], dtype=torch.float64)
         factors = Inverse.of(gram("least_squares", rows), ridge, rtol)
+        sums = rows.new_zeros(vocabulary, rows.shape[1], dtype=torch.float64)
         add_by_token(sums, rows, tokens)
-        weight = sums @ (factors.inverse * scale)
         ctx.scale = scale
-        ctx.save_for_backward(rows, tokens, weight, *factors)
-        return weight.to(rows.dtype)
+        ctx.save_for_backward(rows, tokens, sums, *factors)
+        weight = rows.new_empty(sums.shape)
+        for rounded, exact in zip(weight.split(CLASS_BLOCK), sums.split(CLASS_BLOCK), strict=True):
+            rounded.copy_(exact @ (factors.inverse * scale))
+        return weight
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """With T = W̄ M⁺: X̄ = s T[y] - X (WᵀT + TᵀW) and, where Π projects on what counts as zero,
         X G⁺ Wᵀ W̄ Π besides. No V x V and no N x V array."""
-        rows, tokens, weight, inverse, of_gram, null = ctx.saved_tensors
+        rows, tokens, sums, inverse, of_gram, null = ctx.saved_tensors
         grad = grad.to(torch.float64)
-        slope = grad @ inverse
-        mixed = weight.mT @ slope
+        slope = (grad @ inverse).mul_(ctx.scale)
+        mixed = inverse @ (sums.mT @ slope)
         right = mixed + mixed.mT
         if null is not None:
-            right -= of_gram @ (weight.mT @ (grad @ null)) @ null.mT
-        slope *= ctx.scale
-        blocks = zip(rows.split(GRAM_BLOCK), tokens.split(GRAM_BLOCK), strict=True)
+            weighed = (inverse * ctx.scale) @ (sums.mT @ (grad @ null))
+            right -= of_gram @ weighed @ null.mT
+        blocks = zip(rows.split(BLOCK), tokens.split(BLOCK), strict=True)
         parts = [(slope[ids] - x.to(torch.float64) @ right).to(x.dtype) for x, ids in blocks]
         return torch.cat(parts), *[None] * 5

@@ -20,7 +20,7 @@ from fusedstep.checks import refuse, require_dense, require_number
 from fusedstep.lm_head.batch import add_by_token, gram, require_batch
 from fusedstep.lm_head.ridge import Spectrum, certain_inverse, default_rtol, inverses, spectrum
 
-CLASS_BLOCK = 4096  # rows of the weight taken at a time by `mse`
+CLASS_BLOCK = 1024  # rows of the weight computed with in float64 at a time
 
 
 def require_size(function: str, argument: str, value: Any) -> int:
