@@ -9,6 +9,7 @@ from last_layer import regression, relative
 
 from fusedstep.lm_head.newton_components import newton_components
 from fusedstep.lm_head.newton_full import newton_full
+from fusedstep.lm_head.newton_joint import newton_joint
 from fusedstep.lm_head.newton_recalculated import newton_components_recalculated
 from fusedstep.reference import newton as literal
 
@@ -115,6 +116,31 @@ def test_the_spectral_scaling_divides_by_the_largest_eigenvalue():
     )
     expected = problem.weight + (published - problem.weight) / eigenvalue
     assert relative(spectral, expected) < 1e-7
+
+
+@pytest.mark.parametrize(
+    "method", [newton_components, newton_components_recalculated, newton_joint]
+)
+def test_only_uphill_moves_a_token_below_the_constant(method):
+    weight, hidden, tokens = regression(12)
+    highest = float(literal.token_losses(weight, hidden, tokens).max())
+    downhill = method(weight, hidden, tokens, loss_constant=highest, uphill=False)
+    assert_same_bits(downhill.weight, weight)
+    assert method(weight, hidden, tokens, loss_constant=highest).losses.diff() > 0
+    some = method(weight, hidden, tokens, loss_constant=0.5 * highest, uphill=False)
+    assert some.losses.diff() < 0
+
+
+def test_sure_tokens_throw_the_published_steps_far_and_do_not_without_uphill():
+    weight, hidden, tokens = regression(300, width=20, vocabulary=40, spread=2.0)
+    published, downhill = (
+        newton_components_recalculated(
+            weight, hidden, tokens, loss_constant=0.5, steps=6, uphill=uphill
+        ).losses
+        for uphill in (True, False)
+    )
+    assert published[1:].min() > 1e3 * published[0]
+    assert downhill[-1] < 0.2 * downhill[0]
 
 
 @each_method

@@ -26,7 +26,7 @@ def newton_cg(
     loss_constant: float = 0.0,
     steps: int = 1,
     max_products: int = 100,
-    damping: float = 1e-6,
+    damping: float = 0.01,
     chunk_size: int | None = None,
 ) -> NewtonResult:
     """W += t S, where (H + λ I) S = -G is solved just well enough and t by a line search.
@@ -45,9 +45,10 @@ def newton_cg(
         loss_constant: without influence: an irreducible part of the loss has no derivative.
         steps: how many, 0 or more.
         max_products: products of H in a step, 1 or more.
-        damping: 0 or more; λ is this times (the mean of p (1 - p) times s² + |G| s), with s² the
-            mean square of hidden's elements. It bounds the steps where the loss is linear, far from
-            the optimum or without one, and vanishes beside H elsewhere.
+        damping: 0 or more; λ is this times s |G|, with s² the mean square of hidden's elements. It
+            shortens the directions in which the loss is nearly linear, far from the optimum or
+            where there is none, and vanishes near one (Doikov 2023, "Minimizing
+            quasi-self-concordant functions by gradient regularization of Newton method").
         chunk_size: tokens whose logits `[chunk_size, V]` are held at a time; by default as many as
             make 2^23 logits.
 
@@ -66,8 +67,7 @@ def newton_cg(
     for _ in range(steps):
         loss, gradient = problem.gradient(weight)
         curvature = _curvature(problem, weight)
-        scale = moment.diagonal().mean()
-        ridge = damping * float(curvature.mean() * scale + gradient.norm() * scale.sqrt())
+        ridge = damping * float(gradient.norm() * moment.diagonal().mean().sqrt())
         precondition = _Preconditioner(curvature, moment)
         step = _solve(problem, weight, gradient, precondition, ridge, max_products)
         slope = _inner(gradient, step)

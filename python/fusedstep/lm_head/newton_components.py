@@ -22,6 +22,7 @@ def newton_components(
     tokens: Tensor,
     *,
     loss_constant: float = 0.0,
+    uphill: bool = True,
     steps: int = 1,
     scaling: str = "published",
     power_iterations: int = 8,
@@ -42,8 +43,9 @@ def newton_components(
         weight: `[V, d]`, float32, float64, bfloat16 or float16, finite; it is not written.
         hidden: `[N, d]` or `[B, T, d]`, of any of these dtypes, finite.
         tokens: `[N]` or `[B, T]`, int64, in [0, V).
-        loss_constant: c in nats, finite. A token whose loss is below it steps uphill, the further
-            the surer it is.
+        loss_constant: c in nats, finite.
+        uphill: True: a token whose loss is below c steps back up, as published, the further the
+            surer the token is, without bound. False: it stays.
         steps: how many, 0 or more.
         scaling: "published" adds the steps up, "mean" divides by N, which is always enough,
             "spectral" by an estimate of that eigenvalue.
@@ -66,7 +68,7 @@ def newton_components(
     problem = make_problem(function, weight, hidden, tokens, loss_constant, steps, chunk_size)
     weight, losses = problem.weight, []
     for _ in range(steps):
-        loss, step = _added_up(problem, weight)
+        loss, step = _added_up(problem, weight, uphill)
         losses.append(loss)
         if scaling == "mean":
             step /= len(problem.tokens)
@@ -77,14 +79,14 @@ def newton_components(
     return NewtonResult(weight, torch.stack(losses))
 
 
-def _added_up(problem: Problem, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _added_up(problem: Problem, weight: Tensor, uphill: bool) -> tuple[Tensor, Tensor]:
     """The mean loss, and the sum of the tokens' steps `[V, d]`."""
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
     step = torch.zeros_like(weight)
     for hidden, tokens, logits in problem.chunks(weight):
         rows = directions_(logits, tokens)
         total += rows.loss.sum()
-        scale = root_scale(rows, square_norms(hidden), problem.loss_constant)
+        scale = root_scale(rows, square_norms(hidden), problem.loss_constant, uphill)
         add_outer_(step, logits, scale, hidden)
     return total / len(problem.tokens), step
 

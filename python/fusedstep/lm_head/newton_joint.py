@@ -10,7 +10,7 @@ from fusedstep.linalg import pinv
 from fusedstep.lm_head.newton_arguments import make_problem, require_count
 from fusedstep.lm_head.newton_result import NewtonResult
 from fusedstep.lm_head.numerical import numerical
-from fusedstep.lm_head.problem import CHUNK_ELEMENTS, add_outer_
+from fusedstep.lm_head.problem import CHUNK_ELEMENTS, add_outer_, excess
 from fusedstep.lm_head.softmax import directions_
 
 
@@ -21,6 +21,7 @@ def newton_joint(
     tokens: Tensor,
     *,
     loss_constant: float = 0.0,
+    uphill: bool = True,
     steps: int = 1,
     group_size: int = 1024,
     damping: float = 0.0,
@@ -40,6 +41,8 @@ def newton_joint(
         hidden: `[N, d]` or `[B, T, d]`, of any of these dtypes, finite.
         tokens: `[N]` or `[B, T]`, int64, in [0, V).
         loss_constant: c in nats, finite.
+        uphill: True: a token whose loss is below c steps back up, as published, the further the
+            surer the token is, without bound. False: it stays.
         steps: passes over all tokens, 0 or more.
         group_size: tokens in a system, 1 or more; `[group_size, V]` numbers are held at a time.
         damping: 0 or more: this times the mean of K's diagonal is added to it (Levenberg and
@@ -71,8 +74,8 @@ def newton_joint(
             directions = group @ weight.mT
             rows = directions_(directions, labels)
             kernel = _gram(directions) * _gram(group) * torch.outer(rows.miss, rows.miss)
-            excess = rows.loss - problem.loss_constant
-            share = _solve(kernel, excess, damping, rtol, torch.finfo(weight.dtype).eps)
+            above = excess(rows.loss, problem.loss_constant, uphill)
+            share = _solve(kernel, above, damping, rtol, torch.finfo(weight.dtype).eps)
             add_outer_(weight, directions, -share * rows.miss, group)
         losses.append(problem.loss(weight))
     return NewtonResult(weight, torch.stack(losses))
@@ -87,12 +90,10 @@ def _gram(rows: Tensor) -> Tensor:
     return gram
 
 
-def _solve(
-    kernel: Tensor, excess: Tensor, damping: float, rtol: float | None, eps: float
-) -> Tensor:
-    """(K + damping * mean diagonal)⁺ excess; NaN where K is not finite."""
+def _solve(kernel: Tensor, above: Tensor, damping: float, rtol: float | None, eps: float) -> Tensor:
+    """(K + damping * mean diagonal)⁺ above; NaN where K is not finite."""
     count = len(kernel)
     if rtol is None:
         rtol = max(count * 2.0**-52, (count * eps) ** 2)
     kernel.diagonal().add_(damping * kernel.diagonal().mean())
-    return pinv(kernel, hermitian=True, rtol=rtol) @ excess
+    return pinv(kernel, hermitian=True, rtol=rtol) @ above

@@ -19,6 +19,7 @@ def newton_components_recalculated(
     tokens: Tensor,
     *,
     loss_constant: float = 0.0,
+    uphill: bool = True,
     steps: int = 1,
     block_size: int = 128,
     chunk_size: int | None = None,
@@ -39,8 +40,9 @@ def newton_components_recalculated(
         weight: `[V, d]`, float32, float64, bfloat16 or float16, finite; it is not written.
         hidden: `[N, d]` or `[B, T, d]`, of any of these dtypes, finite.
         tokens: `[N]` or `[B, T]`, int64, in [0, V).
-        loss_constant: c in nats, finite. A token whose loss is below it steps uphill, the further
-            the surer it is.
+        loss_constant: c in nats, finite.
+        uphill: True: a token whose loss is below c steps back up, as published, the further the
+            surer the token is, without bound. False: it stays.
         steps: passes over all tokens, 0 or more.
         block_size: tokens in a block, 1 or more, with `[block_size, V]` logits; two such arrays
             where all tokens are one block.
@@ -60,22 +62,22 @@ def newton_components_recalculated(
         function, weight, hidden, tokens, loss_constant, steps, chunk_size, position_major=True
     )
     if len(problem.tokens) <= block_size:
-        return _in_one_block(problem)
+        return _in_one_block(problem, uphill)
     weight = problem.weight
     losses = [problem.loss(weight)]
     for _ in range(steps):
         for hidden, tokens in problem.parts(block_size):
-            block = _Block(hidden, tokens, problem.loss_constant)
+            block = _Block(hidden, tokens, problem.loss_constant, uphill)
             taken = block.steps_(hidden @ weight.mT)
             weight.addmm_(taken.mT, hidden, alpha=-1)
         losses.append(problem.loss(weight))
     return NewtonResult(weight, torch.stack(losses))
 
 
-def _in_one_block(problem: Problem) -> NewtonResult:
+def _in_one_block(problem: Problem, uphill: bool) -> NewtonResult:
     """The same for tokens of a single block: all losses too follow from the first logits."""
     ((hidden, tokens),) = problem.parts(len(problem.tokens))
-    block = _Block(hidden, tokens, problem.loss_constant)
+    block = _Block(hidden, tokens, problem.loss_constant, uphill)
     logits = hidden @ problem.weight.mT
     scratch = logits.clone()
     losses = [losses_(scratch, tokens).mean()]
@@ -90,8 +92,8 @@ def _in_one_block(problem: Problem) -> NewtonResult:
 class _Block:
     """Tokens one after another without a look at the weights."""
 
-    def __init__(self, hidden: Tensor, tokens: Tensor, loss_constant: float) -> None:
-        self.tokens, self.loss_constant = tokens, loss_constant
+    def __init__(self, hidden: Tensor, tokens: Tensor, loss_constant: float, uphill: bool) -> None:
+        self.tokens, self.loss_constant, self.uphill = tokens, loss_constant, uphill
         self.squares, wide = square_norms(hidden), hidden.to(torch.float64)
         self.gram = (wide @ wide.mT).to(hidden.dtype)
 
@@ -116,5 +118,5 @@ class _Block:
 
     def _step_(self, logits: Tensor, row: slice) -> None:
         rows = directions_(logits, self.tokens[row])
-        scale = root_scale(rows, self.squares[row], self.loss_constant)
+        scale = root_scale(rows, self.squares[row], self.loss_constant, self.uphill)
         logits.mul_(scale.to(logits.dtype)[:, None])

@@ -70,11 +70,17 @@ def square_norms(hidden: Tensor) -> Tensor:
     return hidden.to(torch.float64).square().sum(1)
 
 
-def root_scale(rows: Rows, squares: Tensor, loss_constant: float) -> Tensor:
+def excess(losses: Tensor, loss_constant: float, uphill: bool) -> Tensor:
+    """By how much the losses are to fall: where they are below the constant not at all, or up."""
+    above = losses - loss_constant
+    return above if uphill else above.clamp(min=0)
+
+
+def root_scale(rows: Rows, squares: Tensor, loss_constant: float, uphill: bool) -> Tensor:
     """What to take of direction[n] hidden[n]ᵀ for Newton's step to the root of loss[n] - constant.
 
     The gradient of one token, miss * direction hiddenᵀ, has rank 1, so its pseudo-inverse is its
     transpose over its squared norm; that of 0 is 0. `squares`: the hidden vectors' squared norms.
     """
     slope = rows.miss * rows.square * squares
-    return torch.where(slope > 0, (rows.loss - loss_constant) / slope, 0.0)
+    return torch.where(slope > 0, excess(rows.loss, loss_constant, uphill) / slope, 0.0)
