@@ -16,6 +16,7 @@ from fusedstep.linalg.jacobi import jacobi
 from fusedstep.linalg.numerics import Factors, Tolerance, scaled
 
 DONE, NOT_FINITE, FAILED = 0, 1, 2  # the convergence codes
+SQUARE_LIMIT = 2.0**-14.5  # of rcond: its square in float64 roundings is one of float32
 
 
 class Choice(NamedTuple):
@@ -73,19 +74,27 @@ def _by_driver(X: Tensor, tolerance: Tolerance, precise: bool, choice: Choice) -
     found = (drivers.cholesky_twice if precise else drivers.cholesky)(X, tolerance)
     if driver == "cholesky":
         return found
+    enough = found.done if precise else found.done & _accurate(found)
     if not synchronize:
-        return _select(found, jacobi(X, tolerance, may_stop=False))
-    left_over = ~found.done
-    if not bool(left_over.any()):
+        return _select(enough, found, jacobi(X, tolerance, may_stop=False))
+    if bool(enough.all()):
         return found
-    by_svd = left_over if precise else left_over & drivers.blurred(X, tolerance)
-    found = _repair(found, X, tolerance, by_svd, drivers.qr_svd)
-    return _repair(found, X, tolerance, left_over & ~by_svd, drivers.eigh)
+    rest = ~found.done
+    if precise:
+        return _repair(found, X, tolerance, rest, drivers.qr_svd)
+    found = _repair(found, X, tolerance, found.done & ~enough, drivers.cholesky_twice)
+    blurred = drivers.blurred(X, tolerance)
+    found = _repair(found, X, tolerance, rest & ~blurred, drivers.eigh)
+    return _repair(found, X, tolerance, rest & (blurred | ~_accurate(found)), drivers.qr_svd)
 
 
-def _select(first: Factors, second: Factors) -> Factors:
-    """Of each matrix the first where that is done, else the second; decided on the device."""
-    use = first.done
+def _accurate(found: Factors) -> Tensor:
+    """Where a driver that squares the condition has still lost less than float32 can show."""
+    return (found.rcond > SQUARE_LIMIT) | (found.rank == 0)
+
+
+def _select(use: Tensor, first: Factors, second: Factors) -> Factors:
+    """Of each matrix the first where that is of use, else the second; decided on the device."""
     return Factors(
         *(
             torch.where(use.view(-1, *[1] * (a.dim() - 1)), a, b)

@@ -43,8 +43,9 @@ def pinv(
             precisions too (128 bfloat16 eps are 1).
         hermitian: A is symmetric; only its lower triangle is read, also by the gradient.
         driver: "auto": Cholesky of AᵀA (or AAᵀ, the smaller) for matrices it proves to have full
-            rank: the plain one for float32 data, CholeskyQR2 for float64; for the others "eigh" in
-            float32, "qr_svd" in float64 and where the tolerance is too small for eigh.
+            rank: CholeskyQR2 for float64 and for float32 of a condition above 2e4, else the plain
+            one. The others: "qr_svd" for float64; "eigh" for float32, but "qr_svd" where what is
+            kept has such a condition or the tolerance is too small for eigh.
             "cholesky": that alone; the others fail. "eigh" of AᵀA: singular values below about
             1e-7 of the largest count as zero. "qr_svd": QR, then the SVD of R. "jacobi":
             one-sided rotations, the slowest and the most accurate in small singular values.
