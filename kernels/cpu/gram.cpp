@@ -32,8 +32,7 @@ FUSEDSTEP_CLONES void pack_panel(const Storage* from, int64_t stride, int64_t co
 FUSEDSTEP_EXACT_PRODUCTS FUSEDSTEP_CLONES void multiply(const double* a, const double* b,
                                                         int64_t count, double* out) {
   Lane sum[kAtOnce][kLanesOfPanel] = {};
-  // Unrolled, the sums stay in registers; as an array of which a loop takes elements they would
-  // not.
+  // Unrolled, so that the sums stay in registers, which an array's elements in a loop would not.
   for (int64_t n = 0; n < count; ++n, a += kGramPanel, b += kGramPanel) {
     Lane right[kLanesOfPanel];
     memcpy(right, b, sizeof(right));

@@ -1,7 +1,4 @@
-"""Hidden states and the tokens they are to predict: what is refused, and their sums.
-
-Only what a caller passes is read here; nothing of his is written before all of it was checked.
-"""
+"""Hidden states and the tokens they are to predict: what is refused, and their two sums."""
 
 from __future__ import annotations
 
