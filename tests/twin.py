@@ -24,7 +24,7 @@ from fusedstep.reference import quantize
 from fusedstep.reference.clip import decide
 from fusedstep.reference.forms import Stored, average, bfloat16_bits, load_state, store_state, widen
 from fusedstep.reference.norm import total_norm
-from fusedstep.reference.random import random16, random_array
+from fusedstep.reference.random import exchange_bytes, random16, random_array
 from fusedstep.reference.storage import round_to
 
 
@@ -139,7 +139,7 @@ class Twin:
             multiplier,
         )  # fmt: skip
         for k, (name, form, x) in enumerate(zip(names, old, new, strict=True)):
-            self._put(param, name, store_state(x, form, self._random(param, 1 + k)))
+            self._put(param, name, store_state(x, form, self._random_of_state(param, k)))
         if "master" in states:
             states["master"] = value
         if "remainder" in states:
@@ -155,11 +155,16 @@ class Twin:
             states["ema"] = average(states["ema"], value, self.optimizer.ema_decay)
 
     def _random(self, param: Tensor, slot: int) -> np.ndarray:
-        """The bits that an array is rounded by: slot 0 of the parameter, 1 + k of state k."""
+        """The bits that arrays are rounded by: slot 0 the parameter, 1 + k the states k, k + 1."""
         listed = [p for group in self.optimizer.param_groups for p in group["params"]]
         (position,) = (i for i, other in enumerate(listed) if other is param)
         step = self.steps.get(param, 0)
         return random16(self.optimizer.seed, random_array(position, slot), step, 0, param.numel())
+
+    def _random_of_state(self, param: Tensor, k: int) -> np.ndarray:
+        """Of two states, the second has the first one's bits with their bytes exchanged."""
+        bits = self._random(param, 1 + k - k % 2)
+        return exchange_bytes(bits) if k % 2 else bits
 
     def _group(self, options: dict[str, Any]) -> Any:
         """The reference's hyperparameters of a parameter group of the optimizer."""

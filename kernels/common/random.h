@@ -48,7 +48,7 @@ struct RandomStream {
 };
 
 // An array's number: its tensor's position in the optimizer (below 2^29), and 0 for the parameter
-// or 1 + k for its state k (below 8).
+// or 1 + k for its states k and k + 1, k even (below 8).
 FUSEDSTEP_HD uint32_t random_array(uint32_t tensor, uint32_t slot) { return tensor << 3 | slot; }
 
 FUSEDSTEP_HD Words random_counter(const RandomStream& stream, uint64_t group) {
@@ -68,10 +68,15 @@ FUSEDSTEP_HD uint32_t random16(const Words& words, int j) {
   return (j & 4 ? high : low) >> (j % 2 * 16) & 0xffffu;
 }
 
-// The same 16 bits for a second array that is rounded in the same pass, which saves a call: the
-// chance that both round up is the product of both chances, to about 2^-7.
-FUSEDSTEP_HD uint32_t exchange_bytes(uint32_t random16) {
-  return (random16 << 8 | random16 >> 8) & 0xffffu;
+// Two states share a call: the odd one has the bits of the even one with the bytes of each half
+// exchanged. The chance that both round up is the product of both chances, to about 2^-7.
+FUSEDSTEP_HD uint32_t exchange_bytes(uint32_t halves) {
+  return (halves << 8 & 0xff00ff00u) | (halves >> 8 & 0x00ff00ffu);
+}
+
+FUSEDSTEP_HD Words exchange_bytes(const Words& words) {
+  return {exchange_bytes(words.a), exchange_bytes(words.b), exchange_bytes(words.c),
+          exchange_bytes(words.d)};
 }
 
 // The 16 bits of `groups` groups from first_group on, on a CPU: random16 of random_words, side by

@@ -18,6 +18,12 @@ FUSEDSTEP_CLONES inline void fill_random(const RandomStream& stream, int64_t at,
   random_tile(stream, static_cast<uint64_t>(at) / kRandomGroup, groups, bits);
 }
 
+FUSEDSTEP_CLONES inline void exchange_tile(uint16_t* bits, int n) {
+  for (int i = 0; i < n; ++i) {
+    bits[i] = static_cast<uint16_t>(exchange_bytes(bits[i]));
+  }
+}
+
 FUSEDSTEP_CLONES inline void join_tile(const BFloat16* nearest, const uint16_t* remainder,
                                        float* to, int n) {
   for (int i = 0; i < n; ++i) {
@@ -35,21 +41,11 @@ FUSEDSTEP_CLONES inline void split_tile(const float* from, BFloat16* nearest, ui
   }
 }
 
-FUSEDSTEP_CLONES inline void round_all(const float* from, const uint16_t* bits, BFloat16* to,
-                                       int n) {
+FUSEDSTEP_CLONES inline void round_tile(const float* from, const uint16_t* bits, BFloat16* to,
+                                        int n) {
   FUSEDSTEP_IVDEP
   for (int i = 0; i < n; ++i) {
     to[i] = round_to_bfloat16_stochastically(from[i], bits[i]);
-  }
-}
-
-inline void round_tile(const float* from, BFloat16* to, const RandomStream& stream, int64_t at,
-                       int n) {
-  alignas(64) uint16_t bits[kTile];
-  for (int i = 0; i < n; i += kTile) {
-    const int some = std::min(kTile, n - i);
-    fill_random(stream, at + i, some, bits);
-    round_all(from + i, bits, to + i, some);
   }
 }
 
@@ -100,10 +96,7 @@ void decode_tile(const Code* codes, const float* scales, float* to, int n) {
 }
 
 template <typename Code>
-void encode_tile(const float* from, Code* codes, float* scales, const RandomStream& stream,
-                 int64_t at, int n) {
-  alignas(64) uint16_t bits[kTile];
-  fill_random(stream, at, n, bits);
+void encode_tile(const float* from, const uint16_t* bits, Code* codes, float* scales, int n) {
   for (int i = 0; i < n; i += kBlock) {
     const int some = std::min(kBlock, n - i);
     const float scale = block_scale(largest_of(from + i, some));

@@ -49,9 +49,7 @@ void update_range(const Storage<T>& storage, void* grad, int64_t begin, int size
     const T* g = load_tile<T>(grad, storage.row.grad_dtype, at, n, grad_buffer);
     update_tile<Variant, T>(p, g, states, n, coefficients);
     storage.store_param(p, at, n);
-    for (int k = 0; k < Variant::kStates; ++k) {
-      storage.store_state(states[k], k, at, n);
-    }
+    storage.template store_states<Variant::kStates>(states, at, n);
   }
 }
 

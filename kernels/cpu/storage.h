@@ -58,7 +58,9 @@ struct Storage {
       if (row.dtypes[kMaster] == Dtype::kInt16) {
         split_tile(p, array<BFloat16>(row.param, at), array<uint16_t>(row.arrays[kMaster], at), n);
       } else if (rounds_stochastically()) {
-        round_tile(p, array<BFloat16>(row.param, at), random(0), at, n);
+        alignas(64) uint16_t bits[kTile];
+        fill_random(random(0), at, n, bits);
+        round_tile(p, bits, array<BFloat16>(row.param, at), n);
       } else {
         store_tile<T>(p, row.param, row.param_dtype, at, n);
       }
@@ -90,22 +92,16 @@ struct Storage {
     return load_tile<T>(state, row.dtypes[kState + k], at, n, buffer);
   }
 
-  void store_state(const T* values, int k, int64_t at, int n) const {
-    void* const state = row.arrays[kState + k];
-    if constexpr (kSingle) {
-      switch (row.dtypes[kState + k]) {
-        case Dtype::kBFloat16:
-          return round_tile(values, array<BFloat16>(state, at), random(1 + k), at, n);
-        case Dtype::kInt8:
-          return encode_tile(values, array<int8_t>(state, at), scales(k, at), random(1 + k), at, n);
-        case Dtype::kUInt8:
-          return encode_tile(values, array<uint8_t>(state, at), scales(k, at), random(1 + k), at,
-                             n);
-        default:
-          break;
+  template <int kStates>
+  void store_states(T* const* states, int64_t at, int n) const {
+    alignas(64) uint16_t bits[kTile];
+    const bool draws = kSingle && rounds_states<kStates>();
+    for (int k = 0; k < kStates; ++k) {
+      if (draws) {
+        k % 2 == 0 ? fill_random(random(1 + k), at, n, bits) : exchange_tile(bits, n);
       }
+      store_state(states[k], bits, k, at, n);
     }
-    store_tile<T>(values, state, row.dtypes[kState + k], at, n);
   }
 
  private:
@@ -118,12 +114,39 @@ struct Storage {
     return array<float>(row.arrays[kScale + k], at / kBlock);
   }
 
+  void store_state(const T* values, [[maybe_unused]] const uint16_t* bits, int k, int64_t at,
+                   int n) const {
+    void* const state = row.arrays[kState + k];
+    if constexpr (kSingle) {
+      switch (row.dtypes[kState + k]) {
+        case Dtype::kBFloat16:
+          return round_tile(values, bits, array<BFloat16>(state, at), n);
+        case Dtype::kInt8:
+          return encode_tile(values, bits, array<int8_t>(state, at), scales(k, at), n);
+        case Dtype::kUInt8:
+          return encode_tile(values, bits, array<uint8_t>(state, at), scales(k, at), n);
+        default:
+          break;
+      }
+    }
+    store_tile<T>(values, state, row.dtypes[kState + k], at, n);
+  }
+
+  template <int kStates>
+  bool rounds_states() const {
+    bool rounds = false;
+    for (int k = 0; k < kStates; ++k) {
+      rounds = rounds || !stored_as_computed<T>(row.dtypes[kState + k]);
+    }
+    return rounds;
+  }
+
   bool rounds_stochastically() const {
     return group.stochastic != 0 && row.param_dtype == Dtype::kBFloat16 &&
            row.dtypes[kMaster] == Dtype::kNone;
   }
 
-  // `slot`: 0 for the parameter, 1 + k for state k.
+  // `slot`: 0 for the parameter, 1 + k for the states k and k + 1.
   RandomStream random(uint32_t slot) const {
     return {group.seed, random_array(static_cast<uint32_t>(row.position), slot), step};
   }

@@ -43,14 +43,12 @@ __device__ void split_pack([[maybe_unused]] const T (&from)[n], [[maybe_unused]]
   }
 }
 
-// Rounds to bfloat16 stochastically; `at`: the first element's place in its tensor.
+// Rounds to bfloat16 stochastically, by the random bits of the pack.
 template <typename T, int n>
-__device__ void round_pack([[maybe_unused]] const T (&from)[n],
-                           [[maybe_unused]] const RandomStream& random, [[maybe_unused]] int64_t at,
+__device__ void round_pack([[maybe_unused]] const T (&from)[n], [[maybe_unused]] const Words& words,
                            [[maybe_unused]] Raw& to) {
   if constexpr (sizeof(T) == sizeof(float)) {
     static_assert(n == kRandomGroup);
-    const Words words = random_words(random, static_cast<uint64_t>(at) / kRandomGroup);
     BFloat16 rounded[n];
 #pragma unroll
     for (int j = 0; j < n; ++j) {
@@ -96,10 +94,8 @@ __device__ void decode_pack(const Raw& from, float scale, T (&to)[n]) {
 
 template <typename Code, typename T, int n>
 __device__ void encode_pack([[maybe_unused]] const T (&from)[n], [[maybe_unused]] float scale,
-                            [[maybe_unused]] const RandomStream& random,
-                            [[maybe_unused]] int64_t at, [[maybe_unused]] Raw& to) {
+                            [[maybe_unused]] const Words& words, [[maybe_unused]] Raw& to) {
   if constexpr (sizeof(T) == sizeof(float)) {
-    const Words words = random_words(random, static_cast<uint64_t>(at) / kRandomGroup);
     const float inverse = 1 / scale;
     Code codes[n];
 #pragma unroll

@@ -25,10 +25,12 @@ struct ChunkArrays {
   int64_t begin;
   uint64_t seed;
   uint32_t position, step;
+  bool draws;  // a state is rounded by chance
 
-  // `slot`: 0 for the parameter, 1 + k for state k.
-  __device__ RandomStream random(uint32_t slot) const {
-    return {seed, random_array(position, slot), step};
+  // Of the pack at element `at`; `slot`: 0 for the parameter, 1 + k for the states k and k + 1.
+  __device__ Words random(uint32_t slot, int at) const {
+    const RandomStream stream{seed, random_array(position, slot), step};
+    return random_words(stream, static_cast<uint64_t>(begin + at) / kRandomGroup);
   }
 };
 
@@ -44,10 +46,12 @@ __device__ ChunkArrays<T, uniform, kStates> arrays_of(const Row& row, void* grad
       .seed = group.seed,
       .position = static_cast<uint32_t>(row.position),
       .step = step,
+      .draws = false,
   };
 #pragma unroll
   for (int k = 0; k < kStates; ++k) {
     arrays.states[k] = ChunkState<T, uniform>(row, k, begin);
+    arrays.draws = arrays.draws || arrays.states[k].rounds();
   }
   return arrays;
 }
@@ -92,10 +96,14 @@ __device__ void update_chunk(const Arrays& arrays, int size, const Coefficients&
         s[k][j] = state[k];
       }
     }
-    arrays.param.store(p, at, count, arrays.random(0), arrays.begin);
+    arrays.param.store(p, at, count, [&] { return arrays.random(0, at); });
+    Words words = {};
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
-      arrays.states[k].store(s[k], at, count, arrays.random(1 + k), arrays.begin);
+      if (!uniform && arrays.draws) {
+        words = k % 2 == 0 ? arrays.random(1 + k, at) : exchange_bytes(words);
+      }
+      arrays.states[k].store(s[k], at, count, words);
     }
   }
 }

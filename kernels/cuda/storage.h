@@ -143,8 +143,9 @@ struct ChunkParam {
     }
   }
 
-  __device__ void store(T (&p)[n], int at, int count, const RandomStream& random,
-                        int64_t begin) const {
+  // `words()`: the random bits of the pack.
+  template <typename Words>
+  __device__ void store(T (&p)[n], int at, int count, Words&& words) const {
     Raw raw;
     if constexpr (uniform) {
       param.narrow(p, raw);
@@ -158,7 +159,7 @@ struct ChunkParam {
       }
       master.store(raw_master, at, count);
     } else if (stochastic) {
-      round_pack(p, random, begin + at, raw);
+      round_pack(p, words(), raw);
     } else {
       param.narrow(p, raw);
     }
@@ -217,20 +218,22 @@ struct ChunkState {
     }
   }
 
-  // By all threads of a warp together.
-  __device__ void store(const T (&values)[n], int at, int count, const RandomStream& random,
-                        int64_t begin) const {
+  // Whether it is stored with fewer bits, by chance.
+  __device__ bool rounds() const { return !uniform && state.stored != state.kComputed; }
+
+  // By all threads of a warp together; `words`: the random bits of the pack.
+  __device__ void store(const T (&values)[n], int at, int count, const Words& words) const {
     Raw raw;
     if constexpr (uniform) {
       state.narrow(values, raw);
     } else if (state.stored == Dtype::kBFloat16) {
-      round_pack(values, random, begin + at, raw);
+      round_pack(values, words, raw);
     } else if (scales != nullptr) {
       const float scale = block_scale(largest_of_block(values, count));
       if (state.stored == Dtype::kInt8) {
-        encode_pack<int8_t>(values, scale, random, begin + at, raw);
+        encode_pack<int8_t>(values, scale, words, raw);
       } else {
-        encode_pack<uint8_t>(values, scale, random, begin + at, raw);
+        encode_pack<uint8_t>(values, scale, words, raw);
       }
       if (at % kBlock == 0 && count > 0) {
         *scale_of(at) = scale;

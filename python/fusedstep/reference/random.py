@@ -25,7 +25,7 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 
 def random_array(tensor: int, slot: int) -> int:
-    """An array's number: its tensor's position; slot 0 for the parameter, 1 + k for its state k."""
+    """An array's number; slot 0 for the parameter, 1 + k for its states k and k + 1, k even."""
     return tensor << 3 | slot
 
 
