@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import assert_same_bits
 from last_layer import regression, relative
 
 from fusedstep.lm_head.newton_joint import newton_joint
@@ -26,6 +27,20 @@ def test_equal_tokens_share_one_step():
     once = newton_joint(weight, hidden, tokens).weight
     twice = newton_joint(weight, torch.cat([hidden, hidden]), torch.cat([tokens, tokens])).weight
     assert relative(twice, once) < 1e-9
+
+
+def test_tokens_that_differ_by_rounding_count_as_equal_in_float32():
+    torch.manual_seed(0)
+    weight, hidden, tokens = regression(4, dtype=torch.float32)
+    once = newton_joint(weight, hidden, tokens).weight
+    rounded = hidden * (1 + 2 * torch.finfo(torch.float32).eps * torch.randn(hidden.shape))
+    twice = newton_joint(weight, torch.cat([hidden, rounded]), torch.cat([tokens, tokens])).weight
+    assert relative(twice, once) < 1e-5
+
+
+def test_rtol_leaves_eigenvalues_out():
+    problem = regression(12)
+    assert_same_bits(newton_joint(*problem, rtol=1.0).weight, problem.weight)  # none is larger
 
 
 def test_groups_of_one_token_are_the_recalculated_components():

@@ -54,6 +54,7 @@ def test_plain_newton_diverges_where_the_line_search_does_not():
 
 def test_a_hessian_product_is_that_of_autograd():
     problem = regression(20)
+    torch.manual_seed(0)
     vector = torch.randn_like(problem.weight)
     checked = make_problem("test", *problem, 0.0, 1, 7)
     expected = torch.tensordot(literal.hessian(*problem), vector, 2)
@@ -99,6 +100,13 @@ def test_a_step_of_bohning_is_the_pseudo_inverse_of_the_bound(count):
     problem = regression(count, width=6)
     weight = newton_bohning(*problem).weight
     assert relative(weight, literal.bohning(*problem)) < 1e-9
+
+
+def test_bohning_stays_where_rounding_errors_are_all_that_is_left():
+    problem = regression(300, width=3, vocabulary=4, dtype=torch.float32)
+    losses = newton_bohning(*problem, steps=300).losses
+    assert bool((losses.diff() <= 0).all())
+    assert losses[-1] == losses[-2]
 
 
 def test_bohning_converges_to_the_optimum_of_cg():
