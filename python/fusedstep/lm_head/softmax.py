@@ -28,26 +28,24 @@ def losses_(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def directions_(logits: Tensor, tokens: Tensor) -> Rows:
     """Writes the directions over `logits` `[n, V]`, float32 or float64; tokens `[n]` in [0, V)."""
-    loss, rest, hit = _exponentials_(logits, tokens)
-    logits.div_(torch.where(rest > 0, rest, 1.0))
+    loss, miss, rest = _exponentials_(logits, tokens)
+    logits.div_(rest.clamp(min=torch.finfo(rest.dtype).tiny)[:, None])
     square = 1 + torch.linalg.vector_norm(logits, dim=1).to(torch.float64).square()
     logits.scatter_(1, tokens[:, None], -1.0)
-    rest, hit = (t.squeeze(1).to(torch.float64) for t in (rest, hit))
-    return Rows(loss, rest / (rest + hit), square)
+    return Rows(loss, miss, square)
 
 
 def _exponentials_(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Leaves exp(z - max z), 0 for the token; the loss `[n]`, their sum, what was there `[n, 1]`.
+    """Leaves exp(z - max z), but 0 for the token; the loss, 1 - p_y, and the sum of what is left.
 
-    A loss below the rounding errors of max z is exact too: log1p of the sum.
+    The loss keeps its digits where it is below the rounding errors of max z: then hit is 1.
     """
     index = tokens[:, None]
     top = logits.amax(1, keepdim=True)
-    behind = top - logits.gather(1, index)
+    behind = (top - logits.gather(1, index)).squeeze(1)
     logits.sub_(top).exp_()
-    hit = logits.gather(1, index)
-    logits.scatter_(1, index, 0.0)
-    rest = logits.sum(1, keepdim=True)
+    hit = logits.gather(1, index).squeeze(1).to(torch.float64)
+    rest = logits.scatter_(1, index, 0.0).sum(1)
     wide = rest.to(torch.float64)
-    loss = torch.where(behind == 0, wide.log1p(), (wide + hit).log() + behind)
-    return loss.squeeze(1), rest, hit
+    loss = torch.log1p(wide + (hit - 1)) + behind
+    return loss, wide / (wide + hit), rest
