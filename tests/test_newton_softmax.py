@@ -47,6 +47,16 @@ def test_a_token_that_is_certain_has_no_gradient_and_one_that_is_impossible_a_lo
     assert rows.miss.tolist() == [0.0, 1.0, 0.5]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_below_the_normal_ones_are_zero_and_those_above_are_kept(dtype):
+    tiny = torch.finfo(dtype).tiny
+    behind = [0.0, math.log(4 * tiny), math.log(2 * tiny), math.log(tiny) - 5, -2000.0]
+    logits = torch.tensor([behind], dtype=dtype)
+    rows = directions_(logits, torch.tensor([0]))
+    assert float(rows.miss) == pytest.approx(4 * tiny, rel=1e-4, abs=0)
+    assert logits.tolist() == [[-1.0, 1.0, 0.0, 0.0, 0.0]]
+
+
 def test_one_class_is_no_choice():
     rows = directions_(torch.tensor([[3.0]]), torch.tensor([0]))
     assert (float(rows.loss), float(rows.miss)) == (0.0, 0.0)
