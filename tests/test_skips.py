@@ -34,9 +34,10 @@ def test_skips_are_counted_by_reason(tmp_path: Path) -> None:
     (tmp_path / "test_suite.py").write_text(SUITE)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "/dev/null"]
     command += ["--rootdir", str(tmp_path), str(tmp_path)]
-    # conftest.py loads fixtures from a file beside it.
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": path}
+    # conftest.py loads fixtures from a file beside it, and that the build's helpers.
+    tests = Path(__file__).parent
+    path = [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "skipped: 5, torch" in result.stdout
