@@ -12,18 +12,11 @@ Each run is appended to bench/results/newton.csv.
 
 from __future__ import annotations
 
-import argparse
-import os
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from micro.contest import Timer, alternate, cpu_seconds, cuda_seconds
-from micro.record import RESULTS, append, facts
-from rich.console import Console
-from rich.table import Table
+from micro.command import compare, product_rate, run
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -89,73 +82,42 @@ CASES = (
 )
 
 
-def multiplication_rate(device: torch.device, timer: Timer) -> float:
-    """Operations a second of a float32 product, the best of seven."""
-    A = torch.randn(RATE_SIZE, RATE_SIZE, device=device)
-    return 2 * RATE_SIZE**3 / min(timer(lambda: A @ A, 1) for _ in range(7))
-
-
 def difference(case: Case, problem: tuple[Tensor, Tensor, Tensor]) -> float:
     """Of the two sides' steps, relative to the step."""
     ours, theirs = (side(*problem)[0] for side in (case.ours, case.theirs))
     return float((ours - theirs).norm() / (theirs - problem[0]).norm())
 
 
-def measure(case: Case, device: torch.device, seconds: float) -> dict:
-    timer = cuda_seconds if device.type == "cuda" else cpu_seconds
+def measure(case: Case, device: torch.device, seconds: float, rate: float) -> dict:
     problem = case.problem(device)
-    samples = alternate(lambda: case.ours(*problem), lambda: case.theirs(*problem), timer, seconds)
-    our_ms, their_ms = (1e3 * statistics.median(side) for side in samples)
-    floor_ms = 1e3 * case.operations / multiplication_rate(device, timer)
     return {
         "case": case.name,
         "tokens": case.tokens,
         "vocabulary": case.vocabulary,
         "width": case.width,
-        "samples": len(samples[0]),
-        "our_ms": f"{our_ms:.4g}",
-        "torch_ms": f"{their_ms:.4g}",
-        "ratio": f"{their_ms / our_ms:.3g}",
-        "target": "" if case.target is None else case.target,
-        "floor_ms": f"{floor_ms:.3g}",
+        **compare(
+            lambda: case.ours(*problem),
+            lambda: case.theirs(*problem),
+            device,
+            seconds,
+            target=case.target,
+            floor_ms=1e3 * case.operations / rate,
+        ),
         "difference": f"{difference(case, problem):.1e}",
     }
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", choices=("all", "cpu", "cuda"), default="all")
-    parser.add_argument("--case", choices=[case.name for case in CASES], action="append")
-    parser.add_argument("--seconds", type=float, default=12, help="of timing for each case")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="on a CPU")
-    parser.add_argument("--csv", type=Path, default=RESULTS / "newton.csv", help="the results file")
-    parser.add_argument("--no-record", action="store_true", help="leave the results file alone")
-    return parser.parse_args()
-
-
 def main() -> None:
-    options = arguments()
-    torch.set_num_threads(options.threads)
-    there = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    wanted = [name for name in there if options.device in ("all", name)]
-    if not wanted:
-        raise SystemExit("bench/newton.py: no timings on CUDA: torch sees no GPU")
-    rows = []
-    for device in map(torch.device, wanted):
-        where = facts(device)
-        for case in CASES:
-            if not options.case or case.name in options.case:
-                print(f"{device}: {case.name} ...", flush=True)
-                rows.append(where | measure(case, device, options.seconds))
-    if not options.no_record:
-        append(rows, options.csv)
-    names = ("case", "device", "tokens", "vocabulary", "width", "torch_ms", "our_ms", "ratio")
-    view = Table(*names, "target", "floor_ms", "difference", title="one step, medians in turns")
-    for row in rows:
-        view.add_row(*(str(row[column.header]) for column in view.columns))
-    console = Console()
-    console.width = max(console.width, 120)
-    console.print(view)
+    columns = ("case", "device", "tokens", "vocabulary", "width", "torch_ms", "our_ms", "ratio")
+    run(
+        "newton",
+        __doc__,
+        CASES,
+        lambda device: product_rate(device, RATE_SIZE, torch.float32),
+        measure,
+        (*columns, "target", "floor_ms", "difference"),
+        "one step, medians in turns",
+    )
 
 
 if __name__ == "__main__":

@@ -10,18 +10,11 @@ bench/results/pinv.csv.
 
 from __future__ import annotations
 
-import argparse
-import os
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from micro.contest import alternate, cpu_seconds, cuda_seconds
-from micro.record import RESULTS, append, facts
-from rich.console import Console
-from rich.table import Table
+from micro.command import compare, product_rate, run
 from torch import Tensor
 
 import fusedstep
@@ -90,16 +83,6 @@ CASES = (
 )
 
 
-def timer(device: torch.device) -> Callable:
-    return cuda_seconds if device.type == "cuda" else cpu_seconds
-
-
-def multiplication_rate(device: torch.device) -> float:
-    """Operations a second of a float64 product, the best of seven."""
-    A = torch.randn(RATE_SIZE, RATE_SIZE, dtype=torch.float64, device=device)
-    return 2 * RATE_SIZE**3 / min(timer(device)(lambda: A @ A, 1) for _ in range(7))
-
-
 def error(solve: Callable[[Tensor], Tensor], truth: Tensor, A: Tensor) -> str:
     """The largest relative error of a matrix; "" for float64, of which the truth is not known."""
     if A.dtype == torch.float64:
@@ -112,9 +95,15 @@ def error(solve: Callable[[Tensor], Tensor], truth: Tensor, A: Tensor) -> str:
 def measure(case: Case, device: torch.device, seconds: float, rate: float) -> dict:
     A = case.matrices(device)
     ours, theirs = case.sides()
-    samples = alternate(lambda: ours(A), lambda: theirs(A), timer(device), seconds)
-    our_ms, their_ms = (1e3 * statistics.median(side) for side in samples)
     floor_ms = 1e3 * case.operations / rate
+    times = compare(
+        lambda: ours(A),
+        lambda: theirs(A),
+        device,
+        seconds,
+        target=case.target,
+        floor_ms=floor_ms,
+    )
     few = A[:SAMPLE]
     rtol = torch.finfo(case.dtype).eps * max(A.shape[-2:])
     truth = torch.linalg.pinv(few.double(), rtol=rtol)
@@ -124,52 +113,24 @@ def measure(case: Case, device: torch.device, seconds: float, rate: float) -> di
         "case": case.name,
         "shape": "x".join(map(str, case.shape)),
         "dtype": str(case.dtype).removeprefix("torch."),
-        "samples": len(samples[0]),
-        "our_ms": f"{our_ms:.4g}",
-        "torch_ms": f"{their_ms:.4g}",
-        "ratio": f"{their_ms / our_ms:.3g}",
-        "target": "" if case.target is None else case.target,
-        "floor_ms": f"{floor_ms:.3g}",
-        "of_floor": f"{our_ms / floor_ms:.3g}",
+        **times,
+        "of_floor": f"{float(times['our_ms']) / floor_ms:.3g}",
         "our_error": error(ours, truth, few),
         "torch_error": error(theirs, truth, few),
     }
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", choices=("all", "cpu", "cuda"), default="all")
-    parser.add_argument("--case", choices=[case.name for case in CASES], action="append")
-    parser.add_argument("--seconds", type=float, default=12, help="of timing for each case")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="on a CPU")
-    parser.add_argument("--csv", type=Path, default=RESULTS / "pinv.csv", help="the results file")
-    parser.add_argument("--no-record", action="store_true", help="leave the results file alone")
-    return parser.parse_args()
-
-
 def main() -> None:
-    options = arguments()
-    torch.set_num_threads(options.threads)
-    there = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    wanted = [name for name in there if options.device in ("all", name)]
-    if not wanted:
-        raise SystemExit("bench/pinv.py: no timings on CUDA: torch sees no GPU")
-    rows = []
-    for device in map(torch.device, wanted):
-        where, rate = facts(device), multiplication_rate(device)
-        for case in CASES:
-            if not options.case or case.name in options.case:
-                print(f"{device}: {case.name} ...", flush=True)
-                rows.append(where | measure(case, device, options.seconds, rate))
-    if not options.no_record:
-        append(rows, options.csv)
-    names = ("case", "device", "shape", "dtype", "torch_ms", "our_ms", "ratio", "target")
-    view = Table(*names, "floor_ms", "our_error", "torch_error", title="medians in turns")
-    for row in rows:
-        view.add_row(*(str(row[column.header]) for column in view.columns))
-    console = Console()
-    console.width = max(console.width, 120)
-    console.print(view)
+    columns = ("case", "device", "shape", "dtype", "torch_ms", "our_ms", "ratio", "target")
+    columns += ("floor_ms", "our_error", "torch_error")
+    run(
+        "pinv",
+        __doc__,
+        CASES,
+        lambda device: product_rate(device, RATE_SIZE, torch.float64),
+        measure,
+        columns,
+    )
 
 
 if __name__ == "__main__":

@@ -109,6 +109,10 @@ def cuda_seconds(step: Step, repeats: int) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
+def timer_of(device: torch.device) -> Timer:
+    return cuda_seconds if device.type == "cuda" else cpu_seconds
+
+
 def alternate(
     ours: Step, theirs: Step, timer: Timer, seconds: float, least_samples: int = 5
 ) -> tuple[list[float], list[float]]:
@@ -131,12 +135,11 @@ def contest(
     case: Case, device: torch.device, seconds: float, rule: Rule = ADAMW, mode: Mode = FLOAT32
 ) -> Outcome:
     """Times both on their own copies of the same tensors for about `seconds` after warming up."""
-    timer = cuda_seconds if device.type == "cuda" else cpu_seconds
     theirs = torch_step if mode is FLOAT32 else fused_step
     samples = alternate(
         fused_step(make_params(case, device), rule, mode),
         theirs(make_params(case, device), rule),
-        timer,
+        timer_of(device),
         seconds,
     )
     medians = [1e3 * statistics.median(side) for side in samples]
