@@ -51,6 +51,17 @@ inline void require_gapless(const char* function, const char* argument, int64_t 
   }
 }
 
+// A matrix whose rows lie in memory without gaps, though perhaps apart from one another.
+inline Dtype require_rows(const char* function, const Tensor& rows, int64_t width,
+                          const char* as_wide) {
+  const Dtype dtype = require_dtype(function, "rows", -1, rows);
+  require(rows.dim() == 2, function, "rows", -1, "have two dimensions", rows.dim());
+  require(rows.size(1) == width, function, "rows", -1, as_wide, rows.size(1));
+  require(width < 2 || rows.stride(1) == 1, function, "rows", -1,
+          "have neighbouring elements in memory along a row", rows.stride(1));
+  return dtype;
+}
+
 inline void require_same_device(const char* function, const char* argument, int64_t i,
                                 const Tensor& tensor, const Tensor& reference) {
   require(same_device(tensor, reference), function, argument, i,

@@ -24,13 +24,9 @@ void gram_(const Tensor& gram, const Tensor& rows) {
   require(dtype_of(gram) == Dtype::kFloat64 && is_strided(gram) && gram.dim() == 2 &&
               gram.size(0) == gram.size(1) && is_contiguous(gram),
           kFunction, "gram", -1, "be a contiguous square of float64", "something else");
-  const Dtype dtype = require_dtype(kFunction, "rows", -1, rows);
+  const int64_t width = gram.size(1);
+  const Dtype dtype = require_rows(kFunction, rows, width, "be as wide as gram");
   require(dtype != Dtype::kFloat64, kFunction, "rows", -1, "be narrower than float64", "float64");
-  require(rows.dim() == 2, kFunction, "rows", -1, "have two dimensions", rows.dim());
-  const int64_t width = rows.size(1);
-  require(width == gram.size(1), kFunction, "rows", -1, "be as wide as gram", width);
-  require(width < 2 || rows.stride(1) == 1, kFunction, "rows", -1,
-          "have neighbouring elements in memory along a row", rows.stride(1));
   const int64_t panels = cpu::gram_panels(width);
   const int64_t at_once = std::min(cpu::gram_rows_at_once(width), rows.size(0));
   const std::unique_ptr<double[], Free> packed(

@@ -21,7 +21,7 @@ inline void require_indices(const char* function, const char* argument, const Te
   require_same_device(function, argument, -1, tensor, reference);
 }
 
-// `Kernels::run(segments, pieces, device)` does both passes.
+// `Kernels::run(segments, device)` does both passes.
 template <typename Kernels>
 struct SegmentSumOps {
   static void segment_sum_(const Tensor& sums, const Tensor& rows, const Tensor& order,
@@ -30,12 +30,7 @@ struct SegmentSumOps {
     require(dtype_of(sums) == Dtype::kFloat64 && is_strided(sums) && sums.dim() == 2 &&
                 is_contiguous(sums),
             kFunction, "sums", -1, "be contiguous float64 of two dimensions", "something else");
-    const Dtype dtype = require_dtype(kFunction, "rows", -1, rows);
-    require(rows.dim() == 2, kFunction, "rows", -1, "have two dimensions", rows.dim());
-    require(rows.size(1) == sums.size(1), kFunction, "rows", -1, "be as wide as sums",
-            rows.size(1));
-    require(rows.size(1) < 2 || rows.stride(1) == 1, kFunction, "rows", -1,
-            "have neighbouring elements in memory along a row", rows.stride(1));
+    const Dtype dtype = require_rows(kFunction, rows, sums.size(1), "be as wide as sums");
     require_same_device(kFunction, "rows", -1, rows, sums);
     require_indices(kFunction, "order", order, ids.numel(), sums);
     require_indices(kFunction, "ids", ids, ids.numel(), sums);

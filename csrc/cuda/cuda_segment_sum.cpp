@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "csrc/cuda/memory.h"
+#include "csrc/cuda/stream.h"
 #include "csrc/segment_sum_ops.h"
 #include "kernels/cuda/segment_sum.h"
 
@@ -15,9 +16,7 @@ struct Kernels {
 
   static void run(const Segments& segments, int32_t device) {
     const torch::stable::accelerator::DeviceGuard guard(device);
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-    check(segment_sum(segments, static_cast<cudaStream_t>(stream)), "launching the segment sum");
+    check(segment_sum(segments, current_stream(device)), "launching the segment sum");
   }
 };
 

@@ -1,13 +1,13 @@
 // Runs the GPU kernels over a tensor table on torch's current stream.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
 #include <optional>
 #include <ranges>
 
 #include "csrc/cuda/borrowed_table.h"
+#include "csrc/cuda/stream.h"
 #include "csrc/rule_groups.h"
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/passes.h"
@@ -48,12 +48,6 @@ class Passes {
  private:
   static int32_t device_index(const TensorTable& table) {
     return table.slots()[0].param.get_device();
-  }
-
-  static cudaStream_t current_stream(int32_t device) {
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-    return static_cast<cudaStream_t>(stream);
   }
 
   torch::stable::accelerator::DeviceGuard guard_;
