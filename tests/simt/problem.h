@@ -257,7 +257,7 @@ class Problem {
           return k == 0 ? x : x * x;
         }));
     if (coded) {
-      const int64_t blocks = (spec.size + kBlock - 1) / kBlock;
+      const int64_t blocks = blocks_of(spec.size);
       set(row, kScale + k, Dtype::kFloat32, fill(Dtype::kFloat32, blocks, 0, [&] {
             return std::abs(random_value(random, Values::kNormal)) + 1e-3;
           }));
