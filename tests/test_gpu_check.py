@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,11 +30,11 @@ def gpu() -> Iterator[SimpleNamespace]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCH))
         import gpu_check
-        from gpu import bitwise, forms, parts, rows, runner, small, timings
+        from gpu import bitwise, closed_form, forms, parts, rows, runner, small, timings
 
         yield SimpleNamespace(
-            bitwise=bitwise, check=gpu_check.check, forms=forms, parts=parts, rows=rows,
-            runner=runner, small=small, timings=timings,
+            bitwise=bitwise, check=gpu_check.check, closed_form=closed_form, forms=forms,
+            parts=parts, rows=rows, runner=runner, small=small, timings=timings,
         )  # fmt: skip
 
 
@@ -71,7 +72,15 @@ def test_all_parts_run_and_the_results_are_kept(gpu, folders, capsys) -> None:
     assert check(gpu, folders, run) == 0
     lines = capsys.readouterr().out.strip().split("\n")
     assert lines[-1] == "all passed"
-    names = ("build", "GPU tests", "bitwise", "graphs", "timings", *gpu.parts.SANITIZERS)
+    names = (
+        "build",
+        "GPU tests",
+        "bitwise",
+        "graphs",
+        "timings",
+        "closed_form",
+        *gpu.parts.SANITIZERS,
+    )
     assert [name for name in names if not any(line.startswith(name) for line in lines)] == []
     assert run.environments[0] == {"FUSEDSTEP_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
     assert ["--tool", "racecheck"] in [command[1:3] for command in run.commands]
@@ -93,7 +102,7 @@ def test_a_failing_part_is_shown_with_its_log_and_the_rest_still_runs(gpu, folde
     assert check(gpu, folders, run) == 1
     shown = capsys.readouterr().out
     assert "planted hazard" in shown
-    assert shown.strip().endswith("1 of 9 failed")
+    assert shown.strip().endswith("1 of 10 failed")
     assert "initcheck" in [command[2] for command in run.commands]
 
 
@@ -249,3 +258,39 @@ def test_timings_become_rows_and_figures(gpu, monkeypatch, tmp_path: Path) -> No
     assert recorded == figures["timings"]
     assert [row["case"] for row in recorded[:2]] == ["billion", "mlp"]
     assert figures["copy_bytes_per_second"] > 0
+
+
+def test_the_closed_form_is_timed_beside_its_bounds(gpu, monkeypatch, tmp_path: Path) -> None:
+    closed_form = gpu.closed_form
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    never = closed_form.Case("sequences", (3, 70, 40), target=1e9)
+    problem = replace(closed_form.NEWTON_CASES[0], tokens=4, vocabulary=30, width=5)
+    replacements = {
+        "DEVICE": torch.device("cpu"),
+        "RATE_SIZE": 64,
+        "COPIED": 1 << 16,
+        "SECONDS": 0.0,
+        "FEW_COLUMNS": 80,
+        "PINV_CASES": (never, closed_form.Case("tiny", (3, 4, 6))),
+        "LAST_LAYER": closed_form.LeastSquaresCase("few", 500, 30, 8),
+        "NEWTON_CASES": (problem,),
+    }
+    for name, value in replacements.items():
+        monkeypatch.setattr(closed_form, name, value)
+    monkeypatch.setattr(sys, "argv", ["closed_form", str(tmp_path / "found.json")])
+    closed_form.main()
+    rows, figures = gpu.rows.read(tmp_path / "found.json")
+    by_part = {row.part: row for row in rows}
+    assert not by_part["pinv 3x70x40 float32"].passed  # nothing is 1e9 times as fast
+    assert "(computed from 2)" in by_part["pinv 3x70x40 float32"].result
+    assert by_part["pinv 3x70x40 float32: recipe"].target == "1.5x"
+    assert by_part["pinv 3x70x40 float32: error"].passed
+    assert by_part["pinv 3x4x6 float32: recipe"].target == ""
+    assert by_part["float64 Gram matrix"].target == "60%"
+    assert by_part["sums by token"].target == "70%"
+    assert set(figures["bounds"]) == {"operations", "bytes"}
+
+    A = torch.randn(2, 9, 5)
+    for matrices in (A, A.mT):
+        expected = torch.linalg.pinv(matrices)
+        assert torch.allclose(closed_form.recipe(matrices), expected, atol=1e-5)

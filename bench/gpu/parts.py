@@ -72,6 +72,7 @@ def parts(root: Path, toolkit: Path | None, capability: str) -> list[Part]:
         script("bitwise", 90),
         script("graphs", 40),
         script("timings", 120),
+        script("closed_form", 100),
         *[sanitizer(tool) for tool in SANITIZERS],
         Part(
             "other tests",
