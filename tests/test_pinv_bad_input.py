@@ -9,7 +9,7 @@ import torch
 from refusals import refuses
 
 from fusedstep import lstsq, pinv
-from fusedstep.linalg import drivers
+from fusedstep.linalg import decompositions
 
 A = torch.eye(3)
 BAD_VALUES = [math.nan, math.inf, -math.inf]
@@ -66,7 +66,7 @@ def test_a_matrix_that_does_not_converge_fails_alone(name, monkeypatch) -> None:
     batch[4] *= 1e3
     driver = "eigh" if name == "eigh" else "qr_svd"
     expected = pinv(batch, driver=driver)
-    monkeypatch.setattr(drivers.torch.linalg, name, gives_up)
+    monkeypatch.setattr(decompositions.torch.linalg, name, gives_up)
     actual, info = pinv(batch, driver=driver, return_info=True)
     assert info.code.tolist() == [0, 0, 0, 0, 2, 0, 0]
     assert actual[4].isnan().all()

@@ -11,14 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from fusedstep.linalg.numerics import Factors, Tolerance, batched, frobenius, gram_error, truncated
-
-
-def _inverse_of_factor(G: Tensor) -> tuple[Tensor, Tensor]:
-    """L⁻¹ of G = L Lᵀ, and where that exists."""
-    L, info = torch.linalg.cholesky_ex(G)
-    unit = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
-    return torch.linalg.solve_triangular(L, unit, upper=False), info == 0
+from fusedstep.linalg import decompositions
+from fusedstep.linalg.numerics import Factors, Tolerance, frobenius, gram_error, truncated
 
 
 def _certificate(
@@ -44,7 +38,7 @@ def _certified(left: Tensor, basis: Tensor, done: Tensor, rcond: Tensor) -> Fact
 def cholesky(X: Tensor, tolerance: Tolerance) -> Factors:
     """X⁺ = G⁻¹ Xᵀ with G = XᵀX: an error of cond², for data that were float32."""
     G = X.mT @ X
-    root, exists = _inverse_of_factor(G)
+    root, exists = decompositions.inverse_of_cholesky_factor(G)
     inverse = root.mT @ root
     full, rcond = _certificate(G, inverse, tolerance, X.shape[-2])
     return _certified(inverse, X, exists & full, rcond)
@@ -57,11 +51,11 @@ def cholesky_twice(X: Tensor, tolerance: Tolerance) -> Factors:
     W (QᵀQ)⁻¹ Qᵀ whatever W is: an error of cond, if up to ten times that of an SVD.
     """
     G = X.mT @ X
-    root, exists = _inverse_of_factor(G)
+    root, exists = decompositions.inverse_of_cholesky_factor(G)
     full, rcond = _certificate(G, root.mT @ root, tolerance, X.shape[-2])
     W = root.mT
     Q = X @ W
-    again, exists_again = _inverse_of_factor(Q.mT @ Q)
+    again, exists_again = decompositions.inverse_of_cholesky_factor(Q.mT @ Q)
     return _certified(W @ (again.mT @ again), Q, exists & exists_again & full, rcond)
 
 
@@ -70,7 +64,7 @@ def eigh(X: Tensor, tolerance: Tolerance) -> Factors:
 
     Squaring leaves nothing of singular values below about 1e-7 of the largest: they count as zero.
     """
-    (eigenvalues, V), done = batched(torch.linalg.eigh, X.mT @ X)
+    eigenvalues, V, done = decompositions.eigh(X.mT @ X)
     floor = math.sqrt(gram_error(*X.shape[-2:]))
     above_noise = Tolerance(tolerance.atol, tolerance.rtol.clamp(min=floor))
     inverse, rank, rcond = truncated(eigenvalues.clamp(min=0).sqrt(), above_noise)
@@ -87,13 +81,13 @@ def blurred(X: Tensor, tolerance: Tolerance) -> Tensor:
 def qr_svd(X: Tensor, tolerance: Tolerance) -> Factors:
     """X = Q R, R = U σ Vᵀ, X⁺ = V σ⁻¹ (QU)ᵀ: the singular values of X to the last digits."""
     Q, R = torch.linalg.qr(X)
-    (U, sigma, Vh), done = batched(lambda R: torch.linalg.svd(R, full_matrices=False), R)
+    U, sigma, Vh, done = decompositions.svd(R)
     inverse, rank, rcond = truncated(sigma, tolerance)
     return Factors(Vh.mT * inverse[:, None, :], Q @ U, rank, rcond, done)
 
 
 def hermitian(A: Tensor, tolerance: Tolerance) -> Factors:
     """A⁺ = V λ⁻¹ Vᵀ for symmetric A, of which the lower triangle is read."""
-    (eigenvalues, V), done = batched(torch.linalg.eigh, A)
+    eigenvalues, V, done = decompositions.eigh(A)
     inverse, rank, rcond = truncated(eigenvalues, tolerance)
     return Factors(V * inverse[:, None, :], V, rank, rcond, done)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,20 +83,3 @@ def truncated(values: Tensor, tolerance: Tolerance) -> tuple[Tensor, Tensor, Ten
     smallest = torch.where(keep, size, math.inf).amin(-1)
     rcond = torch.where(keep.any(-1), smallest / largest, 0.0)
     return inverse, keep.sum(-1), rcond
-
-
-def batched(factorise: Callable, X: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """`factorise(X)`, and for each matrix whether that succeeded; NaN where it did not.
-
-    torch refuses a whole batch for one matrix that does not converge: the batch is then halved
-    until that matrix is alone.
-    """
-    try:
-        return tuple(factorise(X)), torch.ones(len(X), dtype=torch.bool, device=X.device)
-    except torch.linalg.LinAlgError:
-        if len(X) == 1:
-            results = tuple(torch.full_like(t, math.nan) for t in factorise(torch.zeros_like(X)))
-            return results, torch.zeros(1, dtype=torch.bool, device=X.device)
-    halves = [batched(factorise, half) for half in X.tensor_split(2)]
-    results = tuple(map(torch.cat, zip(*(half[0] for half in halves), strict=True)))
-    return results, torch.cat([half[1] for half in halves])
