@@ -162,10 +162,10 @@ def test_nothing_is_solved_before_tokens_came() -> None:
 @pytest.mark.parametrize(
     ("error", "message", "arguments", "options"),
     [
-        (ValueError, "d_model must be 1 or more, got 0", (0, 5), {}),
-        (TypeError, "d_model must be an int, got float", (4.0, 5), {}),
-        (ValueError, "vocab_size must be 1 or more, got -1", (4, -1), {}),
-        (TypeError, "vocab_size must be an int, got bool", (4, True), {}),
+        (ValueError, "d_model must be at least 1, got 0", (0, 5), {}),
+        (TypeError, "d_model must be an int, got float 4.0", (4.0, 5), {}),
+        (ValueError, "vocab_size must be at least 1, got -1", (4, -1), {}),
+        (TypeError, "vocab_size must be an int, got bool True", (4, True), {}),
         (ValueError, "scale must be finite and not 0, got 0.0", (4, 5), {"scale": 0}),
         (ValueError, "scale must be finite and not 0, got inf", (4, 5), {"scale": math.inf}),
         (ValueError, "scale must be finite and not 0, got nan", (4, 5), {"scale": math.nan}),

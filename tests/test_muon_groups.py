@@ -168,7 +168,7 @@ def test_arguments_and_defaults_are_those_of_torch() -> None:
         ({"ns_coefficients": (1, 2, "c")}, "ns_coefficients", "be three .*", ".*", ValueError),
         ({"ns_steps": 100}, "ns_steps", "be at least 0 and below 100", "100", ValueError),
         ({"ns_steps": -1}, "ns_steps", "be at least 0 and below 100", "-1", ValueError),
-        ({"ns_steps": 2.5}, "ns_steps", "be an int", "float", TypeError),
+        ({"ns_steps": 2.5}, "ns_steps", "be an int", "float 2.5", TypeError),
         ({"adjust_lr_fn": "arbitrary"}, "adjust_lr_fn", "be None or .*", "'arbitrary'", ValueError),
         ({"adjust_lr_fn": ["original"]}, "adjust_lr_fn", "be None or .*", ".*", ValueError),
         ({"max_norm": -1.0}, "max_norm", "be 0 or more", "-1.0", ValueError),

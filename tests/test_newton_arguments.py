@@ -179,11 +179,11 @@ REFUSED = {
         {"weight": torch.zeros(9, 5, dtype=torch.int64)},
         "weight must be float32, float64, bfloat16 or float16, got torch.int64",
     ),
-    "steps < 0": ({"steps": -1}, "steps must be 0 or more, got -1"),
-    "a broken step": ({"steps": 1.5}, "steps must be an integer, got float"),
+    "steps < 0": ({"steps": -1}, "steps must be at least 0, got -1"),
+    "a broken step": ({"steps": 1.5}, "steps must be an int, got float 1.5"),
     "NaN constant": ({"loss_constant": math.nan}, "loss_constant must be finite, got nan"),
     "constant as text": ({"loss_constant": "1"}, "loss_constant must be a number, got str"),
-    "no chunk": ({"chunk_size": 0}, "chunk_size must be 1 or more, got 0"),
+    "no chunk": ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
 }
 
 
@@ -204,12 +204,12 @@ def test_bad_input_is_refused(method, case):
     [
         (newton_full, {"scaling": "none"}, "scaling must be one of published, rank, frobenius"),
         (newton_components, {"scaling": 1}, "scaling must be one of published, mean, spectral"),
-        (newton_components, {"power_iterations": 0}, "power_iterations must be 1 or more, got 0"),
-        (newton_components_recalculated, {"block_size": 0}, "block_size must be 1 or more, got 0"),
-        (newton_joint, {"group_size": 0}, "group_size must be 1 or more, got 0"),
+        (newton_components, {"power_iterations": 0}, "power_iterations must be at least 1, got 0"),
+        (newton_components_recalculated, {"block_size": 0}, "block_size must be at least 1, got 0"),
+        (newton_joint, {"group_size": 0}, "group_size must be at least 1, got 0"),
         (newton_joint, {"damping": -1.0}, "damping must be 0 or more, got -1.0"),
         (newton_joint, {"rtol": math.nan}, "rtol must be 0 or more, got nan"),
-        (newton_cg, {"max_products": 0}, "max_products must be 1 or more, got 0"),
+        (newton_cg, {"max_products": 0}, "max_products must be at least 1, got 0"),
         (newton_cg, {"damping": math.nan}, "damping must be 0 or more, got nan"),
         (newton_block_diagonal, {"damping": 0.0}, "damping must be above 0, got 0.0"),
     ],

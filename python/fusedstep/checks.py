@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NoReturn
 
 import torch
@@ -37,6 +37,18 @@ def require_number(function: str, argument: str, value: Any, must: str = "be 0 o
     if not number >= 0:
         refuse(function, argument, must, number)
     return number
+
+
+def require_count(
+    function: str, argument: str, value: Any, least: int = 0, below: int | None = None
+) -> int:
+    """`value` as an int of at least `least` and less than `below`; NumPy's integers count too."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        refuse(function, argument, "be an int", f"{type(value).__name__} {value!r}", TypeError)
+    if value < least or (below is not None and value >= below):
+        end = "" if below is None else f" and below {below}"
+        refuse(function, argument, f"be at least {least}{end}", value)
+    return int(value)
 
 
 def require_beta(function: str, argument: str, value: Any) -> float:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from fusedstep.checks import refuse, require_dense, require_number
+from fusedstep.checks import refuse, require_count, require_dense, require_number
 from fusedstep.lm_head.batch import BLOCK, add_by_token, gram, require_batch
-from fusedstep.lm_head.least_squares import CLASS_BLOCK, require_scale, require_size
+from fusedstep.lm_head.least_squares import CLASS_BLOCK, require_scale
 from fusedstep.lm_head.ridge import certain_inverse, default_rtol, inverses, kept, spectrum
 
 
@@ -39,7 +39,7 @@ def least_squares(
         ValueError, TypeError: `least_squares: <argument> must <property>, got <value>`.
     """
     function = "least_squares"
-    vocabulary = require_size(function, "vocab_size", vocab_size)
+    vocabulary = require_count(function, "vocab_size", vocab_size, 1)
     scale = require_scale(function, scale)
     ridge = require_number(function, "ridge", ridge)
     require_dense(function, "hidden", hidden)

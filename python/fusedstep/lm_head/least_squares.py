@@ -16,20 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fusedstep import build
-from fusedstep.checks import refuse, require_dense, require_number
+from fusedstep.checks import refuse, require_count, require_dense, require_number
 from fusedstep.lm_head.batch import add_by_token, gram, require_batch
 from fusedstep.lm_head.ridge import Spectrum, certain_inverse, default_rtol, inverses, spectrum
 
 CLASS_BLOCK = 1024  # rows of the weight computed with in float64 at a time
-
-
-def require_size(function: str, argument: str, value: Any) -> int:
-    """`value` as an int of 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        refuse(function, argument, "be an int", type(value).__name__, TypeError)
-    if value < 1:
-        refuse(function, argument, "be 1 or more", value)
-    return value
 
 
 def require_scale(function: str, value: Any) -> float:
@@ -68,8 +59,8 @@ class LeastSquares:
         device: torch.device | str | None = None,
     ) -> None:
         function = type(self).__name__
-        d = require_size(function, "d_model", d_model)
-        vocabulary = require_size(function, "vocab_size", vocab_size)
+        d = require_count(function, "d_model", d_model, 1)
+        vocabulary = require_count(function, "vocab_size", vocab_size, 1)
         self.scale = require_scale(function, scale)
         place = torch.empty(0, device=device).device  # "cuda" becomes the current one
         if place.type not in ("cpu", "cuda"):

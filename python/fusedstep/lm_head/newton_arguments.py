@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fusedstep.checks import refuse, require_dense
+from fusedstep.checks import refuse, require_count, require_dense
 from fusedstep.lm_head.batch import require_batch
 from fusedstep.lm_head.problem import CHUNK_ELEMENTS, Problem
 
@@ -49,12 +49,3 @@ def make_problem(
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     weight = weight.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
     return Problem(function, weight, rows, labels, float(loss_constant), steps, chunk_size)
-
-
-def require_count(function: str, argument: str, value: Any, least: int) -> int:
-    """`value`, an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        refuse(function, argument, "be an integer", type(value).__name__, TypeError)
-    if value < least:
-        refuse(function, argument, f"be {least} or more", value)
-    return value

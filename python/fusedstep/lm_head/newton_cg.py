@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from fusedstep.checks import require_number
+from fusedstep.checks import require_count, require_number
 from fusedstep.lm_head.line_search import backtrack
-from fusedstep.lm_head.newton_arguments import make_problem, require_count
+from fusedstep.lm_head.newton_arguments import make_problem
 from fusedstep.lm_head.newton_result import NewtonResult
 from fusedstep.lm_head.numerical import numerical
 from fusedstep.lm_head.problem import Problem

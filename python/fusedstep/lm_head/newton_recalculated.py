@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusedstep.lm_head.newton_arguments import make_problem, require_count
+from fusedstep.checks import require_count
+from fusedstep.lm_head.newton_arguments import make_problem
 from fusedstep.lm_head.newton_result import NewtonResult
 from fusedstep.lm_head.numerical import numerical
 from fusedstep.lm_head.problem import Problem, root_scale, square_norms

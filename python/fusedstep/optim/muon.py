@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from fusedstep.checks import refuse
+from fusedstep.checks import refuse, require_count
 from fusedstep.distributed import Place, is_dtensor
 from fusedstep.optim.adam import AdamRule
 from fusedstep.optim.base import FusedOptimizer, float32_on
@@ -212,10 +212,7 @@ def _require_iteration(name: str, group: Group, index: int | None) -> None:
         and all(isinstance(c, Real) and math.isfinite(c) for c in coefficients)
     ):
         refuse(name, label(index, "ns_coefficients"), "be three numbers", repr(coefficients))
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        refuse(name, label(index, "ns_steps"), "be an int", type(steps).__name__, TypeError)
-    if not 0 <= steps < 100:
-        refuse(name, label(index, "ns_steps"), "be at least 0 and below 100", steps)
+    require_count(name, label(index, "ns_steps"), steps, below=100)
     ratio = group["adjust_lr_fn"]
     if ratio is not None and not (isinstance(ratio, str) and ratio in RATIOS):
         must = f"be None or one of {', '.join(RATIOS)}"

@@ -6,7 +6,13 @@ from typing import Any, TypedDict
 
 import torch
 
-from fusedstep.checks import refuse, require_beta, require_norm_type, require_number
+from fusedstep.checks import (
+    refuse,
+    require_beta,
+    require_count,
+    require_norm_type,
+    require_number,
+)
 from fusedstep.optim.modes import Mode, require_mode
 
 NONFINITE = ("propagate", "skip", "error")
@@ -144,11 +150,7 @@ class OptionAttributes:
         return int(high) << 32 | int(low)
 
     def _set_seed(self, value: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
-            must = "be an integer"
-            refuse(type(self).__name__, "seed", must, type(value).__name__, TypeError)
-        if not 0 <= value < 2**64:
-            refuse(type(self).__name__, "seed", "be at least 0 and below 2^64", value)
+        value = require_count(type(self).__name__, "seed", value, below=2**64)
         self._refuse_beside_torch("seed", value, 0)
         # A float64, which the ops take, holds 32 bits of an integer, not 64.
         self._chosen["seed_halves"] = (float(value & 0xFFFFFFFF), float(value >> 32))

@@ -1,7 +1,6 @@
 """Batch size as a pure function of the tokens seen."""
 
-from fusedstep.checks import refuse
-from fusedstep.schedules.arguments import require_count
+from fusedstep.checks import refuse, require_count
 
 
 def batch_size_ramp(tokens: int, *, start: int, end: int, ramp_tokens: int) -> int:

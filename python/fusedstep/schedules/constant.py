@@ -3,8 +3,8 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from fusedstep.checks import refuse
-from fusedstep.schedules.arguments import require_count, require_rate
+from fusedstep.checks import refuse, require_count
+from fusedstep.schedules.arguments import require_rate
 
 
 def constant(step: int, *, lr: float) -> float:

@@ -8,8 +8,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fusedstep.checks import refuse
-from fusedstep.schedules.arguments import require_count, require_rate
+from fusedstep.checks import refuse, require_count
+from fusedstep.schedules.arguments import require_rate
 
 Schedule = Callable[[int], float]
 

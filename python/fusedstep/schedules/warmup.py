@@ -2,8 +2,8 @@
 
 import math
 
-from fusedstep.checks import refuse
-from fusedstep.schedules.arguments import require_count, require_rate
+from fusedstep.checks import refuse, require_count
+from fusedstep.schedules.arguments import require_rate
 
 # How much of the way down is done, from 0 to 1, at such a share of the falling steps.
 _FALLEN = {
