@@ -39,7 +39,7 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
   // `ids` ascend. On a GPU neither they nor `order` are checked, which would wait for it.
   m.def("segment_sum_(Tensor(a!) sums, Tensor rows, Tensor order, Tensor ids) -> ()");
 
-  // Adds rowsᵀ rows to `gram`, in the order of kernels/common/gram.h. Of what is above the diagonal
-  // only some is written. On the CPU alone: a GPU's own product of doubles is as fast as it can be.
+  // Adds rowsᵀ rows to `gram` [k, k], for rows [n, k], or to each of [b, k, k] for [b, n, k], as
+  // kernels/common/gram.h says. Of what is above the diagonals only some is written.
   m.def("gram_(Tensor(a!) gram, Tensor rows) -> ()");
 }

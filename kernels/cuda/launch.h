@@ -13,11 +13,11 @@ constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 
 // A plain function call instead of <<<>>>, so that the SIMT harness can stand in for CUDA.
-template <typename... Params, typename... Args>
+template <int threads = kThreads, typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), int64_t blocks, cudaStream_t stream, Args... args) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(threads);
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
 }

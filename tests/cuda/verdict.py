@@ -12,6 +12,8 @@ READABLE = {
     "(Norm)0": "2",
     "(Norm)1": "1",
     "(Norm)2": "inf",
+    "(Along)0": "rows",
+    "(Along)1": "columns",
     "double": "float64",
     "float": "float32",
     "BFloat16": "bfloat16",
@@ -70,8 +72,9 @@ def readable(signature: str) -> str:
     name = re.sub(
         r"^void |fusedstep::(cuda::)?|\(anonymous namespace\)::|::Rule|\(int\)", "", signature
     )
-    name = name[: name.rindex(">") + 1].replace("_kernel", "")
-    return re.sub(r"\(Norm\)\d|\b\w+\b", lambda match: READABLE.get(match[0], match[0]), name)
+    end = name.rfind(">") + 1 or name.index("(")  # a kernel that is no template has no bracket
+    name = name[:end].replace("_kernel", "")
+    return re.sub(r"\((?:Norm|Along)\)\d|\b\w+\b", lambda match: READABLE.get(match[0], match[0]), name)
 
 
 def faults(kernel: Kernel) -> list[str]:

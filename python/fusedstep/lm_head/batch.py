@@ -54,7 +54,7 @@ def gram(function: str, rows: Tensor) -> Tensor:
     """
     d = rows.shape[1]
     total = torch.zeros(d, d, dtype=torch.float64, device=rows.device)
-    if rows.device.type == "cpu" and rows.dtype != torch.float64:
+    if rows.dtype != torch.float64:
         torch.ops.fusedstep.gram_(total, _with_neighbours(rows))
     else:
         for block in rows.split(BLOCK):

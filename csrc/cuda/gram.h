@@ -1,0 +1,26 @@
+// Runs the Gram kernels on torch's stream, in memory of torch.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "csrc/cuda/memory.h"
+#include "csrc/cuda/stream.h"
+#include "csrc/gram_ops.h"
+#include "kernels/cuda/gram.h"
+
+namespace fusedstep::cuda {
+
+struct GramKernels {
+  static void run(const GramRows& rows, const Tensor& gram_tensor) {
+    const torch::stable::accelerator::DeviceGuard guard(gram_tensor.get_device());
+    const int64_t size = gram_partials(rows);
+    const Tensor partials =
+        torch::stable::empty({size}, torch::headeronly::ScalarType::Double, std::nullopt,
+                             gram_tensor.device());
+    auto* const data = size > 0 ? static_cast<double*>(partials.data_ptr()) : nullptr;
+    check(gram(rows, data, current_stream(gram_tensor.get_device())), "launching the Gram matrix");
+  }
+};
+
+}  // namespace fusedstep::cuda
