@@ -58,6 +58,7 @@ PACKS_OF, OF_LOOP = "of 16 bytes:", "for each array of a main loop"
 
 def test_names_are_readable() -> None:
     assert readable(SIGNATURE) == "step<adam, float64, mixed>"
+    assert readable("fusedstep::cuda::(anonymous namespace)::fold_kernel(long)") == "fold"
     anonymous = "void fusedstep::cuda::(anonymous namespace)::norm_kernel<(fusedstep::Norm)2>(int*)"
     assert readable(anonymous) == "norm<inf>"
 

@@ -1,4 +1,5 @@
-"""The op for Gram matrices: its bits, with fused multiply-adds or without; what it refuses."""
+"""The op for Gram matrices: its bits, with fused multiply-adds or without; what it refuses; and
+its CUDA kernels, on a GPU and on the host, to rounding."""
 
 from __future__ import annotations
 
@@ -66,6 +67,73 @@ def test_rows_may_lie_apart() -> None:
     assert_same_bits(before.tril(), wanted)
 
 
+def batch_of(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    *batch, count, width = shape
+    pairs = [arguments(count + i, width, dtype) for i in range(batch[0])]
+    return torch.stack([p[0] for p in pairs]), torch.stack([p[1][:count] for p in pairs])
+
+
+@pytest.mark.parametrize("shape", [(3, 300, 20), (70, 5, 33), (2, 600, 150), (0, 5, 3), (4, 0, 2)])
+def test_each_matrix_of_a_batch_has_the_bits_it_has_alone(shape: tuple[int, ...]) -> None:
+    before, rows = (
+        batch_of(shape) if shape[0] else (torch.empty(0, 3, 3).double(), torch.empty(shape))
+    )
+    results = []
+    for count in (1, 3):
+        with threads(count):
+            results.append(before.clone())
+            op(results[-1], rows)
+    for i in range(shape[0]):
+        op(before[i], rows[i])
+    for result in results:
+        assert_same_bits(result.tril(), before.tril())
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=name_of)
+def test_columns_may_be_the_neighbours(dtype: torch.dtype) -> None:
+    """As those of the transpose of a wide matrix: the bits are those of rows."""
+    before, rows = batch_of((3, 270, 37), dtype)
+    by_column = rows.mT.contiguous().mT
+    assert by_column.stride(-1) != 1
+    wanted = before.clone()
+    op(wanted, rows)
+    op(before, by_column)
+    assert_same_bits(before.tril(), wanted.tril())
+
+
+def assert_to_rounding(op, device: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Against torch's float64; rows and columns, apart from their neighbours in memory."""
+    before, rows = batch_of(shape, dtype)
+    wide = rows.double()
+    wanted = before + wide.mT @ wide
+    size = before.abs() + wide.abs().mT @ wide.abs()
+    some = torch.full((shape[0], shape[1], shape[2] + 3), torch.nan, dtype=dtype)
+    some[:, :, 1 : shape[2] + 1] = rows
+    for given in (rows, rows.mT.contiguous().mT, some[:, :, 1 : shape[2] + 1]):
+        results = []
+        for _ in range(2):
+            on_device = torch.empty_strided(given.shape, given.stride(), dtype=dtype, device=device)
+            results.append(before.to(device, copy=True))
+            op(results[-1], on_device.copy_(given))
+        assert_same_bits(results[0].tril(), results[1].tril(), "from run to run")
+        error = ((results[0].cpu() - wanted).abs() / size).tril()
+        assert error.max() <= 2.0**-52 * (4 + shape[1] ** 0.5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", NARROW, ids=name_of)
+@pytest.mark.parametrize("shape", [(1, 20000, 130), (40, 511, 128), (1, 5000, 768), (300, 16, 16)])
+def test_on_a_gpu_to_rounding(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    assert_to_rounding(op, "cuda", shape, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(2, 40, 70), (1, 300, 4)])
+def test_the_cuda_op_on_the_host(simt, shape: tuple[int, ...]) -> None:
+    simt.seed(1)
+    assert_to_rounding(simt.gram_, "cpu", shape, torch.float32)
+
+
 def test_what_is_not_finite_stays_so() -> None:
     before, rows = arguments(300, 20)
     rows[270, 18] = torch.inf
@@ -78,23 +146,42 @@ def test_what_is_not_finite_stays_so() -> None:
 
 def test_opcheck() -> None:
     opcheck(op.default, arguments(100, 8))
+    opcheck(op.default, batch_of((3, 50, 8)))
 
 
 @pytest.mark.parametrize(
     ("position", "change", "message"),
     [
-        (0, lambda t: t.float(), "gram must be a contiguous square of float64"),
-        (0, lambda t: t[:5], "gram must be a contiguous square of float64"),
-        (0, lambda t: t.T, "gram must be a contiguous square of float64"),
+        (0, lambda t: t.float(), "gram must be contiguous squares of float64"),
+        (0, lambda t: t[:5], "gram must be contiguous squares of float64"),
+        (0, lambda t: t.T, "gram must be contiguous squares of float64"),
+        (0, lambda t: t[0], "gram must be contiguous squares of float64"),
         (1, lambda t: t.double(), "rows must be narrower than float64"),
         (1, lambda t: t.long(), "rows must be a dense float32, float64, bfloat16 or float16"),
-        (1, lambda t: t[0], "rows must have two dimensions, got 1"),
+        (1, lambda t: t[0], "rows must have as many dimensions as gram, got 1"),
         (1, lambda t: t[:, :3], "rows must be as wide as gram, got 3"),
-        (1, lambda t: t.T.contiguous().T, "rows must have neighbouring elements in memory"),
+        (1, lambda t: t.repeat(2, 2)[::2, ::2], "rows must have neighbouring elements in memory"),
     ],
 )
 def test_refused_with_nothing_changed(position: int, change, message: str) -> None:
-    given = list(arguments(100, 8))
+    refuses(position, change, message, arguments(100, 8))
+
+
+@pytest.mark.parametrize(
+    ("position", "change", "message"),
+    [
+        (0, lambda t: t[:2], "rows must have as many matrices as gram, got 3"),
+        (0, lambda t: t[0], "rows must have as many dimensions as gram, got 3"),
+        (0, lambda t: t[None], "gram must be contiguous squares of float64"),
+        (1, lambda t: t[:, :, :3], "rows must be as wide as gram, got 3"),
+    ],
+)
+def test_a_batch_refused_with_nothing_changed(position: int, change, message: str) -> None:
+    refuses(position, change, message, batch_of((3, 20, 8)))
+
+
+def refuses(position: int, change, message: str, given: tuple[Tensor, Tensor]) -> None:
+    given = list(given)
     given[position] = change(given[position])
     before = given[0].clone()
     with pytest.raises(RuntimeError, match=f"gram_: {message}"):

@@ -7,11 +7,11 @@
 //
 // A multiprocessor does 128 multiply-adds a clock: for a row of a tile 32 clocks. In these, its
 // shared memory moves 4096 bytes at most; the four warps read 4 x (32 + 32) doubles, 2048 bytes, by
-// 16-byte loads without bank conflicts, two for every mma; and 2 x 64 doubles are written, 1024
-// bytes. The second-level cache gives 2 x 64 floats, 512 bytes of perhaps 770. Conversion is done
-// on the way to shared memory: 128 of 512 that fit into the same clocks.
+// 16-byte loads without bank conflicts, one for every mma of 16 x 8 x 8, which takes a quarter of
+// a multiprocessor 32 clocks; and 2 x 64 doubles are written, 1024 bytes. The second-level cache
+// gives 2 x 64 floats, 512 bytes of perhaps 770. Conversion is done once for a tile, on the way to
+// shared memory: of 128 floats, where 512 fit into the clocks at 16 a clock.
 #include "kernels/cuda/gram.h"
-
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/mma.h"
 #include "kernels/cuda/vector.h"

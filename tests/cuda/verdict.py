@@ -74,7 +74,9 @@ def readable(signature: str) -> str:
     )
     end = name.rfind(">") + 1 or name.index("(")  # a kernel that is no template has no bracket
     name = name[:end].replace("_kernel", "")
-    return re.sub(r"\((?:Norm|Along)\)\d|\b\w+\b", lambda match: READABLE.get(match[0], match[0]), name)
+    return re.sub(
+        r"\((?:Norm|Along)\)\d|\b\w+\b", lambda match: READABLE.get(match[0], match[0]), name
+    )
 
 
 def faults(kernel: Kernel) -> list[str]:

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "csrc/clip_ops.h"
+#include "csrc/cuda/gram.h"
 #include "csrc/cuda/passes.h"
 #include "csrc/step_ops.h"
 
@@ -106,6 +107,7 @@ STABLE_TORCH_LIBRARY(fusedstep_simt, m) {
   m.def("last_error() -> int");
   m.def("freed_too_early() -> int");
   m.def("borrowed_memory(Tensor[] tensors, int device) -> int");
+  m.def("gram_(Tensor(a!) gram, Tensor rows) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedstep_simt, CompositeExplicitAutograd, m) {
@@ -126,4 +128,5 @@ STABLE_TORCH_LIBRARY_IMPL(fusedstep_simt, CompositeExplicitAutograd, m) {
   m.impl("last_error", TORCH_BOX(&last_error));
   m.impl("freed_too_early", TORCH_BOX(&freed_too_early));
   m.impl("borrowed_memory", TORCH_BOX(&borrowed_memory));
+  m.impl("gram_", TORCH_BOX(&fusedstep::GramOps<fusedstep::cuda::GramKernels>::gram_));
 }
