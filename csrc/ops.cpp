@@ -42,4 +42,15 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
   // Adds rowsᵀ rows to `gram` [k, k], for rows [n, k], or to each of [b, k, k] for [b, n, k], as
   // kernels/common/gram.h says. Of what is above the diagonals only some is written.
   m.def("gram_(Tensor(a!) gram, Tensor rows) -> ()");
+
+  // Of each row of logits, float32 or float64, with its token: loss, 1 - p_y, |direction|² and the
+  // scale of what was written, [rows, 4] float64 (kernels/common/softmax.h). Written over the logits
+  // are directions, or the steps to the roots of the losses minus a constant
+  // (kernels/common/root_step.h): of each row by itself, or with `gram` of each after those before
+  // it. On a GPU tokens are not checked, which would wait for it.
+  m.def("softmax_losses(Tensor logits, Tensor tokens) -> Tensor");
+  m.def("softmax_directions_(Tensor(a!) logits, Tensor tokens) -> Tensor");
+  m.def(
+      "root_steps_(Tensor(a!) logits, Tensor tokens, Tensor squares, Tensor? gram, "
+      "float loss_constant, bool uphill) -> Tensor");
 }

@@ -9,7 +9,7 @@ import torch
 from helpers import assert_same_bits
 from torch.nn.functional import cross_entropy, one_hot
 
-from fusedstep.lm_head.softmax import directions_, losses_
+from fusedstep.lm_head.softmax import directions_, token_losses
 
 
 @pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
@@ -25,7 +25,7 @@ def test_rows_are_those_of_autograd(spread):
     torch.testing.assert_close(rows.miss[:, None] * directions, delta, rtol=1e-12, atol=1e-14)
     squares = rows.miss.square() * rows.square
     torch.testing.assert_close(squares, delta.square().sum(1), rtol=1e-12, atol=1e-14)
-    assert_same_bits(losses_(logits.clone(), tokens), rows.loss)
+    assert_same_bits(token_losses(logits, tokens), rows.loss)
 
 
 @pytest.mark.parametrize("ahead", [5.0, 20.0, 80.0])
@@ -48,13 +48,25 @@ def test_a_token_that_is_certain_has_no_gradient_and_one_that_is_impossible_a_lo
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_numbers_below_the_normal_ones_are_zero_and_those_above_are_kept(dtype):
+def test_a_chance_below_the_normal_numbers_is_none_and_one_above_is_kept(dtype):
     tiny = torch.finfo(dtype).tiny
-    behind = [0.0, math.log(4 * tiny), math.log(2 * tiny), math.log(tiny) - 5, -2000.0]
-    logits = torch.tensor([behind], dtype=dtype)
-    rows = directions_(logits, torch.tensor([0]))
-    assert float(rows.miss) == pytest.approx(4 * tiny, rel=1e-4, abs=0)
-    assert logits.tolist() == [[-1.0, 1.0, 0.0, 0.0, 0.0]]
+    chances = torch.tensor([4 * tiny, 2 * tiny, 0.5 * tiny, 0.1 * tiny], dtype=torch.float64)
+    tokens = torch.zeros(4, dtype=torch.int64)
+    logits = torch.stack([torch.zeros(4), chances.log().to(dtype)], 1).to(dtype)
+    rows = directions_(logits, tokens)
+    expected = torch.where(chances < tiny, 0.0, chances)
+    torch.testing.assert_close(rows.miss, expected, rtol=1e-4, atol=0)
+    assert_same_bits(rows.loss, rows.miss)
+    assert logits.tolist() == 4 * [[-1.0, 1.0]]
+
+
+def test_how_far_the_token_is_ahead_costs_the_others_no_digit():
+    others = torch.tensor([1.0, 0.0, -100.0, -1000.0])
+    logits = torch.stack([torch.cat([torch.tensor([first]), others]) for first in (0.0, 80.0, 1e4)])
+    directions_(logits, torch.zeros(3, dtype=torch.int64))
+    assert_same_bits(logits[1], logits[0])
+    assert_same_bits(logits[2], logits[0])
+    assert logits[0, 4] == 0  # below the normal numbers
 
 
 def test_one_class_is_no_choice():

@@ -1,29 +1,9 @@
 // Registers the sums of rows by id on NVIDIA GPUs.
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include "csrc/cuda/memory.h"
-#include "csrc/cuda/stream.h"
-#include "csrc/segment_sum_ops.h"
-#include "kernels/cuda/segment_sum.h"
-
-namespace fusedstep::cuda {
-namespace {
-
-struct Kernels {
-  // Would wait for the device. Whoever calls the op vouches for the indices, as LeastSquares does.
-  static void require_in_range(const char*, const Segments&, int64_t, int64_t) {}
-
-  static void run(const Segments& segments, int32_t device) {
-    const torch::stable::accelerator::DeviceGuard guard(device);
-    check(segment_sum(segments, current_stream(device)), "launching the segment sum");
-  }
-};
-
-}  // namespace
-}  // namespace fusedstep::cuda
+#include "csrc/cuda/segment_sum.h"
 
 STABLE_TORCH_LIBRARY_IMPL(fusedstep, CUDA, m) {
-  m.impl("segment_sum_",
-         TORCH_BOX(&fusedstep::SegmentSumOps<fusedstep::cuda::Kernels>::segment_sum_));
+  using Ops = fusedstep::SegmentSumOps<fusedstep::cuda::SegmentSumKernels>;
+  m.impl("segment_sum_", TORCH_BOX(&Ops::segment_sum_));
 }

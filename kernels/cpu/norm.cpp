@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/fold.h"
 #include "kernels/cpu/tile.h"
 
 namespace fusedstep::cpu {
@@ -12,12 +13,7 @@ constexpr int kMaxStrip = kChunkSize / kStrips;
 
 template <Norm norm, typename T>
 FUSEDSTEP_HD T fold_lanes(T* lanes) {
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int l = 0; l < half; ++l) {
-      lanes[l] = combine<norm>(lanes[l], lanes[l + half]);
-    }
-  }
-  return lanes[0];
+  return fold_by_halves<kLanes>(lanes, combine<norm, T>);
 }
 
 template <Norm norm, typename T>

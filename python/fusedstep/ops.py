@@ -43,6 +43,14 @@ def _(codes: Tensor, scales: Tensor) -> Tensor:
     return codes.new_empty_strided(codes.shape, codes.stride(), dtype=torch.float32)
 
 
+def _rows_of(logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty(logits.shape[0], 4, dtype=torch.float64)
+
+
+for _name in ("softmax_losses", "softmax_directions_", "root_steps_"):
+    torch.library.register_fake(f"fusedstep::{_name}", _rows_of)
+
+
 def _writes(*arguments: Any, **options: Any) -> None:
     return None
 

@@ -9,8 +9,8 @@ from fusedstep.checks import refuse, require_count
 from fusedstep.lm_head.newton_arguments import make_problem
 from fusedstep.lm_head.newton_result import NewtonResult
 from fusedstep.lm_head.numerical import numerical
-from fusedstep.lm_head.problem import Problem, add_outer_, root_scale, square_norms
-from fusedstep.lm_head.softmax import directions_
+from fusedstep.lm_head.problem import Problem, add_outer_, square_norms
+from fusedstep.lm_head.softmax import directions_, root_steps_
 
 SCALINGS = ("published", "mean", "spectral")
 
@@ -84,10 +84,9 @@ def _added_up(problem: Problem, weight: Tensor, uphill: bool) -> tuple[Tensor, T
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
     step = torch.zeros_like(weight)
     for hidden, tokens, logits in problem.chunks(weight):
-        rows = directions_(logits, tokens)
-        total += rows.loss.sum()
-        scale = root_scale(rows, square_norms(hidden), problem.loss_constant, uphill)
-        add_outer_(step, logits, scale, hidden)
+        squares = square_norms(hidden)
+        total += root_steps_(logits, tokens, squares, problem.loss_constant, uphill).sum()
+        step.addmm_(logits.mT, hidden)
     return total / len(problem.tokens), step
 
 

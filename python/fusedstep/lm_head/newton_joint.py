@@ -10,7 +10,7 @@ from fusedstep.linalg import pinv
 from fusedstep.lm_head.newton_arguments import make_problem
 from fusedstep.lm_head.newton_result import NewtonResult
 from fusedstep.lm_head.numerical import numerical
-from fusedstep.lm_head.problem import CHUNK_ELEMENTS, add_outer_, excess
+from fusedstep.lm_head.problem import CHUNK_ELEMENTS, add_outer_
 from fusedstep.lm_head.softmax import directions_
 
 
@@ -74,7 +74,9 @@ def newton_joint(
             directions = group @ weight.mT
             rows = directions_(directions, labels)
             kernel = _gram(directions) * _gram(group) * torch.outer(rows.miss, rows.miss)
-            above = excess(rows.loss, problem.loss_constant, uphill)
+            above = rows.loss - problem.loss_constant
+            if not uphill:
+                above.clamp_(min=0)
             share = _solve(kernel, above, damping, rtol, torch.finfo(weight.dtype).eps)
             add_outer_(weight, directions, -share * rows.miss, group)
         losses.append(problem.loss(weight))

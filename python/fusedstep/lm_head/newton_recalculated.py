@@ -9,8 +9,10 @@ from fusedstep.checks import require_count
 from fusedstep.lm_head.newton_arguments import make_problem
 from fusedstep.lm_head.newton_result import NewtonResult
 from fusedstep.lm_head.numerical import numerical
-from fusedstep.lm_head.problem import Problem, root_scale, square_norms
-from fusedstep.lm_head.softmax import directions_, losses_
+from fusedstep.lm_head.problem import Problem, square_norms
+from fusedstep.lm_head.softmax import root_steps_, rows_for_logits, token_losses
+
+RUN = 16  # tokens in a row that one op takes, whose steps stay in the cache
 
 
 @numerical
@@ -69,7 +71,7 @@ def newton_components_recalculated(
     for _ in range(steps):
         for hidden, tokens in problem.parts(block_size):
             block = _Block(hidden, tokens, problem.loss_constant, uphill)
-            taken = block.steps_(hidden @ weight.mT)
+            taken = block.steps_(_logits(hidden, weight))
             weight.addmm_(taken.mT, hidden, alpha=-1)
         losses.append(problem.loss(weight))
     return NewtonResult(weight, torch.stack(losses))
@@ -79,14 +81,14 @@ def _in_one_block(problem: Problem, uphill: bool) -> NewtonResult:
     """The same for tokens of a single block: all losses too follow from the first logits."""
     ((hidden, tokens),) = problem.parts(len(problem.tokens))
     block = _Block(hidden, tokens, problem.loss_constant, uphill)
-    logits = hidden @ problem.weight.mT
-    scratch = logits.clone()
-    losses = [losses_(scratch, tokens).mean()]
+    logits = _logits(hidden, problem.weight)
+    scratch = rows_for_logits(len(tokens), problem.weight)
+    losses = [token_losses(logits, tokens).mean()]
     for _ in range(problem.steps):
         taken = block.steps_(scratch.copy_(logits))
         problem.weight.addmm_(taken.mT, hidden, alpha=-1)
         logits.addmm_(block.gram, taken, alpha=-1)
-        losses.append(losses_(scratch.copy_(logits), tokens).mean())
+        losses.append(token_losses(logits, tokens).mean())
     return NewtonResult(problem.weight, torch.stack(losses))
 
 
@@ -108,8 +110,12 @@ class _Block:
 
         By halves, so that a row of D is read log(n) times for the others' sake, not n times.
         """
-        if end - first == 1:
-            self._step_(logits[first:end], slice(first, end))
+        rows = slice(first, end)
+        if end - first <= RUN:
+            inner, squares = self.gram[rows, rows], self.squares[rows]
+            root_steps_(
+                logits[rows], self.tokens[rows], squares, self.loss_constant, self.uphill, inner
+            )
             return
         middle = (first + end) // 2
         self._solve_(logits, first, middle)
@@ -117,7 +123,6 @@ class _Block:
         logits[late].addmm_(self.gram[late, early], logits[early], alpha=-1)
         self._solve_(logits, middle, end)
 
-    def _step_(self, logits: Tensor, row: slice) -> None:
-        rows = directions_(logits, self.tokens[row])
-        scale = root_scale(rows, self.squares[row], self.loss_constant, self.uphill)
-        logits.mul_(scale.to(logits.dtype)[:, None])
+
+def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    return torch.mm(hidden, weight.mT, out=rows_for_logits(len(hidden), weight))

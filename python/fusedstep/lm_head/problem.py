@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedstep.lm_head.batch import gram
-from fusedstep.lm_head.softmax import Rows, directions_, losses_
+from fusedstep.lm_head.softmax import directions_, rows_for_logits, token_losses
 
 CHUNK_ELEMENTS = 1 << 23  # logits at a time: 32 MiB of float32
 
@@ -28,7 +28,7 @@ class Problem:
 
     def chunks(self, weight: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Hidden `[n, d]`, tokens `[n]`, logits `[n, V]`; the next logits overwrite these."""
-        buffer = weight.new_empty(min(self.chunk_size, len(self.tokens)), len(weight))
+        buffer = rows_for_logits(min(self.chunk_size, len(self.tokens)), weight)
         for hidden, tokens in self.parts(self.chunk_size):
             logits = torch.mm(hidden, weight.mT, out=buffer[: len(tokens)])
             yield hidden, tokens, logits
@@ -42,7 +42,7 @@ class Problem:
         """The mean cross-entropy, 0-d float64."""
         total = torch.zeros((), dtype=torch.float64, device=weight.device)
         for _, tokens, logits in self.chunks(weight):
-            total += losses_(logits, tokens).sum()
+            total += token_losses(logits, tokens).sum()
         return total / len(self.tokens)
 
     def gradient(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,19 +68,3 @@ def add_outer_(weight: Tensor, directions: Tensor, scale: Tensor, hidden: Tensor
 def square_norms(hidden: Tensor) -> Tensor:
     """The squared norms of the hidden vectors, `[n]` float64."""
     return hidden.to(torch.float64).square().sum(1)
-
-
-def excess(losses: Tensor, loss_constant: float, uphill: bool) -> Tensor:
-    """By how much the losses are to fall: where they are below the constant not at all, or up."""
-    above = losses - loss_constant
-    return above if uphill else above.clamp(min=0)
-
-
-def root_scale(rows: Rows, squares: Tensor, loss_constant: float, uphill: bool) -> Tensor:
-    """What to take of direction[n] hidden[n]ᵀ for Newton's step to the root of loss[n] - constant.
-
-    The gradient of one token, miss * direction hiddenᵀ, has rank 1, so its pseudo-inverse is its
-    transpose over its squared norm; that of 0 is 0. `squares`: the hidden vectors' squared norms.
-    """
-    slope = rows.miss * rows.square * squares
-    return torch.where(slope > 0, excess(rows.loss, loss_constant, uphill) / slope, 0.0)

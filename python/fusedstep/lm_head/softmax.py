@@ -3,53 +3,71 @@
 With p = softmax(z) and the token y, the gradient of the loss is p - e_y. Where p_y is near 1 all of
 it is small, and 1 - p_y cancels. Hence two factors: p - e_y = miss * direction, where
 miss = 1 - p_y, and direction is the softmax over all classes but y, with -1 in the place of y.
+
+Logits are `[n, V]`, float32 or float64, with neighbouring elements of a row neighbours in memory;
+tokens `[n]` are int64 in [0, V), which on a GPU nobody checks. kernels/common/softmax.h defines the
+bits, which are the same on every device.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import threshold_
+
+ALIGNMENT = 64  # bytes
 
 
 class Rows(NamedTuple):
     """Numbers of each row of logits, `[n]` float64; |p - e_y|² is miss² * square."""
 
     loss: Tensor  # -log p_y
-    miss: Tensor  # 1 - p_y
+    miss: Tensor  # 1 - p_y; 0 where that is below the logits' normal numbers
     square: Tensor  # |direction|², between 1 and 2
 
 
-def losses_(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The loss of each row, `[n]` float64; `logits` `[n, V]` is written over."""
-    return _exponentials_(logits, tokens)[0]
+def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The loss of each row, `[n]` float64."""
+    return torch.ops.fusedstep.softmax_losses(logits, tokens)[:, 0]
 
 
 def directions_(logits: Tensor, tokens: Tensor) -> Rows:
-    """Writes the directions over `logits` `[n, V]`, float32 or float64; tokens `[n]` in [0, V)."""
-    loss, miss, rest = _exponentials_(logits, tokens)
-    logits.div_(rest.clamp(min=torch.finfo(rest.dtype).tiny)[:, None])
-    square = 1 + torch.linalg.vector_norm(logits, dim=1).to(torch.float64).square()
-    logits.scatter_(1, tokens[:, None], -1.0)
-    return Rows(loss, miss, square)
+    """Writes the directions over the logits."""
+    return Rows(*torch.ops.fusedstep.softmax_directions_(logits, tokens)[:, :3].unbind(1))
 
 
-def _exponentials_(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Leaves exp(z - max z), but 0 for the token; the loss, 1 - p_y, and the sum of what is left.
+def root_steps_(
+    logits: Tensor,
+    tokens: Tensor,
+    squares: Tensor,
+    loss_constant: float,
+    uphill: bool,
+    gram: Tensor | None = None,
+) -> Tensor:
+    """Writes Newton's steps to the roots of loss - loss_constant over the logits.
 
-    The loss keeps its digits where it is below the rounding errors of max z: then hit is 1.
+    Row n becomes D_n, with which the token's step is W -= D_n x_nᵀ: (loss - constant) direction
+    over miss |direction|² |x_n|² (kernels/common/root_step.h). Not `uphill`: 0 where the loss is
+    below the constant.
+
+    Args:
+        squares: |x_n|², `[n]` float64.
+        gram: None: every step is for the logits given. `[n, n]` x_n · x_i in the logits' dtype:
+            one after another, each for the logits after the steps of the rows before it.
+
+    Returns:
+        The losses before each row's step, `[n]` float64.
     """
-    index = tokens[:, None]
-    top = logits.amax(1, keepdim=True)
-    behind = (top - logits.gather(1, index)).squeeze(1)
-    # Numbers below the normal ones count as 0: exp is a hundred times slower for them.
-    tiny = torch.finfo(logits.dtype).tiny
-    threshold_(logits.sub_(top).clamp_(min=math.log(tiny) + 1).exp_(), 3 * tiny, 0.0)
-    hit = logits.gather(1, index).squeeze(1).to(torch.float64)
-    rest = logits.scatter_(1, index, 0.0).sum(1)
-    wide = rest.to(torch.float64)
-    loss = torch.log1p(wide + (hit - 1)) + behind
-    return loss, wide / (wide + hit), rest
+    op = torch.ops.fusedstep.root_steps_
+    return op(logits, tokens, squares, gram, loss_constant, uphill)[:, 0]
+
+
+def rows_for_logits(count: int, weight: Tensor) -> Tensor:
+    """Room for `[count, V]` logits of `weight` `[V, d]`, rows aligned to 64 bytes.
+
+    So they are read 16 bytes at a time, whatever V is.
+    """
+    unit = ALIGNMENT // weight.element_size()
+    stride = -(-len(weight) // unit) * unit
+    return weight.new_empty(count, stride)[:, : len(weight)]

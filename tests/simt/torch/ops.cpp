@@ -5,6 +5,8 @@
 #include "csrc/clip_ops.h"
 #include "csrc/cuda/gram.h"
 #include "csrc/cuda/passes.h"
+#include "csrc/cuda/segment_sum.h"
+#include "csrc/cuda/softmax.h"
 #include "csrc/step_ops.h"
 
 // What passes.h asks of torch about CUDA devices; this module links them to itself.
@@ -24,6 +26,8 @@ namespace {
 
 using Clip = fusedstep::ClipOps<fusedstep::cuda::Passes>;
 using Step = fusedstep::StepOps<fusedstep::cuda::Passes>;
+using SegmentSum = fusedstep::SegmentSumOps<fusedstep::cuda::SegmentSumKernels>;
+using Softmax = fusedstep::SoftmaxOps<fusedstep::cuda::SoftmaxKernels>;
 
 void seed(int64_t value) { simt::configure({.seed = static_cast<uint64_t>(value)}); }
 
@@ -93,6 +97,12 @@ STABLE_TORCH_LIBRARY(fusedstep_simt, m) {
       "table_step_(int table, str rule, Tensor(a!) param, float[] groups, Tensor[] lrs, "
       "Tensor(b!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
       "bool skip_nonfinite) -> ()");
+  m.def("segment_sum_(Tensor(a!) sums, Tensor rows, Tensor order, Tensor ids) -> ()");
+  m.def("softmax_losses(Tensor logits, Tensor tokens) -> Tensor");
+  m.def("softmax_directions_(Tensor(a!) logits, Tensor tokens) -> Tensor");
+  m.def(
+      "root_steps_(Tensor(a!) logits, Tensor tokens, Tensor squares, Tensor? gram, "
+      "float loss_constant, bool uphill) -> Tensor");
   m.def("seed(int value) -> ()");
   m.def("begin_capture() -> ()");
   m.def("end_capture() -> int[]");
@@ -114,6 +124,10 @@ STABLE_TORCH_LIBRARY_IMPL(fusedstep_simt, CompositeExplicitAutograd, m) {
   m.impl("total_norm", TORCH_BOX(&Clip::total_norm));
   m.impl("clip_by_norm_", TORCH_BOX(&Clip::clip_by_norm_));
   m.impl("table_step_", TORCH_BOX(&Step::table_step_));
+  m.impl("segment_sum_", TORCH_BOX(&SegmentSum::segment_sum_));
+  m.impl("softmax_losses", TORCH_BOX(&Softmax::softmax_losses));
+  m.impl("softmax_directions_", TORCH_BOX(&Softmax::softmax_directions_));
+  m.impl("root_steps_", TORCH_BOX(&Softmax::root_steps_));
   m.impl("seed", TORCH_BOX(&seed));
   m.impl("begin_capture", TORCH_BOX(&begin_capture));
   m.impl("end_capture", TORCH_BOX(&end_capture));

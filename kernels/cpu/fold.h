@@ -1,0 +1,18 @@
+// Lanes folded by halves: lane l takes lane l + half, until lane 0 has them all.
+#pragma once
+
+#include "kernels/common/macros.h"
+
+namespace fusedstep::cpu {
+
+template <int count, typename T, typename Combine>
+FUSEDSTEP_HD T fold_by_halves(T* lanes, Combine combine) {
+  for (int half = count / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) {
+      lanes[l] = combine(lanes[l], lanes[l + half]);
+    }
+  }
+  return lanes[0];
+}
+
+}  // namespace fusedstep::cpu
