@@ -113,7 +113,9 @@ class BuildModules(cpp_extension.BuildExtension):
         super().run()
 
 
-def module(name: str, globs: list[str], device: str, libraries: list[str], macros: list):
+def module(
+    name: str, globs: list[str], device: str, libraries: list[str], macros: list, includes=()
+) -> setuptools.Extension:
     """One C++ module; it links only what it uses, so that _C loads on a torch without CUDA."""
     sources = [path for glob in globs for path in ROOT.glob(glob)]
     sources += write_sources(device, GENERATED / "rules" / device, ROOT)
@@ -123,6 +125,7 @@ def module(name: str, globs: list[str], device: str, libraries: list[str], macro
         include_dirs=[
             *[str(ROOT), str(GENERATED), pybind11.get_include()],
             *cpp_extension.include_paths(device),
+            *[str(folder) for folder in includes],
         ],
         library_dirs=cpp_extension.library_paths(device),
         libraries=libraries,
@@ -139,6 +142,7 @@ if PLAN.root:
     # The tensor table is used from both modules, which do not link to one another.
     globs = ["csrc/tensor_table.cpp", "csrc/cuda/*.cpp", "kernels/cuda/*.cu"]
     libraries = ["torch_cpu", "torch_cuda", "cudart"]
-    MODULES.append(module("_C_cuda", globs, "cuda", libraries, [("USE_CUDA", None)]))
+    macros = [("USE_CUDA", None)]
+    MODULES.append(module("_C_cuda", globs, "cuda", libraries, macros, PLAN.includes))
 
 setuptools.setup(ext_modules=MODULES, cmdclass={"build": BuildFromEmpty, "build_ext": BuildModules})

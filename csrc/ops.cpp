@@ -53,4 +53,12 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
   m.def(
       "root_steps_(Tensor(a!) logits, Tensor tokens, Tensor squares, Tensor? gram, "
       "float loss_constant, bool uphill) -> Tensor");
+
+  // Of float64 matrices [b, k, k], on NVIDIA GPUs alone, by cuSOLVER and cuBLAS: L⁻¹ of G = L Lᵀ;
+  // A = V λ Vᵀ of what A's lower triangle says, λ ascending; R = U σ Vᵀ for k <= 32, σ descending.
+  // The last result, int32 [b], is 0 for each matrix that succeeded. No result is read on the host.
+  // Products are torch's: its matmul is cublasDgemmStridedBatched already.
+  m.def("inverse_of_cholesky_factor(Tensor G) -> (Tensor, Tensor)");
+  m.def("eigh(Tensor A) -> (Tensor, Tensor, Tensor)");
+  m.def("svd(Tensor R) -> (Tensor, Tensor, Tensor, Tensor)");
 }

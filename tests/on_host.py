@@ -19,16 +19,22 @@ from helpers import assert_same_bits, make_params
 from torch.utils.cpp_extension import include_paths, library_paths
 
 import fusedstep
+from fusedstep.linalg import decompositions
 from fusedstep.optim.base import FusedOptimizer
 from python.buildtools.rules import write_sources
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
     "csrc/cuda/borrowed_table.cpp",
+    "csrc/cuda/cuda_cholesky.cpp",
+    "csrc/cuda/cuda_eigh.cpp",
+    "csrc/cuda/cuda_svd.cpp",
     "csrc/cuda/device_table.cpp",
     "csrc/cuda/memory.cpp",
+    "csrc/cuda/solver_handles.cpp",
     "csrc/tensor_table.cpp",
     "tests/simt/torch/ops.cpp",
+    "tests/simt/torch/solvers.cpp",
 )
 GLOBS = ("kernels/cuda/*.cu", "tests/simt/src/*.cpp")
 # As in CMakeLists.txt; -Bsymbolic makes the module's own stand-ins for torch's CUDA calls count.
@@ -69,6 +75,22 @@ def on_simt(simt: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     simt.fail_next("")
     monkeypatch.setattr(FusedOptimizer, "_table_op", simt.table_step_.default)
     return simt
+
+
+@pytest.fixture
+def solver_ops(on_simt: Any) -> Any:
+    """The ops, whose stand-ins for cuBLAS and cuSOLVER are there and have no matrix fail."""
+    on_simt.gives_up(-1)
+    on_simt.libraries_missing(False)
+    return on_simt
+
+
+@pytest.fixture
+def on_gpu(solver_ops: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes pinv and lstsq take these decompositions, as they do for matrices on a GPU."""
+    monkeypatch.setattr(decompositions, "_OPS", solver_ops)
+    monkeypatch.setattr(decompositions, "_on_gpu", lambda X: True)
+    return solver_ops
 
 
 def twins(

@@ -6,24 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
+from toolkits import headers, script
 
-from python.buildtools import cuda
-
-
-def script(path: Path, text: str) -> Path:
-    """An executable shell script at `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
+from python.buildtools import cuda, solvers
 
 
 @pytest.fixture
 def toolkit(tmp_path: Path) -> Path:
     """A folder that looks like CUDA 13.0: its nvcc answers --version and a dry run."""
     root = tmp_path / "toolkit"
+    headers(root / "include", *solvers.HEADERS)
     for name in ("include/cuda_runtime.h", "lib64/libcudart.so"):
-        (root / name).parent.mkdir(parents=True)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     answer = f"echo 'Cuda compilation tools, release 13.0, V13.0.88'; echo '#$ _HERE_={root}/bin'"
     script(root / "bin/nvcc", f"{answer} >&2; echo 'release 13.0, V13.0.88'")
@@ -76,6 +70,20 @@ def test_each_lack_is_recorded_by_auto_and_refused_by_1(
     assert plan.reason.startswith(reason)
     with pytest.raises(RuntimeError, match=re.escape(f"FUSEDSTEP_CUDA=1 but {reason}")):
         cuda.decide("1", "2.14.1", torch_cuda, root)
+
+
+def test_a_toolkit_without_the_solvers_headers(
+    toolkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (toolkit / "include" / "cusolverDn.h").unlink()
+    wheel = headers(tmp_path / "wheel", *solvers.HEADERS)
+    monkeypatch.setattr(solvers, "wheel_folders", lambda cuda: [wheel])
+    assert cuda.decide("1", "2.14.1", "13.0", toolkit).includes == (wheel,)
+    monkeypatch.setattr(solvers, "wheel_folders", lambda cuda: [])
+    reason = cuda.decide("auto", "2.14.1", "13.0", toolkit).reason
+    assert reason.startswith("cusolverDn.h is neither in ")
+    with pytest.raises(RuntimeError, match=r"^FUSEDSTEP_CUDA=1 but cusolverDn\.h is neither"):
+        cuda.decide("1", "2.14.1", "13.0", toolkit)
 
 
 def test_0_leaves_cuda_out(toolkit: Path) -> None:

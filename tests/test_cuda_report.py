@@ -97,6 +97,8 @@ def test_good_kernel_passes() -> None:
     assert faults(GOOD) == []
     assert worse(GOOD, GOOD.summary()) == []
     assert worse(GOOD, GOOD.summary() | {"registers": 70, "wide_loads": 3}) == []
+    without_loops = Kernel("unit_matrices", GOOD.resources, sass.Code([], 0))
+    assert faults(without_loops) == [], "a thread that takes one element needs no pack"
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <memory>
-#include <utility>
 
 #include "csrc/cuda/device_table.h"
+#include "csrc/cuda/pool.h"
 
 namespace fusedstep::cuda {
 
@@ -12,16 +12,13 @@ namespace fusedstep::cuda {
 // device; where a graph was captured it is kept for good.
 class BorrowedDeviceTable {
  public:
-  // By device too: every device's default stream is the null pointer.
-  using Key = std::pair<int32_t, cudaStream_t>;
-
   BorrowedDeviceTable(int32_t device, cudaStream_t stream);
   ~BorrowedDeviceTable();
   BorrowedDeviceTable(const BorrowedDeviceTable&) = delete;
   DeviceTable& operator*() const { return *table_; }
 
  private:
-  Key key_;
+  StreamKey key_;
   std::unique_ptr<DeviceTable> table_;
 };
 

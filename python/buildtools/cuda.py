@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from python.buildtools import solvers
+
 # One target for each major architecture is what a release carries: code for x.0 runs on x.y, and
 # PTX of the last covers what comes after.
 RELEASE_ARCHS = ("8.0", "9.0", "10.0", "12.0")
@@ -32,6 +34,7 @@ class CudaPlan:
     root: Path | None
     version: str  # of the toolkit, such as "13.0"; empty where CUDA is left out
     reason: str  # why CUDA is left out; empty where it is built
+    includes: tuple[Path, ...] = ()  # what must follow the toolkit's own headers
 
 
 def is_toolkit(root: Path) -> bool:
@@ -103,7 +106,11 @@ def decide(setting: str, torch_version: str, torch_cuda: str | None, root: Path 
     elif version.split(".")[0] != torch_cuda.split(".")[0]:
         lack = f"the toolkit is CUDA {version}, torch {torch_version} is built for {torch_cuda}"
     else:
-        return CudaPlan(root, version, "")
+        try:
+            others = solvers.wheel_folders(version)
+            return CudaPlan(root, version, "", solvers.header_folders(root / "include", others))
+        except LookupError as error:
+            lack = str(error)
     if setting == "1":
         raise RuntimeError(f"FUSEDSTEP_CUDA=1 but {lack}")
     return CudaPlan(None, "", lack)

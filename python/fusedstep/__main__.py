@@ -32,6 +32,16 @@ def loaded() -> Iterator[tuple[str, str]]:
     yield "torch", torch.__version__
     yield "_C", build._C.__file__
     yield "_C_cuda", build.CUDA_REASON or build._C_cuda.__file__
+    if not build.CUDA_REASON:
+        yield "cuSOLVER", solver_library()
+
+
+def solver_library() -> str:
+    """cuSOLVER's version and where it lies, or why pinv and lstsq cannot run on a GPU here."""
+    try:
+        return build._C_cuda.solver_library()
+    except RuntimeError as error:
+        return str(error)
 
 
 def processor_name() -> str:

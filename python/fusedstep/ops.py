@@ -51,6 +51,25 @@ for _name in ("softmax_losses", "softmax_directions_", "root_steps_"):
     torch.library.register_fake(f"fusedstep::{_name}", _rows_of)
 
 
+def _info(batch: Tensor) -> Tensor:
+    return batch.new_empty(len(batch), dtype=torch.int32)
+
+
+@torch.library.register_fake("fusedstep::inverse_of_cholesky_factor")
+def _(G: Tensor) -> tuple[Tensor, Tensor]:
+    return G.new_empty(G.shape), _info(G)
+
+
+@torch.library.register_fake("fusedstep::eigh")
+def _(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return A.new_empty(A.shape[:2]), A.new_empty(A.shape).mT, _info(A)
+
+
+@torch.library.register_fake("fusedstep::svd")
+def _(R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return R.new_empty(R.shape).mT, R.new_empty(R.shape[:2]), R.new_empty(R.shape), _info(R)
+
+
 def _writes(*arguments: Any, **options: Any) -> None:
     return None
 

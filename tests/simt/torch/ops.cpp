@@ -3,11 +3,14 @@
 #include <torch/csrc/stable/library.h>
 
 #include "csrc/clip_ops.h"
+#include "csrc/cuda/decompositions.h"
 #include "csrc/cuda/gram.h"
 #include "csrc/cuda/passes.h"
 #include "csrc/cuda/segment_sum.h"
 #include "csrc/cuda/softmax.h"
+#include "csrc/cuda/solver_ops.h"
 #include "csrc/step_ops.h"
+#include "tests/simt/torch/solvers.h"
 
 // What passes.h asks of torch about CUDA devices; this module links them to itself.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
@@ -86,6 +89,23 @@ int64_t uploads(int64_t table) {
   return fusedstep::cuda::device_side(tensors).uploads();
 }
 
+// What the stand-ins of cuBLAS and cuSOLVER are told (solvers.h).
+void libraries_missing(bool missing) { solvers::told.missing = missing; }
+void gives_up(int64_t matrix) { solvers::told.gives_up = matrix; }
+int64_t library_calls() { return solvers::told.calls; }
+int64_t library_handles() { return solvers::told.handles; }
+
+// How many matrices the pieces of a batch have, and that they follow one another.
+std::vector<int64_t> pieces(int64_t batch, int64_t elements) {
+  std::vector<int64_t> counts;
+  int64_t expected = 0;
+  fusedstep::cuda::in_pieces(batch, elements, [&](int64_t first, int64_t count) {
+    counts.push_back(first == expected ? count : -1);
+    expected += count;
+  });
+  return counts;
+}
+
 int64_t allocations() { return static_cast<int64_t>(simt::device.allocated.size()); }
 
 }  // namespace
@@ -118,6 +138,14 @@ STABLE_TORCH_LIBRARY(fusedstep_simt, m) {
   m.def("freed_too_early() -> int");
   m.def("borrowed_memory(Tensor[] tensors, int device) -> int");
   m.def("gram_(Tensor(a!) gram, Tensor rows) -> ()");
+  m.def("inverse_of_cholesky_factor(Tensor G) -> (Tensor, Tensor)");
+  m.def("eigh(Tensor A) -> (Tensor, Tensor, Tensor)");
+  m.def("svd(Tensor R) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("libraries_missing(bool missing) -> ()");
+  m.def("gives_up(int matrix) -> ()");
+  m.def("library_calls() -> int");
+  m.def("library_handles() -> int");
+  m.def("pieces(int batch, int elements) -> int[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedstep_simt, CompositeExplicitAutograd, m) {
@@ -143,4 +171,12 @@ STABLE_TORCH_LIBRARY_IMPL(fusedstep_simt, CompositeExplicitAutograd, m) {
   m.impl("freed_too_early", TORCH_BOX(&freed_too_early));
   m.impl("borrowed_memory", TORCH_BOX(&borrowed_memory));
   m.impl("gram_", TORCH_BOX(&fusedstep::GramOps<fusedstep::cuda::GramKernels>::gram_));
+  m.impl("inverse_of_cholesky_factor", TORCH_BOX(&fusedstep::cuda::inverse_of_cholesky_factor));
+  m.impl("eigh", TORCH_BOX(&fusedstep::cuda::eigh));
+  m.impl("svd", TORCH_BOX(&fusedstep::cuda::svd));
+  m.impl("libraries_missing", TORCH_BOX(&libraries_missing));
+  m.impl("gives_up", TORCH_BOX(&gives_up));
+  m.impl("library_calls", TORCH_BOX(&library_calls));
+  m.impl("library_handles", TORCH_BOX(&library_handles));
+  m.impl("pieces", TORCH_BOX(&pieces));
 }

@@ -1,0 +1,17 @@
+// What tests tell the stand-ins of cuBLAS and cuSOLVER, and what they ask of them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace solvers {
+
+struct Told {
+  bool missing = false;   // the libraries
+  int64_t gives_up = -1;  // the matrix of each call that does not converge
+  int64_t calls = 0;      // that computed something
+  int64_t handles = 0;    // that live
+};
+inline Told told;
+
+}  // namespace solvers
