@@ -9,6 +9,17 @@ from torch import Tensor
 UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 
+def random(*shape: int, seed: int = 0) -> Tensor:
+    """Normally distributed float64."""
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def positive(count: int, k: int) -> Tensor:
+    """Positive definite matrices `[count, k, k]`, far from singular."""
+    X = random(count, k + 5, k)
+    return X.mT @ X / k
+
+
 def with_singular_values(m: int, n: int, sigma: Tensor, seed: int = 0) -> Tensor:
     """A random float64 matrix `[m, n]` with these singular values, the rest of them zero."""
     generator = torch.Generator().manual_seed(seed)

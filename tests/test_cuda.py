@@ -6,8 +6,6 @@ Tests elsewhere that take the `device` fixture run on the GPU too, against the N
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optimizers import Kind, every_kind
 from pair import Pair
+from reads import LONG, waiting_is_an_error
 from stored import FORMS, Form, Stored, assert_stored_alike
 from torch import Tensor
 
@@ -25,21 +24,6 @@ import fusedstep
 pytestmark = pytest.mark.gpu
 
 SHAPES = [(70_001,), (3, 5), (), (0,), (32_768,), (257,), (0, 2)]
-LONG = 1_000_000_000  # cycles: far more than any step takes
-
-
-@contextmanager
-def waiting_is_an_error() -> Iterator[None]:
-    """torch raises where it waits for the GPU, which stays busy, so that any wait would show."""
-    torch.cuda.synchronize()
-    torch.cuda._sleep(LONG)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-        assert not torch.cuda.current_stream().query(), "the host waited for the stream"
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-        torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("norm_type", [2.0, 1.0, math.inf])

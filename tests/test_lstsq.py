@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import LAYOUTS, laid_out, name_of
-from matrices import UNIT, conditioned, relative_error
+from matrices import UNIT, conditioned, random, relative_error
 
 from fusedstep import lstsq, pinv
 
@@ -13,10 +13,6 @@ F64 = torch.float64
 both = pytest.mark.parametrize("dtype", [torch.float32, F64], ids=name_of)
 SHAPES = [(30, 8), (8, 30), (12, 12)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
 
 
 @shapes

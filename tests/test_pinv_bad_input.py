@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from refusals import refuses
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fusedstep import lstsq, pinv
+from fusedstep import build, lstsq, pinv
 from fusedstep.linalg import decompositions
 
 A = torch.eye(3)
@@ -118,19 +119,22 @@ def test_refused_matrices(argument, must, got, kind, value) -> None:
             *("driver", "be one of auto, eigh where hermitian=True", "'jacobi'", ValueError),
             {"driver": "jacobi", "hermitian": True},
         ),
-        (
-            *("driver", "be one of auto, cholesky, jacobi where synchronize=False", "'eigh'"),
-            *(ValueError, {"driver": "eigh", "synchronize": False}),
-        ),
-        (
-            *("synchronize", "be True where hermitian=True", "False", ValueError),
-            {"synchronize": False, "hermitian": True},
-        ),
     ],
 )
 def test_refused_options(argument, must, got, kind, options) -> None:
     with refuses("pinv", argument, must, got, kind):
         pinv(A.expand(2, 3, 3), **options)
+
+
+def test_a_device_without_kernels(monkeypatch) -> None:
+    monkeypatch.setattr(build, "CUDA_REASON", "left out of this build: FUSEDSTEP_CUDA=0")
+    with FakeTensorMode():
+        on_gpu = torch.empty(2, 3, 3, device="cuda")
+        got = r"cuda:0: no CUDA kernels \(left out of this build: FUSEDSTEP_CUDA=0\)"
+        with refuses("pinv", "A", "be on a device with cuSOLVER", got, ValueError):
+            pinv(on_gpu)
+        with refuses("lstsq", "A", "be on a device with cuSOLVER", got, ValueError):
+            lstsq(on_gpu, on_gpu)
 
 
 def test_hermitian_needs_square_matrices() -> None:

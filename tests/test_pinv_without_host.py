@@ -6,24 +6,11 @@ import pytest
 import torch
 from helpers import name_of
 from matrices import conditioned
-from torch.utils._python_dispatch import TorchDispatchMode
+from reads import NoReads
 
 from fusedstep import lstsq, pinv
 from fusedstep.linalg.factors import Choice, factorise
 from fusedstep.linalg.numerics import Tolerance
-
-# What waits for the device: a value, a shape that depends on values, a status that is looked at.
-READS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "unique_dim"}
-READS |= {"masked_select", "_linalg_eigh", "_linalg_svd", "linalg_cholesky", "linalg_inv"}
-
-
-class NoReads(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        by_mask = name == "index" and any(t.dtype == torch.bool for t in args[1] if t is not None)
-        reads = by_mask or name in READS
-        assert not reads, f"{name} reads a result on the host"
-        return func(*args, **(kwargs or {}))
 
 
 def batch(dtype: torch.dtype) -> torch.Tensor:
@@ -34,7 +21,7 @@ def batch(dtype: torch.dtype) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name_of)
-@pytest.mark.parametrize("driver", ["auto", "cholesky", "jacobi"])
+@pytest.mark.parametrize("driver", ["cholesky", "jacobi"])
 def test_nothing_is_read(dtype, driver) -> None:
     A = batch(dtype)
     tolerance = Tolerance(torch.zeros(5).double(), torch.full((5,), 1e-6).double())

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fusedstep import build
 from fusedstep.checks import DTYPE_NAMES, DTYPES, refuse, require_number
 
 DRIVERS = ("auto", "cholesky", "eigh", "qr_svd", "jacobi")
 HERMITIAN_DRIVERS = ("auto", "eigh")
-# torch.linalg.eigh and svd read their status on the host, so a graph cannot capture them.
-DRIVERS_WITHOUT_HOST = ("auto", "cholesky", "jacobi")
 
 
 def require_matrices(function: str, argument: str, tensor: Any) -> None:
@@ -28,21 +27,19 @@ def require_matrices(function: str, argument: str, tensor: Any) -> None:
         refuse(function, argument, f"be {DTYPE_NAMES}", tensor.dtype, TypeError)
     if tensor.device.type not in ("cpu", "cuda"):
         refuse(function, argument, "be on a CPU or a CUDA device", tensor.device)
+    if tensor.is_cuda and build.CUDA_REASON:
+        got = f"{tensor.device}: no CUDA kernels ({build.CUDA_REASON})"
+        refuse(function, argument, "be on a device with cuSOLVER", got)
     if tensor.dim() < 2:
         refuse(function, argument, "have two or more dimensions", tuple(tensor.shape))
 
 
-def require_driver(function: str, driver: Any, hermitian: bool, synchronize: bool) -> None:
+def require_driver(function: str, driver: Any, hermitian: bool) -> None:
     """A known driver that can do what else is asked for."""
     known = HERMITIAN_DRIVERS if hermitian else DRIVERS
     if driver not in known:
         where = " where hermitian=True" if hermitian else ""
         refuse(function, "driver", f"be one of {', '.join(known)}{where}", repr(driver))
-    if not synchronize and hermitian:
-        refuse(function, "synchronize", "be True where hermitian=True", synchronize)
-    if not synchronize and driver not in DRIVERS_WITHOUT_HOST:
-        known = ", ".join(DRIVERS_WITHOUT_HOST)
-        refuse(function, "driver", f"be one of {known} where synchronize=False", repr(driver))
 
 
 def tolerances(function: str, A: Tensor, atol: Any, rtol: Any) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Cholesky, eigenvalues and singular values of batches, where one failure spoils no other matrix.
 
 All take and return float64, and tell of each matrix whether it succeeded: of one that did not the
-results mean nothing.
+results mean nothing. By LAPACK on a CPU; by cuSOLVER on a GPU, where nothing is read on the host.
 """
 
 from __future__ import annotations
@@ -12,22 +12,55 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+_OPS = torch.ops.fusedstep
+SVD_COLUMNS = 32  # as many as cusolverDnDgesvdjBatched takes
+
 
 def inverse_of_cholesky_factor(G: Tensor) -> tuple[Tensor, Tensor]:
     """L⁻¹ of symmetric G = L Lᵀ `[b, k, k]`; done where G is positive definite."""
+    if _on_gpu(G):
+        inverse, info = _OPS.inverse_of_cholesky_factor(G)
+        return inverse, info == 0
     L, info = torch.linalg.cholesky_ex(G)
-    unit = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
+    unit = torch.eye(G.shape[-1], dtype=G.dtype)
     return torch.linalg.solve_triangular(L, unit, upper=False), info == 0
 
 
 def eigh(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """λ `[b, k]`, ascending, and V with A = V λ Vᵀ, for symmetric A `[b, k, k]`."""
+    if _on_gpu(A):
+        values, V, info = _OPS.eigh(A)
+        return values, V, info == 0
     return _alone(torch.linalg.eigh, A)
 
 
 def svd(R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """U, σ `[b, k]`, descending, and Vᵀ with R = U σ Vᵀ, for square R `[b, k, k]`."""
-    return _alone(torch.linalg.svd, R)
+    if not _on_gpu(R):
+        return _alone(torch.linalg.svd, R)
+    if R.shape[-1] > SVD_COLUMNS:
+        return svd_by_eigh(R)
+    U, sigma, Vh, info = _OPS.svd(R)
+    return U, sigma, Vh, info == 0
+
+
+def svd_by_eigh(R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`svd` from the eigenvalues ±σ and eigenvectors (u, ±v) / √2 of [[0, R], [Rᵀ, 0]].
+
+    G. H. Golub and C. F. Van Loan, Matrix Computations, section 8.6.1: nothing is squared, so σ is
+    as exact as by an SVD. cuSOLVER's own take larger matrices one by one; this is one call for the
+    batch. Where σ is no more than rounding errors, u and v are of no use: σ must count as zero.
+    """
+    k = R.shape[-1]
+    zero = R.new_zeros(1, 1, 1).expand_as(R)
+    both = torch.cat([torch.cat([zero, R], -1), torch.cat([R.mT, zero], -1)], -2)
+    values, vectors, done = eigh(both)
+    U, V = (math.sqrt(2) * vectors[:, :, k:].flip(-1)).split(k, dim=-2)
+    return U, values[:, k:].flip(-1).clamp(min=0), V.mT, done
+
+
+def _on_gpu(X: Tensor) -> bool:
+    return X.is_cuda
 
 
 def _alone(factorise: Callable, X: Tensor) -> tuple[Tensor, ...]:
@@ -37,10 +70,10 @@ def _alone(factorise: Callable, X: Tensor) -> tuple[Tensor, ...]:
     until that matrix is alone.
     """
     try:
-        return *factorise(X), torch.ones(len(X), dtype=torch.bool, device=X.device)
+        return *factorise(X), torch.ones(len(X), dtype=torch.bool)
     except torch.linalg.LinAlgError:
         if len(X) == 1:
             results = (torch.full_like(t, math.nan) for t in factorise(torch.zeros_like(X)))
-            return *results, torch.zeros(1, dtype=torch.bool, device=X.device)
+            return *results, torch.zeros(1, dtype=torch.bool)
     halves = (_alone(factorise, half) for half in X.tensor_split(2))
     return tuple(map(torch.cat, zip(*halves, strict=True)))

@@ -76,7 +76,7 @@ def _by_driver(X: Tensor, tolerance: Tolerance, precise: bool, choice: Choice) -
         return found
     enough = found.done if precise else found.done & _accurate(found)
     if not synchronize:
-        return _select(enough, found, jacobi(X, tolerance, may_stop=False))
+        return _select(enough, found, drivers.qr_svd(X, tolerance))
     if bool(enough.all()):
         return found
     rest = ~found.done

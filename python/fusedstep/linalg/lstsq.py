@@ -41,7 +41,7 @@ def lstsq(
     function = "lstsq"
     require_matrices(function, "A", A)
     require_matrices(function, "B", B)
-    require_driver(function, driver, False, synchronize)
+    require_driver(function, driver, False)
     if B.dtype != A.dtype:
         refuse(function, "B", f"have A's dtype {A.dtype}", B.dtype, TypeError)
     if B.device != A.device:

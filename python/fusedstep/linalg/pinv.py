@@ -51,7 +51,7 @@ def pinv(
             one-sided rotations, the slowest and the most accurate in small singular values.
         return_info: return a PinvInfo too.
         synchronize: False: no result is read on the host, as a CUDA graph demands; "auto" then runs
-            Jacobi too on every matrix and selects on the device, which costs far more.
+            "qr_svd" too on every matrix and selects on the device, which costs more.
 
     Returns:
         `[*, n, m]` of A's dtype; the batch is broadcast with that of the tolerances. A matrix with
@@ -64,7 +64,7 @@ def pinv(
     """
     function = "pinv"
     require_matrices(function, "A", A)
-    require_driver(function, driver, hermitian, synchronize)
+    require_driver(function, driver, hermitian)
     if hermitian and A.shape[-1] != A.shape[-2]:
         refuse(function, "A", "be square where hermitian=True", tuple(A.shape))
     atol, rtol = tolerances(function, A, atol, rtol)

@@ -1,0 +1,39 @@
+"""Modes in which it is an error to wait for a device to tell a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# What waits for the device: a value, a shape that depends on values, a status that is looked at.
+READS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "unique_dim"}
+READS |= {"masked_select", "_linalg_eigh", "_linalg_svd", "linalg_cholesky", "linalg_inv"}
+LONG = 1_000_000_000  # cycles: far more than any step takes
+
+
+class NoReads(TorchDispatchMode):
+    """On any device, by the names of the ops; torch.linalg.eigh and svd look at their status."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name == "index" and any(t.dtype == torch.bool for t in args[1] if t is not None)
+        reads = by_mask or name in READS
+        assert not reads, f"{name} reads a result on the host"
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    """torch raises where it waits for the GPU, which stays busy, so that any wait would show."""
+    torch.cuda.synchronize()
+    torch.cuda._sleep(LONG)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+        assert not torch.cuda.current_stream().query(), "the host waited for the stream"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()
