@@ -44,8 +44,8 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
   m.def("gram_(Tensor(a!) gram, Tensor rows) -> ()");
 
   // Of each row of logits, float32 or float64, with its token: loss, 1 - p_y, |direction|² and the
-  // scale of what was written, [rows, 4] float64 (kernels/common/softmax.h). Written over the logits
-  // are directions, or the steps to the roots of the losses minus a constant
+  // scale of what was written, [rows, 4] float64 (kernels/common/softmax.h). Written over the
+  // logits are directions, or the steps to the roots of the losses minus a constant
   // (kernels/common/root_step.h): of each row by itself, or with `gram` of each after those before
   // it. On a GPU tokens are not checked, which would wait for it.
   m.def("softmax_losses(Tensor logits, Tensor tokens) -> Tensor");
@@ -61,4 +61,19 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
   m.def("inverse_of_cholesky_factor(Tensor G) -> (Tensor, Tensor)");
   m.def("eigh(Tensor A) -> (Tensor, Tensor, Tensor)");
   m.def("svd(Tensor R) -> (Tensor, Tensor, Tensor, Tensor)");
+
+  // Of each G = XᵀX [k, k], X of `count` rows, and G⁻¹, which `exists` says are of use: whether
+  // every singular value of X is proved to exceed max(atol, rtol * the largest). Returns a Verdict
+  // of kernels/common/certificate.h, the rank and a lower bound on the smallest over the largest.
+  m.def(
+      "certify(Tensor gram, Tensor inverse, Tensor exists, Tensor atol, Tensor rtol, int count) -> "
+      "(Tensor, Tensor, Tensor)");
+
+  // Vectors [b, n, k] with each column divided by its value [b, k], or zero where the value's size
+  // does not exceed max(atol, rtol * the largest); the rank; the smallest size kept over the
+  // largest. gram_count > 0: the values are eigenvalues of Gram matrices of so many rows, whose
+  // square roots are compared (kernels/common/truncate.h).
+  m.def(
+      "truncate_scale(Tensor values, Tensor vectors, Tensor atol, Tensor rtol, int gram_count=0) "
+      "-> (Tensor, Tensor, Tensor)");
 }

@@ -30,7 +30,7 @@ def test_nothing_is_read(dtype, driver) -> None:
             found = factorise(matrices, tolerance, Choice(False, driver, synchronize=False))
         assert found.code.tolist()[-1] == 1
     with NoReads(), pytest.raises(AssertionError, match="reads a result on the host"):
-        factorise(A, tolerance, Choice(False, driver, synchronize=True))
+        factorise(A, tolerance, Choice(False, "auto", synchronize=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name_of)

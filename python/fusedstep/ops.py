@@ -70,6 +70,22 @@ def _(R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return R.new_empty(R.shape).mT, R.new_empty(R.shape[:2]), R.new_empty(R.shape), _info(R)
 
 
+@torch.library.register_fake("fusedstep::certify")
+def _(
+    gram: Tensor, inverse: Tensor, exists: Tensor, atol: Tensor, rtol: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    kinds = (torch.int32, torch.int64, torch.float64)
+    return tuple(gram.new_empty(len(gram), dtype=kind) for kind in kinds)
+
+
+@torch.library.register_fake("fusedstep::truncate_scale")
+def _(
+    values: Tensor, vectors: Tensor, atol: Tensor, rtol: Tensor, gram_count: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    rank = values.new_empty(len(values), dtype=torch.int64)
+    return vectors.new_empty(vectors.shape), rank, values.new_empty(len(values))
+
+
 def _writes(*arguments: Any, **options: Any) -> None:
     return None
 

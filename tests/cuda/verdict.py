@@ -39,6 +39,9 @@ PACKS = {
     "float64, mixed": Packs(4, 1, 3),  # float64 is two, float32 is one, narrower is less
 }
 
+# They read doubles one by one, a warp a run of 256 bytes, and are a small part of a factorisation.
+SINGLE = ("certify", "sum_squares", "scale_rows", "truncate")
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -95,7 +98,8 @@ def faults(kernel: Kernel) -> list[str]:
         ),
     }
     lines = [f"{what}: must be 0, got {count}" for what, count in forbidden.items() if count]
-    if not kernel.main_loops and any(loop.accesses for loop in kernel.code.loops):
+    loads = any(loop.accesses for loop in kernel.code.loops)
+    if loads and not kernel.main_loops and kernel.name not in SINGLE:
         lines.append("loops with accesses of 16 bytes: must be there, got none")
     for operation in ("load", "store"):
         lines += [line for loop in kernel.main_loops for line in narrow(kernel, loop, operation)]

@@ -51,7 +51,8 @@ def tolerances(function: str, A: Tensor, atol: Any, rtol: Any) -> tuple[Tensor, 
     atol = _tolerance(function, "atol", 0.0 if atol is None else atol, A)
     if rtol is None:
         wide = torch.float64 if A.dtype == torch.float64 else torch.float32
-        return atol, torch.where(atol > 0, 0.0, torch.finfo(wide).eps * max(A.shape[-2:]))
+        default = torch.full_like(atol, torch.finfo(wide).eps * max(A.shape[-2:]))
+        return atol, default.masked_fill(atol > 0, 0.0)
     return atol, _tolerance(function, "rtol", rtol, A)
 
 

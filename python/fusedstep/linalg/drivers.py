@@ -1,47 +1,28 @@
 """The factorisations behind pinv: Cholesky with a certificate, eigh of the Gram matrix, QR and SVD.
 
-All take X `[b, M, k]` with M >= k in float64, so that the Gram matrix of float32 data keeps every
-singular value that float32 can tell from zero.
+All take X `[b, M, k]` with M >= k, float64 or the float32 that was given, and compute in float64,
+so that the Gram matrix of float32 data keeps every singular value that float32 can tell from zero.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
 from fusedstep.linalg import decompositions
-from fusedstep.linalg.numerics import Factors, Tolerance, frobenius, gram_error, truncated
+from fusedstep.linalg.numerics import Factors, Tolerance, Verdict, certify, gram, truncated
 
 
-def _certificate(
-    G: Tensor, inverse: Tensor, tolerance: Tolerance, rows: int
-) -> tuple[Tensor, Tensor]:
-    """Whether no singular value can count as zero, and a lower bound on smallest over largest.
+def cholesky(X: Tensor, tolerance: Tolerance) -> tuple[Factors, Tensor]:
+    """X⁺ = G⁻¹ Xᵀ with G = XᵀX: an error of cond², for data that were float32. Also the verdicts.
 
-    Their squares are G's eigenvalues, so sigma_1^2 <= |G|_F and sigma_k^2 >= 1 / |G⁻¹|_F; what
-    rounding may have done to the latter is taken off.
+    X may hold what is not finite.
     """
-    largest = frobenius(G)
-    smallest = 1 / frobenius(inverse) - gram_error(rows, G.shape[-1]) * largest
-    largest, smallest = largest.sqrt(), smallest.clamp(min=0).sqrt()
-    slack = 1 + 16 * torch.finfo(torch.float64).eps  # of the comparison itself
-    return smallest > tolerance.of(largest) * slack, (smallest / largest).nan_to_num(0, 0, 0)
-
-
-def _certified(left: Tensor, basis: Tensor, done: Tensor, rcond: Tensor) -> Factors:
-    rank = torch.where(done, left.shape[-1], 0)
-    return Factors(left, basis, rank, torch.where(done, rcond, 0.0), done)
-
-
-def cholesky(X: Tensor, tolerance: Tolerance) -> Factors:
-    """X⁺ = G⁻¹ Xᵀ with G = XᵀX: an error of cond², for data that were float32."""
-    G = X.mT @ X
+    G = gram(X)
     root, exists = decompositions.inverse_of_cholesky_factor(G)
     inverse = root.mT @ root
-    full, rcond = _certificate(G, inverse, tolerance, X.shape[-2])
-    return _certified(inverse, X, exists & full, rcond)
+    verdict, rank, rcond = certify(G, inverse, exists, tolerance, X.shape[-2])
+    return Factors(inverse, X.to(torch.float64), rank, rcond, verdict == Verdict.CERTIFIED), verdict
 
 
 def cholesky_twice(X: Tensor, tolerance: Tolerance) -> Factors:
@@ -50,13 +31,14 @@ def cholesky_twice(X: Tensor, tolerance: Tolerance) -> Factors:
     With W = L⁻ᵀ of the first factor, Q = X W is orthogonal up to cond² rounding errors and X⁺ is
     W (QᵀQ)⁻¹ Qᵀ whatever W is: an error of cond, if up to ten times that of an SVD.
     """
-    G = X.mT @ X
+    G = gram(X)
     root, exists = decompositions.inverse_of_cholesky_factor(G)
-    full, rcond = _certificate(G, root.mT @ root, tolerance, X.shape[-2])
     W = root.mT
-    Q = X @ W
-    again, exists_again = decompositions.inverse_of_cholesky_factor(Q.mT @ Q)
-    return _certified(W @ (again.mT @ again), Q, exists & exists_again & full, rcond)
+    Q = X.to(torch.float64) @ W
+    again, exists_again = decompositions.inverse_of_cholesky_factor(gram(Q))
+    exists = exists & exists_again
+    verdict, rank, rcond = certify(G, W @ root, exists, tolerance, X.shape[-2])
+    return Factors(W @ (again.mT @ again), Q, rank, rcond, verdict == Verdict.CERTIFIED)
 
 
 def eigh(X: Tensor, tolerance: Tolerance) -> Factors:
@@ -64,30 +46,21 @@ def eigh(X: Tensor, tolerance: Tolerance) -> Factors:
 
     Squaring leaves nothing of singular values below about 1e-7 of the largest: they count as zero.
     """
-    eigenvalues, V, done = decompositions.eigh(X.mT @ X)
-    floor = math.sqrt(gram_error(*X.shape[-2:]))
-    above_noise = Tolerance(tolerance.atol, tolerance.rtol.clamp(min=floor))
-    inverse, rank, rcond = truncated(eigenvalues.clamp(min=0).sqrt(), above_noise)
-    return Factors(V * inverse.square()[:, None, :], X @ V, rank, rcond, done)
-
-
-def blurred(X: Tensor, tolerance: Tolerance) -> Tensor:
-    """Where the threshold lies in the noise of the Gram matrix, so that `eigh` cannot decide."""
-    largest = frobenius(X)  # at least the largest singular value
-    floor = math.sqrt(gram_error(*X.shape[-2:]))
-    return tolerance.of(largest / math.sqrt(X.shape[-1])) < floor * largest
+    eigenvalues, V, done = decompositions.eigh(gram(X))
+    left, rank, rcond = truncated(eigenvalues, V, tolerance, gram_rows=X.shape[-2])
+    return Factors(left, X.to(torch.float64) @ V, rank, rcond, done)
 
 
 def qr_svd(X: Tensor, tolerance: Tolerance) -> Factors:
     """X = Q R, R = U σ Vᵀ, X⁺ = V σ⁻¹ (QU)ᵀ: the singular values of X to the last digits."""
-    Q, R = torch.linalg.qr(X)
+    Q, R = torch.linalg.qr(X.to(torch.float64))
     U, sigma, Vh, done = decompositions.svd(R)
-    inverse, rank, rcond = truncated(sigma, tolerance)
-    return Factors(Vh.mT * inverse[:, None, :], Q @ U, rank, rcond, done)
+    left, rank, rcond = truncated(sigma, Vh.mT, tolerance)
+    return Factors(left, Q @ U, rank, rcond, done)
 
 
 def hermitian(A: Tensor, tolerance: Tolerance) -> Factors:
     """A⁺ = V λ⁻¹ Vᵀ for symmetric A, of which the lower triangle is read."""
-    eigenvalues, V, done = decompositions.eigh(A)
-    inverse, rank, rcond = truncated(eigenvalues, tolerance)
-    return Factors(V * inverse[:, None, :], V, rank, rcond, done)
+    eigenvalues, V, done = decompositions.eigh(A.to(torch.float64))
+    left, rank, rcond = truncated(eigenvalues, V, tolerance)
+    return Factors(left, V, rank, rcond, done)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fusedstep.linalg import drivers
 from fusedstep.linalg.jacobi import jacobi
-from fusedstep.linalg.numerics import Factors, Tolerance, scaled
+from fusedstep.linalg.numerics import Factors, Tolerance, Verdict, scaled
 
 DONE, NOT_FINITE, FAILED = 0, 1, 2  # the convergence codes
 SQUARE_LIMIT = 2.0**-14.5  # of rcond: its square in float64 roundings is one of float32
@@ -40,10 +40,14 @@ class Solution(NamedTuple):
 def factorise(A: Tensor, tolerance: Tolerance, choice: Choice) -> Solution:
     """A `[b, m, n]`, float32 or float64 and not empty."""
     tall = A.shape[-2] >= A.shape[-1]
-    X, factor, finite = scaled(A.contiguous(), may_look=choice.synchronize)
-    X = X if tall else X.mT
-    tolerance = Tolerance(tolerance.atol * factor, tolerance.rtol)
-    found = _by_driver(X, tolerance, A.dtype == torch.float64, choice)
+    A = A.contiguous()
+    X = A if tall else A.mT
+    if A.dtype == torch.float32 and choice.driver in ("auto", "cholesky") and not choice.hermitian:
+        factor = 1.0
+        found, finite = _by_certificate(X, tolerance.times(factor), choice)
+    else:
+        X, factor, finite = scaled(X, may_look=choice.synchronize)
+        found = _by_driver(X, tolerance.times(factor), choice)
     good = finite & found.done
     left = found.left.contiguous() * torch.where(good, factor, math.nan)[:, None, None]
     if tall:
@@ -60,8 +64,29 @@ def factorise(A: Tensor, tolerance: Tolerance, choice: Choice) -> Solution:
     )
 
 
-def _by_driver(X: Tensor, tolerance: Tolerance, precise: bool, choice: Choice) -> Factors:
-    """By the driver named, or Cholesky and then, for what that leaves, one that can truncate."""
+def _by_certificate(X: Tensor, tolerance: Tolerance, choice: Choice) -> tuple[Factors, Tensor]:
+    """Cholesky of float32 X as it is, then, for what that leaves, a driver that can truncate.
+
+    Also which matrices are finite, as their Gram matrices tell: squares of float32 do not overflow.
+    """
+    found, verdict = drivers.cholesky(X, tolerance)
+    finite = verdict != Verdict.NOT_FINITE
+    if choice.driver == "cholesky":
+        return found, finite
+    enough = found.done & _accurate(found)
+    if not choice.synchronize:
+        masked = found.basis.masked_fill(~finite[:, None, None], 0.0)
+        return _select(enough, found, drivers.qr_svd(masked, tolerance)), finite
+    if bool(enough.all()):
+        return found, finite
+    found = _repair(found, X, tolerance, found.done & ~enough, drivers.cholesky_twice)
+    found = _repair(found, X, tolerance, verdict == Verdict.OPEN, drivers.eigh)
+    rest = (verdict == Verdict.BLURRED) | (verdict == Verdict.OPEN) & ~_accurate(found)
+    return _repair(found, X, tolerance, rest, drivers.qr_svd), finite
+
+
+def _by_driver(X: Tensor, tolerance: Tolerance, choice: Choice) -> Factors:
+    """By the driver named; for float64, by CholeskyQR2 and then one that can truncate."""
     hermitian, driver, synchronize = choice
     if hermitian:
         return drivers.hermitian(X, tolerance)
@@ -70,22 +95,13 @@ def _by_driver(X: Tensor, tolerance: Tolerance, precise: bool, choice: Choice) -
     if driver == "qr_svd":
         return drivers.qr_svd(X, tolerance)
     if driver == "jacobi":
-        return jacobi(X, tolerance, may_stop=synchronize)
-    found = (drivers.cholesky_twice if precise else drivers.cholesky)(X, tolerance)
+        return jacobi(X.to(torch.float64), tolerance, may_stop=synchronize)
+    found = drivers.cholesky_twice(X, tolerance)
     if driver == "cholesky":
         return found
-    enough = found.done if precise else found.done & _accurate(found)
     if not synchronize:
-        return _select(enough, found, drivers.qr_svd(X, tolerance))
-    if bool(enough.all()):
-        return found
-    rest = ~found.done
-    if precise:
-        return _repair(found, X, tolerance, rest, drivers.qr_svd)
-    found = _repair(found, X, tolerance, found.done & ~enough, drivers.cholesky_twice)
-    blurred = drivers.blurred(X, tolerance)
-    found = _repair(found, X, tolerance, rest & ~blurred, drivers.eigh)
-    return _repair(found, X, tolerance, rest & (blurred | ~_accurate(found)), drivers.qr_svd)
+        return _select(found.done, found, drivers.qr_svd(X, tolerance))
+    return _repair(found, X, tolerance, ~found.done, drivers.qr_svd)
 
 
 def _accurate(found: Factors) -> Tensor:

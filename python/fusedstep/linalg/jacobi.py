@@ -37,10 +37,10 @@ def jacobi(X: Tensor, tolerance: Tolerance, may_stop: bool = True) -> Factors:
     columns, done = _orthogonalise(F.pad(columns, (0, 0, 0, k % 2)), k, may_stop)
     U, V = columns[:, :k].mT.split(k, dim=-2)
     sigma = torch.linalg.vector_norm(U, dim=-2)
-    inverse, rank, rcond = truncated(sigma, tolerance)
-    left = (Q2 @ V) * inverse[:, None, :]
+    left, rank, rcond = truncated(sigma, Q2 @ V, tolerance)
     left = left.scatter(-2, order[:, :, None].expand_as(left), left)
-    return Factors(left, Q @ (U * inverse[:, None, :]), rank, rcond, done)
+    U, *_ = truncated(sigma, U, tolerance)
+    return Factors(left, Q @ U, rank, rcond, done)
 
 
 def _orthogonalise(columns: Tensor, length: int, may_stop: bool) -> tuple[Tensor, Tensor]:

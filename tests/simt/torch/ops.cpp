@@ -6,6 +6,7 @@
 #include "csrc/cuda/decompositions.h"
 #include "csrc/cuda/gram.h"
 #include "csrc/cuda/passes.h"
+#include "csrc/cuda/rank.h"
 #include "csrc/cuda/segment_sum.h"
 #include "csrc/cuda/softmax.h"
 #include "csrc/cuda/solver_ops.h"
@@ -31,6 +32,7 @@ using Clip = fusedstep::ClipOps<fusedstep::cuda::Passes>;
 using Step = fusedstep::StepOps<fusedstep::cuda::Passes>;
 using SegmentSum = fusedstep::SegmentSumOps<fusedstep::cuda::SegmentSumKernels>;
 using Softmax = fusedstep::SoftmaxOps<fusedstep::cuda::SoftmaxKernels>;
+using Rank = fusedstep::RankOps<fusedstep::cuda::RankKernels>;
 
 void seed(int64_t value) { simt::configure({.seed = static_cast<uint64_t>(value)}); }
 
@@ -146,6 +148,12 @@ STABLE_TORCH_LIBRARY(fusedstep_simt, m) {
   m.def("library_calls() -> int");
   m.def("library_handles() -> int");
   m.def("pieces(int batch, int elements) -> int[]");
+  m.def(
+      "certify(Tensor gram, Tensor inverse, Tensor exists, Tensor atol, Tensor rtol, int count) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
+      "truncate_scale(Tensor values, Tensor vectors, Tensor atol, Tensor rtol, int gram_count=0) "
+      "-> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedstep_simt, CompositeExplicitAutograd, m) {
@@ -179,4 +187,6 @@ STABLE_TORCH_LIBRARY_IMPL(fusedstep_simt, CompositeExplicitAutograd, m) {
   m.impl("library_calls", TORCH_BOX(&library_calls));
   m.impl("library_handles", TORCH_BOX(&library_handles));
   m.impl("pieces", TORCH_BOX(&pieces));
+  m.impl("certify", TORCH_BOX(&Rank::certify));
+  m.impl("truncate_scale", TORCH_BOX(&Rank::truncate_scale));
 }
