@@ -3,6 +3,7 @@ what the real ones refuse (tests/simt/torch/solvers.cpp): against LAPACK, one by
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -24,13 +25,26 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("k", SIZES)
-def test_the_inverse_factor_is_that_of_lapack(solver_ops: Any, k: int) -> None:
-    G = positive(3, k)
+@pytest.mark.parametrize("count", [3, 9])
+def test_the_inverse_factor_is_that_of_lapack(solver_ops: Any, count: int, k: int) -> None:
+    """Of a few larger matrices one by one."""
+    G, before = positive(count, k), solver_ops.library_calls()
     inverse, info = solver_ops.inverse_of_cholesky_factor(G)
+    assert solver_ops.library_calls() - before == (6 if count == 3 and k == 100 else 2)
     assert info.dtype == torch.int32
-    assert info.tolist() == [0, 0, 0]
+    assert info.tolist() == [0] * count
     assert_close(inverse, torch.linalg.inv(torch.linalg.cholesky(G)))
     assert torch.equal(inverse, inverse.tril()), "what is above the diagonal is zero to the bit"
+
+
+@pytest.mark.parametrize("k", [3, 70])
+def test_one_that_is_not_positive_definite_fails_alone(solver_ops: Any, k: int) -> None:
+    G = positive(4, k)
+    G[1] = -G[1]
+    G[2, k - 1, k - 1] = math.nan
+    inverse, info = solver_ops.inverse_of_cholesky_factor(G)
+    assert info.tolist() == [0, 1, k, 0]
+    assert_close(inverse[::3], torch.linalg.inv(torch.linalg.cholesky(G[::3])))
 
 
 @pytest.mark.parametrize("k", SIZES)
@@ -134,24 +148,25 @@ def test_refused_batches(solver_ops: Any, name: str, batch: Tensor, must: str) -
 
 
 @pytest.mark.parametrize(
-    ("call", "op", "status"),
+    ("call", "name", "k"),
     [
-        ("cusolverDnXsyevBatched", "eigh", "CUSOLVER_STATUS_ALLOC_FAILED"),
-        ("cusolverDnDgesvdjBatched", "svd", "CUSOLVER_STATUS_ALLOC_FAILED"),
-        (
-            *("cusolverDnDpotrfBatched", "inverse_of_cholesky_factor"),
-            "CUSOLVER_STATUS_ALLOC_FAILED",
-        ),
-        ("cublasDtrsmBatched", "inverse_of_cholesky_factor", "CUBLAS_STATUS_ALLOC_FAILED"),
+        ("cusolverDnXsyevBatched", "eigh", 3),
+        ("cusolverDnDgesvdjBatched", "svd", 3),
+        ("cusolverDnDpotrfBatched", "inverse_of_cholesky_factor", 3),
+        ("cublasDtrsmBatched", "inverse_of_cholesky_factor", 3),
+        ("cusolverDnDpotrf", "inverse_of_cholesky_factor", 70),
+        ("cublasDtrsm", "inverse_of_cholesky_factor", 70),
     ],
 )
 def test_a_call_that_fails_is_named_with_its_status(
-    solver_ops: Any, call: str, op: str, status: str
+    solver_ops: Any, call: str, name: str, k: int
 ) -> None:
+    op, library = getattr(solver_ops, name), "CUSOLVER" if "solver" in call else "CUBLAS"
     solver_ops.fail_next(call)
-    with pytest.raises(RuntimeError, match=f"fusedstep: {call} failed: {status}"):
-        getattr(solver_ops, op)(positive(2, 3))
-    assert not getattr(solver_ops, op)(positive(2, 3))[-1].any(), "the next call is not disturbed"
+    message = rf"^fusedstep: {call}(_v2)? failed: {library}_STATUS_ALLOC_FAILED"
+    with pytest.raises(RuntimeError, match=message):
+        op(positive(2, k))
+    assert not op(positive(2, k))[-1].any(), "the next call is not disturbed"
 
 
 def test_without_the_libraries_one_sentence(solver_ops: Any) -> None:
@@ -174,8 +189,13 @@ def test_a_capture_forbids_none_of_the_calls(solver_ops: Any, name: str) -> None
     """Nor their handles' making, where another thread captures in the strictest mode."""
     op = getattr(solver_ops, name)
     expected = op(positive(2, 3))
+    solver_ops.libraries_missing(True)
+    with pytest.raises(RuntimeError):
+        op(positive(2, 3))  # the handles are gone
+    solver_ops.libraries_missing(False)
     solver_ops.begin_capture_elsewhere()
     again = op(positive(2, 3))
+    assert solver_ops.library_handles() == 4
     assert solver_ops.end_capture_elsewhere(), "a forbidden call made the capture invalid"
     for a, b in zip(again, expected, strict=True):
         assert torch.equal(a, b)

@@ -1,9 +1,8 @@
 // The pool of handles of cuBLAS and cuSOLVER, and the check of their answers.
 #include "csrc/cuda/solver_handles.h"
 
-#include <torch/headeronly/util/Exception.h>
-
 #include <iterator>
+#include <stdexcept>
 
 #include "csrc/cuda/memory.h"
 
@@ -26,16 +25,22 @@ std::string name_of(cusolverStatus_t status) {
   return "CUSOLVER_STATUS_" + name;
 }
 
+[[noreturn]] void fail(const char* call, const std::string& status) {
+  throw std::runtime_error(std::string("fusedstep: ") + call + " failed: " + status);
+}
+
 }  // namespace
 
 void check(cublasStatus_t status, const char* call) {
-  STD_TORCH_CHECK(status == CUBLAS_STATUS_SUCCESS, "fusedstep: ", call,
-                  " failed: ", solver_library().cublasGetStatusName(status));
+  if (status != CUBLAS_STATUS_SUCCESS) {
+    fail(call, solver_library().cublasGetStatusName(status));
+  }
 }
 
 void check(cusolverStatus_t status, const char* call) {
-  STD_TORCH_CHECK(status == CUSOLVER_STATUS_SUCCESS, "fusedstep: ", call,
-                  " failed: ", name_of(status));
+  if (status != CUSOLVER_STATUS_SUCCESS) {
+    fail(call, name_of(status));
+  }
 }
 
 // By way of the constructor of nothing: if a call fails, the destructor frees what there is. They

@@ -14,6 +14,7 @@
   F(cublasSetStream_v2)               \
   F(cublasSetWorkspace_v2)            \
   F(cublasGetStatusName)              \
+  F(cublasDtrsm_v2)                   \
   F(cublasDtrsmBatched)
 #define FUSEDSTEP_CUSOLVER_FUNCTIONS(F)  \
   F(cusolverGetVersion)                  \
@@ -25,6 +26,8 @@
   F(cusolverDnSetAdvOptions)             \
   F(cusolverDnCreateGesvdjInfo)          \
   F(cusolverDnDestroyGesvdjInfo)         \
+  F(cusolverDnDpotrf_bufferSize)         \
+  F(cusolverDnDpotrf)                    \
   F(cusolverDnDpotrfBatched)             \
   F(cusolverDnXsyevBatched_bufferSize)   \
   F(cusolverDnXsyevBatched)              \

@@ -24,6 +24,9 @@ cublasStatus_t cublasDestroy_v2(cublasHandle_t handle);
 cublasStatus_t cublasSetStream_v2(cublasHandle_t handle, cudaStream_t stream);
 cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t handle, void* workspace, std::size_t bytes);
 const char* cublasGetStatusName(cublasStatus_t status);
+cublasStatus_t cublasDtrsm_v2(cublasHandle_t handle, cublasSideMode_t side, cublasFillMode_t fill,
+                              cublasOperation_t operation, cublasDiagType_t diagonal, int m, int n,
+                              const double* alpha, const double* A, int lda, double* B, int ldb);
 cublasStatus_t cublasDtrsmBatched(cublasHandle_t handle, cublasSideMode_t side,
                                   cublasFillMode_t fill, cublasOperation_t operation,
                                   cublasDiagType_t diagonal, int m, int n, const double* alpha,

@@ -35,6 +35,10 @@ cusolverStatus_t cusolverDnSetAdvOptions(cusolverDnParams_t params, cusolverDnFu
 cusolverStatus_t cusolverDnCreateGesvdjInfo(gesvdjInfo_t* info);
 cusolverStatus_t cusolverDnDestroyGesvdjInfo(gesvdjInfo_t info);
 
+cusolverStatus_t cusolverDnDpotrf_bufferSize(cusolverDnHandle_t handle, cublasFillMode_t fill,
+                                             int n, double* A, int lda, int* elements);
+cusolverStatus_t cusolverDnDpotrf(cusolverDnHandle_t handle, cublasFillMode_t fill, int n,
+                                  double* A, int lda, double* work, int elements, int* info);
 cusolverStatus_t cusolverDnDpotrfBatched(cusolverDnHandle_t handle, cublasFillMode_t fill, int n,
                                          double* A[], int lda, int* info, int count);
 

@@ -85,18 +85,35 @@ const char* cublasGetStatusName(cublasStatus_t status) {
   return status == CUBLAS_STATUS_ALLOC_FAILED ? "CUBLAS_STATUS_ALLOC_FAILED" : "another status";
 }
 
+// Solves against n columns, of the one matrix that csrc/cuda knows: upper, on the left.
+template <typename Solve>
+static cublasStatus_t trsm(const char* call, cublasHandle_t handle, cublasSideMode_t side,
+                           cublasFillMode_t fill, cublasOperation_t operation,
+                           cublasDiagType_t diagonal, int m, int n, const double* alpha, int lda,
+                           int ldb, int count, Solve solve) {
+  const bool known = side == CUBLAS_SIDE_LEFT && fill == CUBLAS_FILL_MODE_UPPER &&
+                     operation == CUBLAS_OP_N && diagonal == CUBLAS_DIAG_NON_UNIT && *alpha == 1;
+  if (!known || m != n || lda < m || ldb < m || count < 0) return CUBLAS_STATUS_INVALID_VALUE;
+  if (const cudaError_t error = simt::device.begin(call)) return blas(error);
+  run(handle->stream, count, solve);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasDtrsm_v2(cublasHandle_t handle, cublasSideMode_t side, cublasFillMode_t fill,
+                              cublasOperation_t operation, cublasDiagType_t diagonal, int m, int n,
+                              const double* alpha, const double* A, int lda, double* B, int ldb) {
+  return trsm("cublasDtrsm", handle, side, fill, operation, diagonal, m, n, alpha, lda, ldb, 1,
+              [=](int64_t) { lapack::solve_upper({const_cast<double*>(A), n}, {B, n}); });
+}
+
 cublasStatus_t cublasDtrsmBatched(cublasHandle_t handle, cublasSideMode_t side,
                                   cublasFillMode_t fill, cublasOperation_t operation,
                                   cublasDiagType_t diagonal, int m, int n, const double* alpha,
                                   const double* const A[], int lda, double* const B[], int ldb,
                                   int count) {
-  const bool known = side == CUBLAS_SIDE_LEFT && fill == CUBLAS_FILL_MODE_UPPER &&
-                     operation == CUBLAS_OP_N && diagonal == CUBLAS_DIAG_NON_UNIT && *alpha == 1;
-  if (!known || m != n || lda < m || ldb < m || count < 0) return CUBLAS_STATUS_INVALID_VALUE;
-  if (const cudaError_t error = simt::device.begin("cublasDtrsmBatched")) return blas(error);
-  run(handle->stream, count,
-      [=](int64_t i) { lapack::solve_upper({const_cast<double*>(A[i]), n}, {B[i], n}); });
-  return CUBLAS_STATUS_SUCCESS;
+  return trsm("cublasDtrsmBatched", handle, side, fill, operation, diagonal, m, n, alpha, lda, ldb,
+              count,
+              [=](int64_t i) { lapack::solve_upper({const_cast<double*>(A[i]), n}, {B[i], n}); });
 }
 
 cusolverStatus_t cusolverGetVersion(int* version) {
@@ -126,6 +143,22 @@ cusolverStatus_t cusolverDnCreateGesvdjInfo(gesvdjInfo_t* info) {
   return solver(create("cusolverDnCreateGesvdjInfo", info));
 }
 cusolverStatus_t cusolverDnDestroyGesvdjInfo(gesvdjInfo_t info) { return solver(destroy(info)); }
+
+cusolverStatus_t cusolverDnDpotrf_bufferSize(cusolverDnHandle_t, cublasFillMode_t fill, int n,
+                                             double*, int lda, int* elements) {
+  if (fill != CUBLAS_FILL_MODE_UPPER || n < 1 || lda < n) return CUSOLVER_STATUS_INVALID_VALUE;
+  *elements = n;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnDpotrf(cusolverDnHandle_t handle, cublasFillMode_t fill, int n,
+                                  double* A, int lda, double* work, int elements, int* info) {
+  if (fill != CUBLAS_FILL_MODE_UPPER || n < 1 || lda < n || elements < n || work == nullptr) {
+    return CUSOLVER_STATUS_INVALID_VALUE;
+  }
+  if (const cudaError_t error = simt::device.begin("cusolverDnDpotrf")) return solver(error);
+  run(handle->stream, 1, [=](int64_t) { *info = lapack::cholesky({A, n}); });
+  return CUSOLVER_STATUS_SUCCESS;
+}
 
 // The real one is not safe with matrices of no size; this one refuses them.
 cusolverStatus_t cusolverDnDpotrfBatched(cusolverDnHandle_t handle, cublasFillMode_t fill, int n,
