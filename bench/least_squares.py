@@ -14,14 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from micro.command import compare, product_rate, run
-from micro.contest import timer_of
+from micro.command import compare, copy_rate, product_rate, run
 from torch import Tensor
 
 from fusedstep.lm_head import LeastSquares, least_squares
 
 RATE_SIZE = 1024  # of the matrices whose product gives the rate
-COPIED = 1 << 24  # float64 elements copied for the bandwidth
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,7 @@ CASES = (
 
 def rates(device: torch.device) -> tuple[float, float]:
     """Operations a second of a float64 product, bytes a second of a copy; the best of seven."""
-    source = torch.randn(COPIED, dtype=torch.float64, device=device)
-    target = torch.zeros_like(source)
-    copy = min(timer_of(device)(lambda: target.copy_(source), 1) for _ in range(7))
-    return product_rate(device, RATE_SIZE, torch.float64), 16 * COPIED / copy
+    return product_rate(device, RATE_SIZE, torch.float64), copy_rate(device)
 
 
 def measure(case: Case, device: torch.device, seconds: float, rate: tuple[float, float]) -> dict:

@@ -9,7 +9,7 @@
 namespace fusedstep {
 namespace {
 
-constexpr int64_t kWorthAThread = 8192;  // logits
+constexpr int64_t kWorthAThread = 16384;  // logits
 
 void by_rows(const Softmax& s) {
   const int64_t grain = std::max<int64_t>(1, kWorthAThread / s.classes);

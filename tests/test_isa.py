@@ -119,3 +119,17 @@ def test_bits_are_those_of_the_module(
     for mine, name in zip(states, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), strict=True):
         assert_same_bits(state[name], mine, name)
     assert float(step) == 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=name_of)
+def test_softmax_has_the_bits_of_the_module(dtype: torch.dtype, kernels: Path) -> None:
+    logits = 5 * torch.randn(3, 5000, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    tokens, expected = torch.tensor([7, 0, 4999]), logits.clone()
+    numbers = torch.empty(3, 4, dtype=torch.float64)
+    ctypes.CDLL(str(kernels)).softmax_directions(
+        ctypes.c_void_p(logits.data_ptr()), 1 + DTYPES.index(dtype), ctypes.c_int64(3),
+        ctypes.c_int64(5000), ctypes.c_void_p(tokens.data_ptr()),
+        ctypes.c_void_p(numbers.data_ptr()),
+    )  # fmt: skip
+    assert_same_bits(numbers, torch.ops.fusedstep.softmax_directions_(expected, tokens), "numbers")
+    assert_same_bits(logits, expected, "directions")

@@ -16,11 +16,21 @@ from rich.table import Table
 from .contest import Step, alternate, timer_of
 from .record import RESULTS, append, facts
 
+COPIED = 1 << 24  # float64 elements copied for the bandwidth
+
 
 def product_rate(device: torch.device, size: int, dtype: torch.dtype) -> float:
     """Operations a second of torch's product of two matrices, the best of seven."""
     A = torch.randn(size, size, dtype=dtype, device=device)
     return 2 * size**3 / min(timer_of(device)(lambda: A @ A, 1) for _ in range(7))
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second that torch's copy reads and writes, the best of seven."""
+    source = torch.randn(COPIED, dtype=torch.float64, device=device)
+    target = torch.zeros_like(source)
+    best = min(timer_of(device)(lambda: target.copy_(source), 1) for _ in range(7))
+    return 2 * source.nbytes / best
 
 
 def compare(

@@ -4,6 +4,7 @@
 #include "kernels/common/layout.h"
 #include "kernels/cpu/norm.h"
 #include "kernels/cpu/passes.h"
+#include "kernels/cpu/softmax.h"
 #include "kernels/rules/adam.h"
 
 namespace {
@@ -59,4 +60,27 @@ extern "C" double clip_and_adam(void* param, void* grad, void* const* states, fl
   find_rule<cpu::StepChunks>("adam")->step(table, clip, {0}, {table.num_chunks});
   cpu::advance_steps(table, 1, clip);
   return norm;
+}
+
+// Directions over `count` rows of logits; `numbers` are four doubles a row.
+extern "C" void softmax_directions(void* logits, int dtype, int64_t count, int64_t classes,
+                                   const int64_t* tokens, void* numbers) {
+  Softmax softmax{.logits = logits,
+                  .dtype = static_cast<Dtype>(dtype),
+                  .stride = classes,
+                  .classes = classes,
+                  .count = count,
+                  .tokens = tokens,
+                  .chunks = nullptr,
+                  .rows = static_cast<SoftmaxRow*>(numbers),
+                  .writes = true,
+                  .root = {}};
+  const int64_t chunks = chunks_of_row(softmax);
+  std::vector<SoftmaxChunk> sums(count * chunks);
+  softmax.chunks = sums.data();
+  for (int64_t row = 0; row < count; ++row) {
+    cpu::sum_chunks(softmax, row, 0, chunks);
+    cpu::fold_row(softmax, row);
+    cpu::scale_chunks(softmax, row, 0, chunks);
+  }
 }
