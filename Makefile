@@ -68,6 +68,10 @@ bench: setup ## time the step against torch's; ARGS="..."
 precision: setup ## train with smaller state and bfloat16 parameters: loss, bytes, time; ARGS="..."
 	$(PY) bench/precision.py $(ARGS)
 
+.PHONY: lm-head
+lm-head: setup ## solve the last layer instead of training it: loss, time, reasons; ARGS="..."
+	$(PY) bench/lm_head.py $(ARGS)
+
 .PHONY: plot
 plot: setup ## draw all runs of `make bench`
 	$(PY) bench/plot.py $(ARGS)

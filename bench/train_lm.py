@@ -9,14 +9,13 @@ Both runs start from the same weights and see the same batches, taking turns ste
 """
 
 import argparse
-import math
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from lm.arguments import Parser, count, positive, seed, share
 from lm.corpus import tokenise
 from lm.documents import read_documents
 from lm.errors import InputError
@@ -29,34 +28,8 @@ import fusedstep
 INTERRUPTED = 130  # as shells count it: 128 + SIGINT
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> None:
-        raise InputError(message)
-
-
-def number(kind: type, rule: str, holds: Callable) -> Callable[[str], float]:
-    """An argument's type: a number of a kind for which a rule holds."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not holds(value):
-            raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")
-        return value
-
-    return parse
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; raises InputError where it makes no sense."""
-    count = number(int, "an integer of at least 1", lambda n: n >= 1)
-    seed = number(int, "an integer from 0 to 2^63 - 1", lambda n: 0 <= n < 2**63)
-    rate = number(float, "a finite number above 0", lambda x: 0 < x < math.inf)
-    share = number(float, "a number from 0 up to but not 1", lambda x: 0 <= x < 1)
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--size", choices=SIZES, default="small", help="model and recipe (default: small)")
@@ -66,7 +39,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--steps", type=count, help="optimizer steps; warm-up, decay and ramp scale with it")
     add("--batch", type=count, help="sequences in a batch, after the ramp")
     add("--micro-batch", type=count, help="sequences that go through the model at once")
-    add("--lr", type=rate, dest="peak_rate", help="peak learning rate")
+    add("--lr", type=positive, dest="peak_rate", help="peak learning rate")
     add("--dropout", type=share, default=0.0, help="default: 0")
     add("--seed", type=seed, default=0, help="default: 0")
     add("--save-every", type=count, default=100, help="steps between checkpoints (default: 100)")

@@ -35,7 +35,7 @@ def resume(comparison: Comparison, fingerprint: str, path: Path) -> None:
     Raises InputError where there is none, where it is damaged, or where it was written with other
     settings or another text.
     """
-    content = _read(path)
+    content = read(path, "--resume")
     theirs, ours = content["settings"], {**comparison.recipe.flat(), "text": fingerprint}
     differences = [
         f"{name} {_short(theirs.get(name))} where this run has {_short(ours.get(name))}"
@@ -47,7 +47,8 @@ def resume(comparison: Comparison, fingerprint: str, path: Path) -> None:
     comparison.load_state_dict(content["comparison"])
 
 
-def _read(path: Path) -> dict:
+def read(path: Path, option: str) -> dict:
+    """What `save` wrote: `settings` and `comparison`. Raises InputError, with the option's name."""
     try:
         # torch.load ignores the checksums that torch.save writes: a flipped bit would pass.
         with zipfile.ZipFile(path) as archive:
@@ -55,13 +56,13 @@ def _read(path: Path) -> dict:
         if damaged is None:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"--resume: there is no checkpoint {path}") from None
+        raise InputError(f"{option}: there is no checkpoint {path}") from None
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise InputError(f"--resume: {path} is damaged or no checkpoint: {error}") from error
+        raise InputError(f"{option}: {path} is damaged or no checkpoint: {error}") from error
     if damaged is not None:
-        raise InputError(f"--resume: {path} is damaged: the checksum of {damaged} is wrong")
+        raise InputError(f"{option}: {path} is damaged: the checksum of {damaged} is wrong")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"--resume: {path} is no checkpoint of this program's format {FORMAT}")
+        raise InputError(f"{option}: {path} is no checkpoint of this program's format {FORMAT}")
     return content
 
 

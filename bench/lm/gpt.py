@@ -85,13 +85,18 @@ class GPT(nn.Module):
             for writer in (module.attention.projection, module.mlp[-1]):
                 nn.init.normal_(writer.weight, std=0.02 / math.sqrt(2 * self.shape.layers))
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """[batch, time] int64 to [batch, time, vocabulary]; time is at most the context."""
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """[batch, time] int64 to what the last layer reads, [batch, time, width]; time is at most
+        the context."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.dropout(self.tokens(tokens) + self.positions(positions))
         for block in self.blocks:
             x = block(x)
-        return F.linear(self.final_norm(x), self.tokens.weight)
+        return self.final_norm(x)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """[batch, time] int64 to [batch, time, vocabulary]."""
+        return F.linear(self.hidden(tokens), self.tokens.weight)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, a 0-d float32 tensor; targets are int64, [batch, time] as tokens."""

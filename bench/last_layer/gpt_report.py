@@ -1,0 +1,39 @@
+"""How much loss AdamW left in the last layer, for people."""
+
+from rich.table import Table
+
+
+def table(found: dict) -> Table:
+    """Before, after each step of Newton-CG, and the best mixture of both layers."""
+    steps, best = found["steps"], found["best"]
+    view = Table(
+        "last layer",
+        title=f"Cross-entropy in nats; {found['tokens']:,} training tokens solved for",
+        title_style="bold",
+        caption_justify="left",
+        caption_style="",
+    )
+    for heading in ("those tokens", "held out", "s"):
+        view.add_column(heading, justify="right")
+    names = ["as AdamW left it", *(f"Newton-CG, step {n}" for n in range(1, len(steps)))]
+    for name, point in zip(names, steps, strict=True):
+        view.add_row(
+            name,
+            f"{point['loss']:.4f}",
+            f"{point['held_out_loss']:.4f}",
+            f"{point['seconds']:.1f}",
+        )
+    view.add_section()
+    view.add_row(
+        f"{100 * best['share']:.0f} % of the way to the last", "", f"{best['held_out_loss']:.4f}"
+    )
+    first, last = steps[0], steps[-1]
+    view.caption = (
+        f"On the tokens solved for AdamW left {first['loss'] - last['loss']:.3f} nats; held out, "
+        f"the solved layer is {last['held_out_loss'] - first['held_out_loss']:+.3f}: its "
+        f"{found['parameters']:,} weights fit {found['tokens']:,} tokens too well.\nThe share of "
+        "the way was chosen on other held-out text and changes the loss by "
+        f"{best['held_out_loss'] - first['held_out_loss']:+.3f}. The model's output matrix is its "
+        "embedding;\nhere the two part: the embedding stays, a copy of it is solved."
+    )
+    return view
