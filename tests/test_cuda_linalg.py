@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 
 F64 = torch.float64
 DRIVERS = ["auto", "cholesky", "eigh", "qr_svd", "jacobi"]
-SHAPES = [(1, 1), (9, 5), (5, 9), (32, 32), (33, 33), (200, 64), (64, 200), (511, 128)]
+SHAPES = [(1, 1), (9, 5), (5, 9), (32, 32), (33, 33), (200, 64), (64, 200)]
 both = pytest.mark.parametrize("dtype", [torch.float32, F64], ids=name_of)
 every_driver = pytest.mark.parametrize("driver", DRIVERS)
 

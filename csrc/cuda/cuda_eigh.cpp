@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor, Tensor> eigh(const Tensor& A) {
     Tensor work = empty_beside(A, {static_cast<int64_t>(on_device)}, ScalarType::Byte);
     // cuSOLVER 11.7.1 takes what is there for its own: without the zeros its vectors are wrong.
     torch::stable::zero_(work);
-    std::vector<std::byte> host_work(on_host);
+    std::vector<std::byte> host_work(on_host);  // until the call returns: torch keeps no more
     check(solve(handles->library.cusolverDnXsyevBatched, work.data_ptr(), on_device,
                 host_work.data(), on_host, ints(info) + first),
           "cusolverDnXsyevBatched");

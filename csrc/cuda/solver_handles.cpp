@@ -50,8 +50,10 @@ Handles::Handles() : Handles(Empty{}) {
   FUSEDSTEP_SOLVE(cublasCreate_v2, &cublas);
   FUSEDSTEP_SOLVE(cusolverDnCreate, &cusolver);
   FUSEDSTEP_SOLVE(cusolverDnCreateParams, &eigh);
+#if CUSOLVER_VERSION >= 12000  // before CUDA 13 there is nothing to choose
   // One algorithm, and so one accuracy, for matrices of every size.
   FUSEDSTEP_SOLVE(cusolverDnSetAdvOptions, eigh, CUSOLVERDN_SYEVBATCHED, CUSOLVER_ALG_1);
+#endif
   FUSEDSTEP_SOLVE(cusolverDnCreateGesvdjInfo, &svd);
 }
 
