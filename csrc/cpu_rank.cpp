@@ -12,8 +12,8 @@ namespace {
 
 struct Kernels {
   static void certify(const Certificates& c, int32_t /*device*/) {
-    share(cpu::sum_squares, c, c.batch * c.width, c.width);
-    share(cpu::certify_matrices, c, c.batch, c.width);
+    share(cpu::sum_strips, c, c.batch * strips_of(c.width), kCertificateRows * c.width);
+    share(cpu::certify_matrices, c, c.batch, strips_of(c.width));
   }
 
   static void truncate(const Truncation& t, int32_t /*device*/) {

@@ -60,7 +60,8 @@ struct RankOps {
     const Tensor rank = made({batch}, ScalarType::Long, gram);
     const Tensor rcond = made({batch}, ScalarType::Double, gram);
     if (gram.numel() > 0) {
-      const Tensor room = made({2, batch, width}, ScalarType::Double, gram);
+      const int64_t strips = batch * strips_of(width);
+      const Tensor room = made({3, strips}, ScalarType::Double, gram);
       Kernels::certify({.gram = doubles(gram),
                         .inverse = doubles(inverse),
                         .exists = static_cast<const bool*>(exists.data_ptr()),
@@ -69,8 +70,9 @@ struct RankOps {
                         .batch = batch,
                         .count = count,
                         .width = width,
-                        .gram_rows = doubles(room),
-                        .inverse_rows = doubles(room) + batch * width,
+                        .gram_strips = doubles(room),
+                        .inverse_strips = doubles(room) + strips,
+                        .traces = doubles(room) + 2 * strips,
                         .verdict = static_cast<int32_t*>(verdict.data_ptr()),
                         .rank = static_cast<int64_t*>(rank.data_ptr()),
                         .rcond = doubles(rcond)},

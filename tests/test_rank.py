@@ -17,30 +17,35 @@ certify, truncate_scale = torch.ops.fusedstep.certify, torch.ops.fusedstep.trunc
 LANES = 32
 
 
-def sum_in_lanes(terms: np.ndarray) -> np.ndarray:
-    """Along the last axis, in the order of kernels/common/certificate.h."""
-    *batch, count = terms.shape
-    padded = np.zeros((*batch, -(-count // LANES) * LANES))
-    padded[..., :count] = terms
-    lanes = np.zeros((*batch, LANES))
-    for part in np.split(padded, padded.shape[-1] // LANES, axis=-1) if count else []:
-        lanes = lanes + part
-    while lanes.shape[-1] > 1:
-        half = lanes.shape[-1] // 2
-        lanes = lanes[..., :half] + lanes[..., half:]
-    return lanes[..., 0]
+def sum_in_lanes(rows: list[np.ndarray]) -> float:
+    """In the order of kernels/common/certificate.h: element j to lane j % 32; by halves."""
+    lanes = np.zeros(LANES)
+    for row in rows:
+        for begin in range(0, len(row), LANES):
+            part = row[begin : begin + LANES]
+            lanes[: len(part)] += part
+    while len(lanes) > 1:
+        half = len(lanes) // 2
+        lanes = lanes[:half] + lanes[half:]
+    return lanes[0]
 
 
 def certificate(G, inverse, exists, atol, rtol, rows) -> tuple[int, int, float]:
-    """Of one matrix, element by element as the header says."""
+    """Of one matrix, as the header says."""
     k = len(G)
-    diagonal = np.diagonal(G)
-    gram = [2 * sum_in_lanes(G[i, :i] ** 2) + diagonal[i] ** 2 for i in range(k)]
-    norm = np.sqrt(sum_in_lanes(np.array(gram)))
+    grams, inverses, traces = [], [], []
+    for begin in range(0, k, LANES):
+        strip = range(begin, min(begin + LANES, k))
+        diagonal = np.array([G[i, i] for i in strip])
+        left = sum_in_lanes([G[i, :i] ** 2 for i in strip])
+        grams.append(2 * left + sum_in_lanes([diagonal**2]))
+        inverses.append(sum_in_lanes([inverse[i] ** 2 for i in strip]))
+        traces.append(sum_in_lanes([diagonal]))
+    norm = np.sqrt(sum_in_lanes([np.array(grams)]))
     error = gram_error(rows, k)
-    least = 1 / np.sqrt(sum_in_lanes(sum_in_lanes(inverse**2))) - error * norm
+    least = 1 / np.sqrt(sum_in_lanes([np.array(inverses)])) - error * norm
     largest, smallest = np.sqrt(norm), np.sqrt(max(least, 0))
-    trace = sum_in_lanes(diagonal)
+    trace = sum_in_lanes([np.array(traces)])
     if not np.isfinite(trace):
         return Verdict.NOT_FINITE, 0, 0.0
     if exists and smallest > max(atol, rtol * largest) * (1 + 2.0**-48):

@@ -7,11 +7,14 @@
 // Sums are added in this order, in float64, so that every device gives the same bits:
 //
 // clang-format off
-//   squares left of the diagonal in a row of G, all in a row of G⁻¹
-//                      ->  column j to lane j % 32, each lane from the first on; the lanes then
-//                          fold by halves: lane l takes lane l + 16, then l + 8, ...
-//   a row of G         ->  twice that, since G is symmetric, and then the square on the diagonal
-//   a matrix           ->  row i to lane i % 32, the lanes as above; so too the trace of G
+//   rows of a matrix   ->  strips of 32 rows; the last may be shorter
+//   a strip of G⁻¹     ->  squares: column j to lane j % 32, each lane row after row and in a row
+//                          from the first column on; the lanes then fold by halves: lane l takes
+//                          lane l + 16, then l + 8, ...
+//   a strip of G       ->  twice what is left of the diagonal, since G is symmetric, added so; then
+//                          the squares on the diagonal, row i in lane i % 32, folded so
+//   a matrix           ->  strip s to lane s % 32, each from the first on, folded so; so too the
+//                          trace of G
 // clang-format on
 #pragma once
 
@@ -21,6 +24,7 @@
 namespace fusedstep {
 
 constexpr int kCertificateLanes = 32;
+constexpr int64_t kCertificateRows = 32;  // of a strip: a lane has one element of the diagonal
 
 enum class Verdict : int32_t {
   kCertified,
@@ -35,14 +39,15 @@ struct Certificates {
   const bool* exists;           // [batch]: G was positive definite
   const double *atol, *rtol;    // [batch]: sigma counts as zero unless above atol, rtol * sigma_1
   int64_t batch, count, width;  // X is [batch, count, width]
-  double *gram_rows, *inverse_rows;  // [batch, width]: room for the sums over rows
-  int32_t* verdict;                  // [batch], a Verdict
-  int64_t* rank;                     // [batch]: width, or 0 where not certified
-  double* rcond;                     // [batch]: a lower bound on sigma_k / sigma_1, or 0
+  // Room for what becomes of strips, [batch, strips_of(width)].
+  double *gram_strips, *inverse_strips, *traces;
+  int32_t* verdict;  // [batch], a Verdict
+  int64_t* rank;     // [batch]: width, or 0 where not certified
+  double* rcond;     // [batch]: a lower bound on sigma_k / sigma_1, or 0
 };
 
-FUSEDSTEP_HD double certified_row(double squares_left, double diagonal) {
-  return 2 * squares_left + diagonal * diagonal;
+FUSEDSTEP_HD int64_t strips_of(int64_t width) {
+  return (width + kCertificateRows - 1) / kCertificateRows;
 }
 
 // A singular value counts as zero unless it exceeds this.

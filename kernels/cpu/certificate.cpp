@@ -1,6 +1,8 @@
 // The proofs of full rank on the CPU: the lanes of a sum are those of vector registers.
 #include "kernels/cpu/certificate.h"
 
+#include <algorithm>
+
 namespace fusedstep::cpu {
 namespace {
 
@@ -15,8 +17,7 @@ double fold(double (&lanes)[kLanesOfSum]) {
   return lanes[0];
 }
 
-FUSEDSTEP_CLONES double sum_of_squares(const double* x, int64_t count) {
-  double lanes[kLanesOfSum] = {};
+FUSEDSTEP_CLONES void add_squares(const double* x, int64_t count, double* lanes) {
   for (; count >= kLanesOfSum; count -= kLanesOfSum, x += kLanesOfSum) {
     for (int l = 0; l < kLanesOfSum; ++l) {
       lanes[l] += x[l] * x[l];
@@ -25,28 +26,38 @@ FUSEDSTEP_CLONES double sum_of_squares(const double* x, int64_t count) {
   for (int l = 0; l < count; ++l) {
     lanes[l] += x[l] * x[l];
   }
-  return fold(lanes);
 }
 
 }  // namespace
 
-void sum_squares(const Certificates& c, int64_t begin, int64_t end) {
+void sum_strips(const Certificates& c, int64_t begin, int64_t end) {
+  const int64_t strips = strips_of(c.width);
   for (int64_t at = begin; at < end; ++at) {
-    const int64_t row = at % c.width;
-    const double* of_gram = c.gram + at * c.width;
-    c.gram_rows[at] = certified_row(sum_of_squares(of_gram, row), of_gram[row]);
-    c.inverse_rows[at] = sum_of_squares(c.inverse + at * c.width, c.width);
+    const int64_t first = at % strips * kCertificateRows;
+    const int64_t last = std::min(first + kCertificateRows, c.width);
+    double left[kLanesOfSum] = {}, diagonal[kLanesOfSum] = {}, trace[kLanesOfSum] = {};
+    double inverse[kLanesOfSum] = {};
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t row = (at / strips * c.width + i) * c.width;
+      add_squares(c.gram + row, i, left);
+      add_squares(c.inverse + row, c.width, inverse);
+      trace[i - first] = c.gram[row + i];
+      diagonal[i - first] = trace[i - first] * trace[i - first];
+    }
+    c.gram_strips[at] = 2 * fold(left) + fold(diagonal);
+    c.inverse_strips[at] = fold(inverse);
+    c.traces[at] = fold(trace);
   }
 }
 
 void certify_matrices(const Certificates& c, int64_t begin, int64_t end) {
+  const int64_t strips = strips_of(c.width);
   for (int64_t matrix = begin; matrix < end; ++matrix) {
-    const int64_t first = matrix * c.width;
     double gram[kLanesOfSum] = {}, inverse[kLanesOfSum] = {}, trace[kLanesOfSum] = {};
-    for (int64_t i = 0; i < c.width; ++i) {
-      gram[i % kLanesOfSum] += c.gram_rows[first + i];
-      inverse[i % kLanesOfSum] += c.inverse_rows[first + i];
-      trace[i % kLanesOfSum] += c.gram[(first + i) * c.width + i];
+    for (int64_t s = 0; s < strips; ++s) {
+      gram[s % kLanesOfSum] += c.gram_strips[matrix * strips + s];
+      inverse[s % kLanesOfSum] += c.inverse_strips[matrix * strips + s];
+      trace[s % kLanesOfSum] += c.traces[matrix * strips + s];
     }
     certify(c, matrix, fold(gram), fold(inverse), fold(trace));
   }

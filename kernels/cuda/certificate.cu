@@ -1,5 +1,5 @@
-// The proofs of full rank on the GPU: a warp takes a row, then a matrix; a lane of a sum is a
-// thread.
+// The proofs of full rank on the GPU: a warp takes a strip, then a matrix; a lane of a sum is
+// a thread.
 #include "kernels/cuda/certificate.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/warp.h"
@@ -7,47 +7,58 @@
 namespace fusedstep::cuda {
 namespace {
 
-static_assert(kCertificateLanes == kWarp);
+static_assert(kCertificateLanes == kWarp && kCertificateRows == kWarp);
 
-__device__ double sum_of_squares(const double* x, int64_t count) {
-  double sum = 0;
-  for (int64_t i = threadIdx.x % kWarp; i < count; i += kWarp) {
-    sum += x[i] * x[i];
-  }
+// The sum of the lanes, in all of them.
+__device__ double fold(double sum) {
   return fold_warp(sum, [](double a, double b) { return a + b; });
 }
 
-__global__ void __launch_bounds__(kThreads) sum_squares_kernel(const Certificates c) {
-  const int64_t at = warp_of_grid();
-  if (at >= c.batch * c.width) {
+__device__ void add_squares(const double* x, int64_t count, double& sum) {
+  for (int64_t j = threadIdx.x % kWarp; j < count; j += kWarp) {
+    sum += x[j] * x[j];
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) sum_strips_kernel(const Certificates c) {
+  const int64_t at = warp_of_grid(), strips = strips_of(c.width);
+  if (at >= c.batch * strips) {
     return;
   }
-  const int64_t row = at % c.width;
-  const double* of_gram = c.gram + at * c.width;
-  const double left = sum_of_squares(of_gram, row);
-  const double inverse = sum_of_squares(c.inverse + at * c.width, c.width);
-  if (threadIdx.x % kWarp == 0) {
-    c.gram_rows[at] = certified_row(left, of_gram[row]);
-    c.inverse_rows[at] = inverse;
+  const int lane = threadIdx.x % kWarp;
+  const int64_t first = at % strips * kCertificateRows, matrix = at / strips * c.width * c.width;
+  const int64_t last = first + kCertificateRows < c.width ? first + kCertificateRows : c.width;
+  double left = 0, inverse = 0;
+  for (int64_t i = first; i < last; ++i) {
+    add_squares(c.gram + matrix + i * c.width, i, left);
+    add_squares(c.inverse + matrix + i * c.width, c.width, inverse);
+  }
+  const bool has_row = first + lane < last;
+  const double diagonal = has_row ? c.gram[matrix + (first + lane) * (c.width + 1)] : 0;
+  left = fold(left);
+  inverse = fold(inverse);
+  const double squares = fold(diagonal * diagonal), trace = fold(diagonal);
+  if (lane == 0) {
+    c.gram_strips[at] = 2 * left + squares;
+    c.inverse_strips[at] = inverse;
+    c.traces[at] = trace;
   }
 }
 
 __global__ void __launch_bounds__(kThreads) certify_kernel(const Certificates c) {
-  const int64_t matrix = warp_of_grid();
+  const int64_t matrix = warp_of_grid(), strips = strips_of(c.width);
   if (matrix >= c.batch) {
     return;
   }
   double gram = 0, inverse = 0, trace = 0;
-  for (int64_t i = threadIdx.x % kWarp; i < c.width; i += kWarp) {
-    const int64_t row = matrix * c.width + i;
-    gram += c.gram_rows[row];
-    inverse += c.inverse_rows[row];
-    trace += c.gram[row * c.width + i];
+  for (int64_t s = threadIdx.x % kWarp; s < strips; s += kWarp) {
+    gram += c.gram_strips[matrix * strips + s];
+    inverse += c.inverse_strips[matrix * strips + s];
+    trace += c.traces[matrix * strips + s];
   }
-  const auto add = [](double a, double b) { return a + b; };
-  gram = fold_warp(gram, add);
-  inverse = fold_warp(inverse, add);
-  trace = fold_warp(trace, add);
+  gram = fold(gram);
+  inverse = fold(inverse);
+  trace = fold(trace);
   if (threadIdx.x % kWarp == 0) {
     fusedstep::certify(c, matrix, gram, inverse, trace);
   }
@@ -57,7 +68,7 @@ __global__ void __launch_bounds__(kThreads) certify_kernel(const Certificates c)
 
 cudaError_t certify(const Certificates& c, cudaStream_t stream) {
   const cudaError_t summed =
-      launch(sum_squares_kernel, blocks_of_warps(c.batch * c.width), stream, c);
+      launch(sum_strips_kernel, blocks_of_warps(c.batch * strips_of(c.width)), stream, c);
   return summed == cudaSuccess ? launch(certify_kernel, blocks_of_warps(c.batch), stream, c)
                                : summed;
 }

@@ -40,7 +40,7 @@ PACKS = {
 }
 
 # They read doubles one by one, a warp a run of 256 bytes, and are a small part of a factorisation.
-SINGLE = ("certify", "sum_squares", "scale_rows", "truncate")
+SINGLE = ("certify", "sum_strips", "scale_rows", "truncate")
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ std::vector<double> certified(int64_t batch, int64_t width, double inverse_scale
   }
   if (batch > 2) gram[size - 1] = kNan;
   if (batch > 3) gram[width * width * 3 - 1] = INFINITY;
-  std::vector<double> atol(batch), rtol(batch, 1e-6), room(2 * batch * width, kNan);
+  std::vector<double> atol(batch), rtol(batch, 1e-6);
+  const int64_t strips = batch * strips_of(width);
+  std::vector<double> room(3 * strips, kNan);
   const auto exists = std::make_unique<bool[]>(static_cast<size_t>(batch));
   for (int64_t b = 0; b < batch; ++b) {
     exists[b] = b != 1;
@@ -73,8 +75,9 @@ std::vector<double> certified(int64_t batch, int64_t width, double inverse_scale
                    .batch = batch,
                    .count = 2 * width,
                    .width = width,
-                   .gram_rows = room.data(),
-                   .inverse_rows = room.data() + batch * width,
+                   .gram_strips = room.data(),
+                   .inverse_strips = room.data() + strips,
+                   .traces = room.data() + 2 * strips,
                    .verdict = verdict.data(),
                    .rank = rank.data(),
                    .rcond = rcond.data()});
@@ -86,8 +89,8 @@ std::vector<double> certified(int64_t batch, int64_t width, double inverse_scale
 void check_certificates(int64_t batch, int64_t width, double inverse_scale) {
   const auto on_cpu = [&](int64_t share) {
     return certified(batch, width, inverse_scale, [&](const Certificates& c) {
-      in_shares(batch * width, share,
-                [&](int64_t begin, int64_t end) { cpu::sum_squares(c, begin, end); });
+      in_shares(batch * strips_of(width), share,
+                [&](int64_t begin, int64_t end) { cpu::sum_strips(c, begin, end); });
       in_shares(batch, share,
                 [&](int64_t begin, int64_t end) { cpu::certify_matrices(c, begin, end); });
     });
