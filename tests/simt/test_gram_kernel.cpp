@@ -181,8 +181,12 @@ void check_pieces() {
     CHECK(length % kGramBlock == 0 || count > kGramBlock);
     CHECK(length % cuda::kGramStep == 0);
     CHECK((pieces - 1) * length < count && pieces * length >= count);
-    CHECK(pieces * cuda::gram_tiles(768) <= 5 * 3 * 132);
+    CHECK(pieces * cuda::gram_tiles(768) <= 8 * 3 * 132);
   }
+  rows.count = 8192;
+  CHECK(cuda::gram_pieces(rows) == 5);  // 390 blocks of the 396 that run at once
+  rows.batch = 1024, rows.width = 128;
+  CHECK(cuda::gram_pieces(rows) == 1 && cuda::gram_partials(rows) == 0);
   CHECK(cuda::gram_tiles(768) == 78 && cuda::gram_tiles(1) == 1 && cuda::gram_tiles(65) == 3);
 }
 
