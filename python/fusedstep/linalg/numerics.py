@@ -89,6 +89,12 @@ def gram(X: Tensor) -> Tensor:
     return G
 
 
+def whole_gram(X: Tensor) -> Tensor:
+    """XᵀX `[k, k]`, float64, of a single matrix `[n, k]`: also what is above the diagonal."""
+    lower = gram(X[None])[0]
+    return lower.tril() + lower.tril(-1).mT
+
+
 def certify(
     G: Tensor, inverse: Tensor, exists: Tensor, tolerance: Tolerance, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:

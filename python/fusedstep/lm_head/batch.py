@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_dense
+from fusedstep.linalg.numerics import whole_gram
 
-# Tokens converted to float64 at a time, and tokens sorted at a time: what is needed beside the
-# sums themselves does not grow with a call's number of tokens.
-BLOCK = 4096
-SORT_BLOCK = 65536
+SORT_BLOCK = 65536  # tokens sorted at a time: what that needs does not grow with their number
 
 
 def require_batch(
@@ -52,15 +50,7 @@ def gram(function: str, rows: Tensor) -> Tensor:
     In float64 throughout: of float32 rows every product is exact, and no setting that makes float32
     products faster and coarser (TF32, bfloat16) plays a part.
     """
-    d = rows.shape[1]
-    total = torch.zeros(d, d, dtype=torch.float64, device=rows.device)
-    if rows.dtype != torch.float64:
-        torch.ops.fusedstep.gram_(total, _with_neighbours(rows))
-    else:
-        for block in rows.split(BLOCK):
-            wide = block.to(torch.float64)
-            total.addmm_(wide.mT, wide)
-    total = total.tril() + total.tril(-1).mT
+    total = whole_gram(rows)
     if not bool(total.isfinite().all()):
         bad = rows[~rows.isfinite()]
         among = f"{bad[0].item()} among {rows.numel()} values" if len(bad) else ""

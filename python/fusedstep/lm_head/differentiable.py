@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from fusedstep.checks import refuse, require_count, require_dense, require_number
-from fusedstep.lm_head.batch import BLOCK, add_by_token, gram, require_batch
+from fusedstep.lm_head.batch import add_by_token, gram, require_batch
 from fusedstep.lm_head.least_squares import CLASS_BLOCK, require_scale
 from fusedstep.lm_head.ridge import certain_inverse, default_rtol, inverses, kept, spectrum
+
+BLOCK = 4096  # hidden states converted to float64 at a time
 
 
 def least_squares(

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from fusedstep.checks import require_count, require_number
 from fusedstep.linalg import pinv
+from fusedstep.linalg.numerics import whole_gram
 from fusedstep.lm_head.newton_arguments import make_problem
 from fusedstep.lm_head.newton_result import NewtonResult
 from fusedstep.lm_head.numerical import numerical
-from fusedstep.lm_head.problem import CHUNK_ELEMENTS, add_outer_
+from fusedstep.lm_head.problem import add_outer_
 from fusedstep.lm_head.softmax import directions_
 
 
@@ -73,7 +74,9 @@ def newton_joint(
         for group, labels in problem.parts(group_size):
             directions = group @ weight.mT
             rows = directions_(directions, labels)
-            kernel = _gram(directions) * _gram(group) * torch.outer(rows.miss, rows.miss)
+            kernel = (
+                whole_gram(directions.mT) * whole_gram(group.mT) * torch.outer(rows.miss, rows.miss)
+            )
             above = rows.loss - problem.loss_constant
             if not uphill:
                 above.clamp_(min=0)
@@ -81,15 +84,6 @@ def newton_joint(
             add_outer_(weight, directions, -share * rows.miss, group)
         losses.append(problem.loss(weight))
     return NewtonResult(weight, torch.stack(losses))
-
-
-def _gram(rows: Tensor) -> Tensor:
-    """rows rowsᵀ in float64, of which no copy of all rows is made."""
-    gram = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
-    for part in rows.split(max(1, CHUNK_ELEMENTS // (4 * len(rows))), dim=1):
-        wide = part.to(torch.float64)
-        gram.addmm_(wide, wide.mT)
-    return gram
 
 
 def _solve(kernel: Tensor, above: Tensor, damping: float, rtol: float | None, eps: float) -> Tensor:
