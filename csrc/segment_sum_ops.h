@@ -11,11 +11,8 @@ namespace fusedstep {
 
 inline void require_indices(const char* function, const char* argument, const Tensor& tensor,
                             int64_t count, const Tensor& reference) {
-  int32_t code;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
-  require(code == aoti_torch_dtype_int64() && is_strided(tensor) && tensor.dim() == 1 &&
-              is_contiguous(tensor),
-          function, argument, -1, "be contiguous int64 of one dimension", "something else");
+  require(is_vector(tensor, aoti_torch_dtype_int64()), function, argument, -1,
+          "be contiguous int64 of one dimension", "something else");
   require(tensor.numel() == count, function, argument, -1, "have as many elements as ids",
           tensor.numel());
   require_same_device(function, argument, -1, tensor, reference);

@@ -64,11 +64,7 @@ struct SoftmaxOps {
 
   static void require_vector(const char* function, const char* argument, const Tensor& tensor,
                              int32_t dtype, const Tensor& logits) {
-    int32_t code;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
-    require(code == dtype && is_strided(tensor) && tensor.dim() == 1 && is_contiguous(tensor) &&
-                tensor.numel() == logits.size(0),
-            function, argument, -1,
+    require(is_vector(tensor, dtype) && tensor.numel() == logits.size(0), function, argument, -1,
             dtype == aoti_torch_dtype_int64() ? "be contiguous int64, one for each row of logits"
                                               : "be contiguous float64, one for each row of logits",
             "something else");

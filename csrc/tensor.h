@@ -117,6 +117,13 @@ inline bool is_contiguous(const Tensor& tensor) {
   return true;
 }
 
+// Whether it is contiguous, of one dimension and of the dtype with torch's `code`.
+inline bool is_vector(const Tensor& tensor, int32_t code) {
+  int32_t of_tensor;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &of_tensor));
+  return of_tensor == code && is_strided(tensor) && tensor.dim() == 1 && is_contiguous(tensor);
+}
+
 template <typename T>
 T* data_or_null(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? static_cast<T*>(tensor->data_ptr()) : nullptr;

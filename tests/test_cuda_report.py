@@ -93,6 +93,14 @@ def test_only_innermost_loops_count() -> None:
     assert code.local_accesses == 1
 
 
+def test_without_a_main_loop_packs_outside_of_loops_count() -> None:
+    narrow = [line | {"opcode": line["opcode"].replace(".128", "")} for line in NESTED]
+    assert sass.read_code(narrow).loops == [loop(LDG4=1, STG8=1)]
+    (wide,) = sass.read_code([{"opcode": "LDG.E.128", "operands": ""}, *NESTED[-2:]]).loops
+    assert wide == loop(LDG16=1)
+    assert wide.is_main
+
+
 def test_good_kernel_passes() -> None:
     assert faults(GOOD) == []
     assert worse(GOOD, GOOD.summary()) == []

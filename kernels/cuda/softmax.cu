@@ -208,6 +208,7 @@ __device__ void sum_chunk(const Softmax& s, unsigned* tickets, int64_t row, int6
   }
   if (__shfl_sync(kEveryLane, ticket, 0) == blocks - 1) {
     __threadfence();
+    __syncwarp();  // no lane reads before the first has drawn
     fold_row<T>(s, row);
   }
 }
@@ -233,7 +234,7 @@ __global__ void __launch_bounds__(kThreads) sum_rows_kernel(const Softmax s, uns
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) scale_rows_kernel(const Softmax s) {
+__global__ void __launch_bounds__(kThreads) write_rows_kernel(const Softmax s) {
   const int64_t chunks = chunks_of_row(s);
   scale_chunk<T>(s, blockIdx.x / chunks, blockIdx.x % chunks);
 }
@@ -264,7 +265,7 @@ cudaError_t run(const Softmax& s, unsigned* tickets, cudaStream_t stream) {
   if (status != cudaSuccess || !s.writes) {
     return status;
   }
-  return launch(scale_rows_kernel<T>, s.count * chunks, stream, s);
+  return launch(write_rows_kernel<T>, s.count * chunks, stream, s);
 }
 
 }  // namespace

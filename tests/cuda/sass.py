@@ -82,8 +82,8 @@ def access_of(opcode: str) -> tuple[str, int] | None:
 def read_code(instructions: list[dict]) -> Code:
     """Loops are the stretches that a branch backwards closes; outer ones are dropped.
 
-    Where none of them is a main loop, what lies outside of them counts as one turn of a loop: a
-    thread may take all that it takes at once.
+    Where none of them is a main loop, what lies outside of them may be one turn of a main loop: a
+    thread takes all that it takes at once.
     """
     accesses = [access_of(instruction["opcode"]) for instruction in instructions]
     spans = []
@@ -100,8 +100,9 @@ def read_code(instructions: list[dict]) -> Code:
     ]
     loops = [Loop(Counter(filter(None, accesses[begin:end]))) for begin, end in inner]
     loops = [loop for loop in loops if loop.accesses]
-    if not any(loop.is_main for loop in loops):
-        once = [a for at, a in enumerate(accesses) if not any(b <= at < e for b, e in spans)]
-        loops += [Loop(Counter(filter(None, once)))] if any(once) else []
+    outside = [a for at, a in enumerate(accesses) if not any(b <= at < e for b, e in spans)]
+    once = Loop(Counter(filter(None, outside)))
+    if once.is_main and not any(loop.is_main for loop in loops):
+        loops.append(once)
     local = sum(access is not None and access[0] in ("LDL", "STL") for access in accesses)
     return Code(loops, local)
