@@ -76,4 +76,11 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
   m.def(
       "truncate_scale(Tensor values, Tensor vectors, Tensor atol, Tensor rtol, int gram_count=0) "
       "-> (Tensor, Tensor, Tensor)");
+
+  // The pseudo-inverses of A [b, m, n], m and n at most 32, contiguous float32 or float64, by
+  // kernels/common/tiny_pinv.h; atol, rtol [b] float64. Returns P [b, n, m] and of each matrix the
+  // rank (int64), the code of fusedstep.pinv (int32) and rcond (float64).
+  m.def(
+      "pinv_tiny(Tensor A, Tensor atol, Tensor rtol, bool jacobi) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
 }

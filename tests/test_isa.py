@@ -133,3 +133,19 @@ def test_softmax_has_the_bits_of_the_module(dtype: torch.dtype, kernels: Path) -
     )  # fmt: skip
     assert_same_bits(numbers, torch.ops.fusedstep.softmax_directions_(expected, tokens), "numbers")
     assert_same_bits(logits, expected, "directions")
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=name_of)
+def test_tiny_inverses_have_the_bits_of_the_module(dtype: torch.dtype, kernels: Path) -> None:
+    A = torch.randn(21, 13, 9, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    A[::2, :, 0] = A[::2, :, 1]  # by Jacobi; the others by QR
+    tolerances = torch.tensor([0.0, 1e-6], dtype=torch.float64)
+    ours = torch.ops.fusedstep.pinv_tiny(A, *(t.expand(21) for t in tolerances), False)
+    theirs = [torch.empty_like(result) for result in ours]
+    ctypes.CDLL(str(kernels)).tiny_pinv(
+        ctypes.c_void_p(A.data_ptr()), 1 + DTYPES.index(dtype), 13, 9, ctypes.c_int64(21),
+        ctypes.c_void_p(tolerances.data_ptr()), *(ctypes.c_void_p(t.data_ptr()) for t in theirs),
+    )  # fmt: skip
+    assert ours[1].unique().tolist() == [8, 9]
+    for name, a, b in zip(("P", "rank", "code", "rcond"), theirs, ours, strict=True):
+        assert_same_bits(a, b, name)

@@ -40,7 +40,8 @@ PACKS = {
 }
 
 # They read doubles one by one, a warp a run of 256 bytes, and are a small part of a factorisation.
-SINGLE = ("certify", "sum_strips", "scale_rows", "truncate")
+# Those of tiny matrices read each once, and then compute.
+SINGLE = ("certify", "sum_strips", "scale_rows", "truncate", "tiny_pinv")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def faults(kernel: Kernel) -> list[str]:
     }
     lines = [f"{what}: must be 0, got {count}" for what, count in forbidden.items() if count]
     loads = any(loop.accesses for loop in kernel.code.loops)
-    if loads and not kernel.main_loops and kernel.name not in SINGLE:
+    if loads and not kernel.main_loops and kernel.name.split("<")[0] not in SINGLE:
         lines.append("loops with accesses of 16 bytes: must be there, got none")
     for operation in ("load", "store"):
         lines += [line for loop in kernel.main_loops for line in narrow(kernel, loop, operation)]

@@ -5,6 +5,7 @@
 #include "kernels/cpu/norm.h"
 #include "kernels/cpu/passes.h"
 #include "kernels/cpu/softmax.h"
+#include "kernels/cpu/tiny_pinv.h"
 #include "kernels/rules/adam.h"
 
 namespace {
@@ -83,4 +84,25 @@ extern "C" void softmax_directions(void* logits, int dtype, int64_t count, int64
     cpu::fold_row(softmax, row);
     cpu::scale_chunks(softmax, row, 0, chunks);
   }
+}
+
+// Of `count` matrices with one pair of tolerances; `rank` int64, `code` int32, `rcond` float64.
+extern "C" void tiny_pinv(const void* A, int dtype, int rows, int columns, int64_t count,
+                          const double* tolerances, void* P, int64_t* rank, int32_t* code,
+                          double* rcond) {
+  cpu::tiny_pinv({.A = A,
+                  .dtype = static_cast<Dtype>(dtype),
+                  .rows = rows,
+                  .columns = columns,
+                  .count = count,
+                  .atol = tolerances,
+                  .rtol = tolerances + 1,
+                  .atol_stride = 0,
+                  .rtol_stride = 0,
+                  .jacobi = false,
+                  .P = P,
+                  .rank = rank,
+                  .code = code,
+                  .rcond = rcond},
+                 0, count);
 }

@@ -8,6 +8,7 @@ from torch import Tensor
 from fusedstep.linalg.factors import Choice, factorise
 from fusedstep.linalg.numerics import Tolerance
 
+TINY = 32  # kLargest of kernels/common/tiny_matrix.h: rows and columns that its kernels take
 CHUNK_BYTES = 2**22  # of A in float64, on a CPU: what follows finds it in a cache
 
 
@@ -20,11 +21,15 @@ def pinv(
     Returns A⁺ `[*, n, m]` of A's dtype; and of each matrix the rank (int64), the convergence code
     (int32) and rcond (float64).
     """
-    results = _pinv_outputs(A)
     if A.numel() == 0:
-        return tuple(result.zero_() for result in results)
-    (m, n), choice = A.shape[-2:], Choice(hermitian, driver, synchronize)
+        return tuple(result.zero_() for result in _pinv_outputs(A))
+    batch, (m, n), choice = A.shape[:-2], A.shape[-2:], Choice(hermitian, driver, synchronize)
     flat, tolerance = A.reshape(-1, m, n), _flatten(A, atol, rtol)
+    if max(m, n) <= TINY and driver in ("auto", "jacobi") and not hermitian:
+        both = tolerance.atol, tolerance.rtol
+        P, *info = torch.ops.fusedstep.pinv_tiny(flat.contiguous(), *both, driver == "jacobi")
+        return P.view(*batch, n, m), *(of_each.view(batch) for of_each in info)
+    results = _pinv_outputs(A)
     into = (results[0].view(-1, n, m), *(result.view(-1) for result in results[1:]))
     chunk = len(flat) if A.is_cuda else max(1, CHUNK_BYTES // (8 * m * n))
     for begin in range(0, len(flat), chunk):

@@ -42,16 +42,17 @@ def pinv(
             0; rtol 0 where atol is positive, else eps * max(m, n), with the eps of float32 for half
             precisions too (128 bfloat16 eps are 1).
         hermitian: A is symmetric; only its lower triangle is read, also by the gradient.
-        driver: "auto": Cholesky of AᵀA (or AAᵀ, the smaller) for matrices it proves to have full
-            rank: CholeskyQR2 for float64 and for float32 of a condition above 2e4, else the plain
-            one. The others: "qr_svd" for float64; "eigh" for float32, but "qr_svd" where what is
-            kept has such a condition or the tolerance is too small for eigh.
+        driver: "auto" for m, n <= 32: QR for matrices it proves to have full rank, else "jacobi".
+            Beyond: Cholesky of AᵀA (or AAᵀ, the smaller) for those it proves to have that:
+            CholeskyQR2 for float64 and for float32 of a condition above 2e4, else the plain one.
+            The others: "qr_svd" for float64; "eigh" for float32, but "qr_svd" where what is kept
+            has such a condition or the tolerance is too small for eigh.
             "cholesky": that alone; the others fail. "eigh" of AᵀA: singular values below about
             1e-7 of the largest count as zero. "qr_svd": QR, then the SVD of R. "jacobi":
             one-sided rotations, the slowest and the most accurate in small singular values.
         return_info: return a PinvInfo too.
-        synchronize: False: no result is read on the host, as a CUDA graph demands; "auto" then runs
-            "qr_svd" too on every matrix and selects on the device, which costs more.
+        synchronize: False: no result is read on the host, as a CUDA graph demands; "auto" beyond
+            32 then runs "qr_svd" too on every matrix and selects on the device, which costs more.
 
     Returns:
         `[*, n, m]` of A's dtype; the batch is broadcast with that of the tolerances. A matrix with

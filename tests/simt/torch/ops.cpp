@@ -10,6 +10,7 @@
 #include "csrc/cuda/segment_sum.h"
 #include "csrc/cuda/softmax.h"
 #include "csrc/cuda/solver_ops.h"
+#include "csrc/cuda/tiny_pinv.h"
 #include "csrc/step_ops.h"
 #include "tests/simt/torch/solvers.h"
 
@@ -140,6 +141,9 @@ STABLE_TORCH_LIBRARY(fusedstep_simt, m) {
   m.def("freed_too_early() -> int");
   m.def("borrowed_memory(Tensor[] tensors, int device) -> int");
   m.def("gram_(Tensor(a!) gram, Tensor rows) -> ()");
+  m.def(
+      "pinv_tiny(Tensor A, Tensor atol, Tensor rtol, bool jacobi) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
   m.def("inverse_of_cholesky_factor(Tensor G) -> (Tensor, Tensor)");
   m.def("eigh(Tensor A) -> (Tensor, Tensor, Tensor)");
   m.def("svd(Tensor R) -> (Tensor, Tensor, Tensor, Tensor)");
@@ -179,6 +183,8 @@ STABLE_TORCH_LIBRARY_IMPL(fusedstep_simt, CompositeExplicitAutograd, m) {
   m.impl("freed_too_early", TORCH_BOX(&freed_too_early));
   m.impl("borrowed_memory", TORCH_BOX(&borrowed_memory));
   m.impl("gram_", TORCH_BOX(&fusedstep::GramOps<fusedstep::cuda::GramKernels>::gram_));
+  m.impl("pinv_tiny",
+         TORCH_BOX(&fusedstep::TinyPinvOps<fusedstep::cuda::TinyPinvKernels>::pinv_tiny));
   m.impl("inverse_of_cholesky_factor", TORCH_BOX(&fusedstep::cuda::inverse_of_cholesky_factor));
   m.impl("eigh", TORCH_BOX(&fusedstep::cuda::eigh));
   m.impl("svd", TORCH_BOX(&fusedstep::cuda::svd));
