@@ -1,5 +1,7 @@
 // Loss and gradient of rows of logits on the GPU: the order of kernels/common/softmax.h, a block a
 // chunk, four neighbouring lanes of two lines a thread.
+#include <cmath>
+
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/softmax.h"
 #include "kernels/cuda/vector.h"
