@@ -149,19 +149,19 @@ struct Sums {
     }
   }
 
-  // Calls put(row, column, x) for every four neighbours x; both counted from the warp's first.
-  template <typename Put>
-  __device__ void each(Put&& put) const {
+  // Calls f(row, column, x) for every four neighbours x; both counted from the warp's first.
+  template <typename F>
+  __device__ void each(F&& f) {
     const int g = threadIdx.x % kWarp / 4, q = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const auto& even = c[i / 2][2 * half];
-        const auto& odd = c[i / 2][2 * half + 1];
+        double(&even)[4] = c[i / 2][2 * half];
+        double(&odd)[4] = c[i / 2][2 * half + 1];
         const int r = i % 2 * 2;
-        const double x[4] = {even[r], odd[r], even[r + 1], odd[r + 1]};
-        put(16 * (i / 2) + 2 * g + i % 2, 16 * half + 4 * q, x);
+        double* const x[4] = {&even[r], &odd[r], &even[r + 1], &odd[r + 1]};
+        f(16 * (i / 2) + 2 * g + i % 2, 16 * half + 4 * q, x);
       }
     }
   }
@@ -239,24 +239,30 @@ __global__ void __launch_bounds__(kGramThreads, kGramBlocks)
     return;
   }
   if (partials != nullptr) {
-    double* to = partials + blockIdx.x * int64_t{kGramTile * kGramTile};
-    sums.each([&](int m, int n, const double(&x)[4]) {
+    double* to = partials + block * int64_t{kGramTile * kGramTile};
+    sums.each([&](int m, int n, double* const(&x)[4]) {
+      const double values[4] = {*x[0], *x[1], *x[2], *x[3]};
       Raw raw;
-      memcpy(&raw, x, sizeof(x));
-      store_whole<sizeof(x)>(raw, to + (2 * row + m) * kGramTile + 2 * column + n);
+      memcpy(&raw, values, sizeof(values));
+      store_whole<sizeof(values)>(raw, to + (2 * row + m) * kGramTile + 2 * column + n);
     });
   } else {
-    double* to = r.gram + matrix * r.width * r.width;
-    sums.each([&](int m, int n, const double(&x)[4]) {
-      const int64_t i = int64_t{at.i} * kGramTile + 2 * row + m;
-      const int64_t j = int64_t{at.j} * kGramTile + 2 * column + n;
+    const int64_t first_row = int64_t{at.i} * kGramTile + 2 * row;
+    const int64_t first_column = int64_t{at.j} * kGramTile + 2 * column;
+    double* to = r.gram + (matrix * r.width + first_row) * r.width + first_column;
+    const auto each = [&](auto&& f) {
+      sums.each([&](int m, int n, double* const(&x)[4]) {
 #pragma unroll
-      for (int d = 0; d < 4; ++d) {
-        if (i < r.width && j + d < r.width) {
-          to[i * r.width + j + d] += x[d];
+        for (int d = 0; d < 4; ++d) {
+          if (first_row + m < r.width && first_column + n + d < r.width) {
+            f(to[m * r.width + n + d], *x[d]);
+          }
         }
-      }
-    });
+      });
+    };
+    // One after the other, so that no load waits for a store.
+    each([](const double& before, double& x) { x += before; });
+    each([](double& after, double x) { after = x; });
   }
 }
 
