@@ -208,7 +208,9 @@ def test_bits_are_compared_and_one_wrong_bit_is_found(gpu, monkeypatch, tmp_path
 def test_small_set_for_the_sanitizer_runs(gpu, monkeypatch, capsys) -> None:
     monkeypatch.setattr(gpu.small, "SIZES", (0, 1, 255))
     gpu.small.main("cpu")
-    assert capsys.readouterr().out.count("norm") >= len(gpu.small.RUNS)
+    told = capsys.readouterr().out
+    assert told.count("norm") >= len(gpu.small.RUNS)
+    assert f"closed form {len(gpu.small.SHAPES)} shapes" in told
 
 
 def test_bytes_of_the_forms_are_those_that_no_step_can_avoid(gpu) -> None:

@@ -1,4 +1,6 @@
-"""A little of everything, to be run under compute-sanitizer: dtypes, rules, forms, odd sizes."""
+"""A little of everything, to be run under compute-sanitizer: dtypes, rules, forms, odd sizes.
+
+Of the closed form our own kernels alone: cuSOLVER's would be looked at too, and are NVIDIA's."""
 
 from __future__ import annotations
 
@@ -28,6 +30,44 @@ RUNS: tuple[tuple[type, dict[str, Any], Pairs], ...] = (
 )
 
 
+# Rows and columns of matrices; the last have several tiles, pieces of rows and strips of a row.
+SHAPES = ((1, 1), (33, 7), (300, 70), (2000, 130))
+OPS = torch.ops.fusedstep
+
+
+def last_layer(rows: int, width: int, device: str, generator: torch.Generator) -> None:
+    """The sums of least squares, and the softmax of `rows` classes for `width` tokens."""
+    hidden = torch.randn(rows, width, generator=generator).to(device)
+    OPS.gram_(torch.zeros(width, width, dtype=torch.float64, device=device), hidden)
+    tokens = torch.randint(5, (rows,), generator=generator).to(device)
+    order = torch.sort(tokens, stable=True).indices
+    sums = torch.zeros(5, width, dtype=torch.float64, device=device)
+    OPS.segment_sum_(sums, hidden, order, tokens[order])
+    for dtype in (torch.float32, torch.float64):
+        logits = torch.randn(width, rows + 1, generator=generator).to(device, dtype)[:, 1:]
+        tokens = torch.randint(rows, (width,), generator=generator).to(device)
+        squares = torch.ones(width, dtype=torch.float64, device=device)
+        OPS.softmax_losses(logits, tokens)
+        OPS.softmax_directions_(logits.clone(), tokens)
+        for gram in (None, torch.eye(width, dtype=dtype, device=device)):
+            OPS.root_steps_(logits.clone(), tokens, squares, gram, 0.0, True)
+
+
+def inverses(rows: int, width: int, device: str, generator: torch.Generator) -> None:
+    """What decides about Gram matrices and eigenvalues, and the inverses of tiny matrices."""
+    X = torch.randn(3, rows + width, width, generator=generator).to(device)
+    none = torch.zeros(3, dtype=torch.float64, device=device)
+    gram = torch.zeros(3, width, width, dtype=torch.float64, device=device)
+    OPS.gram_(gram, X)
+    OPS.gram_(torch.zeros_like(gram), X.mT.contiguous().mT)
+    OPS.certify(gram, gram, none == 0, none, none, rows)
+    OPS.truncate_scale(gram.diagonal(dim1=1, dim2=2).contiguous(), gram, none, none, rows)
+    tiny = X[:, : min(rows, 32), : min(width, 32)].contiguous()
+    for A in (tiny, tiny.double(), tiny.mT.contiguous(), torch.zeros_like(tiny)):
+        for jacobi in (False, True):
+            OPS.pinv_tiny(A, none, none, jacobi)
+
+
 def main(device: str = "cuda") -> None:
     generator = torch.Generator().manual_seed(0)
     for optimizer, options, pairs in RUNS:
@@ -44,6 +84,10 @@ def main(device: str = "cuda") -> None:
             step()
         norm = fusedstep.clip_grad_norm_(params, 1.0)
         print(options, "norm", float(norm), float(fusedstep.get_total_norm(params)))
+    for shape in SHAPES:
+        last_layer(*shape, device, generator)
+        inverses(*shape, device, generator)
+    print("closed form", len(SHAPES), "shapes")
 
 
 if __name__ == "__main__":
