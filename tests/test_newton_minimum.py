@@ -12,7 +12,8 @@ from last_layer import regression, relative
 from fusedstep.lm_head.newton_arguments import make_problem
 from fusedstep.lm_head.newton_block_diagonal import newton_block_diagonal
 from fusedstep.lm_head.newton_bohning import newton_bohning
-from fusedstep.lm_head.newton_cg import hessian_product, newton_cg
+from fusedstep.lm_head.newton_cg import _Preconditioner, hessian_product, newton_cg
+from fusedstep.lm_head.ridge import spectrum
 from fusedstep.reference import newton as literal
 
 METHODS = (newton_cg, newton_bohning, newton_block_diagonal)
@@ -79,6 +80,35 @@ def test_cg_reaches_the_optimum_of_lbfgs():
     # The rows' mean is free: it changes no probability.
     found = torch.from_numpy(best.x).view(weight.shape)
     assert relative(weight - weight.mean(0), found - found.mean(0)) < 1e-5
+
+
+def test_the_preconditioner_of_cg_inverts_the_damped_product():
+    torch.manual_seed(0)
+    hidden, curvature = torch.randn(40, 5).double(), torch.rand(7).double()
+    moment, ridge = hidden.mT @ hidden / 40, 0.3
+    precondition = _Preconditioner(curvature, spectrum(moment), ridge)
+    vector = torch.randn(7, 5).double()
+    image = curvature[:, None] * (vector @ moment) + ridge * vector
+    assert relative(precondition(image), vector) < 1e-5
+
+
+def test_cg_needs_few_products_though_most_classes_are_hardly_expected(monkeypatch):
+    """Their curvature is far below the damping, which the preconditioner must know of."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(400, 12, generator=generator, dtype=torch.float64)
+    weight = torch.randn(600, 12, generator=generator, dtype=torch.float64) * 3**0.5
+    expected = (hidden @ weight.mT).softmax(1)
+    tokens = torch.multinomial(expected, 1, generator=generator)[:, 0]
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return hessian_product(*arguments)
+
+    monkeypatch.setattr(import_module("fusedstep.lm_head.newton_cg"), "hessian_product", counted)
+    losses = newton_cg(weight, hidden, tokens, steps=4).losses
+    assert losses[-1] < 0.2 * losses[0]
+    assert len(calls) <= 20  # 49 where the preconditioner leaves the damping out
 
 
 def test_a_step_of_cg_is_newtons_where_that_lowers_the_loss():

@@ -13,6 +13,7 @@ from fusedstep.lm_head.newton_arguments import make_problem
 from fusedstep.lm_head.newton_result import NewtonResult
 from fusedstep.lm_head.numerical import numerical
 from fusedstep.lm_head.problem import Problem
+from fusedstep.lm_head.ridge import Spectrum, spectrum
 
 LEAST_CURVATURE = 1e-3  # of the mean: what a class that is never expected has at least
 
@@ -35,8 +36,8 @@ def newton_cg(
     residual of min(1/2, √|G|) |G| (Eisenstat and Walker 1996), so that few products are spent far
     from the optimum, and the convergence near it is faster than linear. A product of H costs
     6 N V d: with A = X Uᵀ, H U = (P ∘ (A - rowsum(P ∘ A)))ᵀ X / N. They are preconditioned by
-    diag(τ) ⊗ (XᵀX / N), τ the mean of p (1 - p) of each class. t is halved from 1 until the loss
-    falls by enough (Armijo), so the loss never rises, from any start.
+    diag(τ) ⊗ (XᵀX / N) + λ I, τ the mean of p (1 - p) of each class. t is halved from 1 until the
+    loss falls by enough (Armijo), so the loss never rises, from any start.
 
     Args:
         weight: `[V, d]`, float32, float64, bfloat16 or float16, finite; it is not written.
@@ -62,13 +63,13 @@ def newton_cg(
     require_count(function, "max_products", max_products, 1)
     damping = require_number(function, "damping", damping)
     problem = make_problem(function, weight, hidden, tokens, loss_constant, steps, chunk_size)
-    weight, moment = problem.weight, problem.second_moment()
+    weight, moment = problem.weight, spectrum(problem.second_moment())
     losses = [problem.loss(weight)]
     for _ in range(steps):
         loss, gradient = problem.gradient(weight)
         curvature = _curvature(problem, weight)
-        ridge = damping * float(gradient.norm() * moment.diagonal().mean().sqrt())
-        precondition = _Preconditioner(curvature, moment)
+        ridge = damping * float(gradient.norm() * moment.values.mean().sqrt())
+        precondition = _Preconditioner(curvature, moment, ridge)
         step = _solve(problem, weight, gradient, precondition, ridge, max_products)
         slope = _inner(gradient, step)
         if -math.inf < slope < 0:
@@ -89,19 +90,22 @@ def hessian_product(problem: Problem, weight: Tensor, vector: Tensor) -> Tensor:
 
 
 class _Preconditioner:
-    """The inverse of diag(τ) ⊗ A, with τ and A kept away from 0."""
+    """The inverse of diag(τ) ⊗ A + λ I, with τ and A kept away from 0.
 
-    def __init__(self, curvature: Tensor, moment: Tensor) -> None:
-        mean = moment.diagonal().mean()
-        eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-        ridge = torch.where(mean > 0, 1e-6 * mean, 1.0)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(moment + ridge * eye).L)
+    Without λ it would be off by orders of magnitude for the many classes that are hardly expected:
+    their τ is far below λ.
+    """
+
+    def __init__(self, curvature: Tensor, moment: Spectrum, ridge: float) -> None:
+        mean = moment.values.mean()
+        values = moment.values + torch.where(mean > 0, 1e-6 * mean, 1.0)
         least = LEAST_CURVATURE * curvature.mean()
-        self._classes = 1 / torch.where(least > 0, curvature.maximum(least), 1.0)[:, None]
-        self._inverse = inverse.to(curvature.dtype)
+        classes = torch.where(least > 0, curvature.maximum(least), 1.0)
+        self._vectors = moment.vectors.to(curvature.dtype)
+        self._inverse = 1 / (torch.outer(classes, values.to(curvature.dtype)) + ridge)
 
     def __call__(self, residual: Tensor) -> Tensor:
-        return self._classes * (residual @ self._inverse)
+        return (self._inverse * (residual @ self._vectors)) @ self._vectors.mT
 
 
 def _curvature(problem: Problem, weight: Tensor) -> Tensor:
