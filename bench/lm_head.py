@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from last_layer import figure, gpt, gpt_report, record, study, table
-from last_layer.data import Data
-from last_layer.progress import Stages, Stopped
-from last_layer.settings import GPTSettings, Settings
+from head import figure, gpt, gpt_report, record, study, table
+from head.data import Data
+from head.progress import Stages, Stopped
+from head.settings import GPTSettings, Settings
 from lm.arguments import Parser, count, positive, seed
 from lm.corpus import Corpus, tokenise
 from lm.documents import read_documents

@@ -61,7 +61,7 @@ def data(program, settings):
 
 @pytest.fixture(scope="module")
 def mixer(program, settings):
-    from last_layer.mixer import make_mixer
+    from head.mixer import make_mixer
 
     return make_mixer(settings)
 
@@ -111,7 +111,7 @@ def test_the_mixer_is_linear_in_each_of_its_parts(mixer, name) -> None:
 
 
 def test_the_trivial_loss_is_that_of_all_weights_zero(found, data, mixer, settings) -> None:
-    from last_layer.settings import SCALE
+    from head.settings import SCALE
 
     from fusedstep.lm_head import LeastSquares
 
@@ -127,8 +127,8 @@ def test_the_trivial_loss_is_that_of_all_weights_zero(found, data, mixer, settin
 @pytest.mark.parametrize("size", [1e-2, 1.0, 300.0])
 def test_the_temperature_is_the_best_of_all(program, data, mixer, size) -> None:
     """For logits that mean something, of any size: a fine grid finds nothing better."""
-    from last_layer import temperature
-    from last_layer.data import evaluate
+    from head import temperature
+    from head.data import evaluate
 
     hidden, tokens = data.training.hidden(mixer.hidden)
     head = size * torch.linalg.lstsq(hidden, F.one_hot(tokens, 50).float()).solution.T
@@ -141,7 +141,7 @@ def test_the_temperature_is_the_best_of_all(program, data, mixer, size) -> None:
 
 
 def test_logits_that_mislead_have_the_temperature_zero(program, data, mixer) -> None:
-    from last_layer import temperature
+    from head import temperature
 
     hidden, tokens = data.training.hidden(mixer.hidden)
     head = torch.linalg.lstsq(hidden, F.one_hot(tokens, 50).float()).solution.T
@@ -149,7 +149,7 @@ def test_logits_that_mislead_have_the_temperature_zero(program, data, mixer) -> 
 
 
 def test_facts_are_those_of_the_jacobian_written_out(data, mixer) -> None:
-    from last_layer.facts import facts_of
+    from head.facts import facts_of
 
     part = data.training.rows(torch.arange(2))
     hidden, tokens = part.hidden(mixer.hidden)
@@ -179,8 +179,8 @@ def test_facts_are_those_of_the_jacobian_written_out(data, mixer) -> None:
 
 
 def test_the_textbook_formula_fails_where_tokens_repeat(mixer, settings) -> None:
-    from last_layer.data import Windows
-    from last_layer.normal import compare
+    from head.data import Windows
+    from head.normal import compare
 
     tokens = torch.tensor([[1, 2, 1, 2, 3, 3, 1, 2]], dtype=torch.int32)
     found = compare(Windows(tokens, tokens + 1), mixer.hidden, mixer.head.detach(), settings)
@@ -221,7 +221,7 @@ def test_every_variant_has_its_losses_and_its_reason(found) -> None:
 
 
 def test_names_beside_the_lines_do_not_meet(program) -> None:
-    from last_layer.labels import SPACING, TOP, spread
+    from head.labels import SPACING, TOP, spread
 
     assert spread([0.2, 0.5]) == [0.2, 0.5]
     crowd = spread([-3.0, 0.0, 0.01, 0.5, 0.5, 0.97, 7.0])
@@ -253,7 +253,7 @@ def test_the_program_leaves_tables_a_figure_and_its_numbers(program, tiny, text,
 def test_ctrl_c_stops_after_the_step_at_hand_and_writes_nothing(
     program, tiny, text, monkeypatch, capsys
 ) -> None:
-    from last_layer import streaming
+    from head import streaming
 
     before = signal.getsignal(signal.SIGINT)
     fit = streaming.temperature.fit

@@ -22,7 +22,7 @@ class Settings:
     chunk: int = 16  # windows whose hidden states, and logits, are held at a time
     newton_tokens: int = 512  # in whole windows, at least one
     newton_seconds: float = 8.0  # for each variant, begun iterations ended
-    newton_iterations: int = 30
+    newton_iterations: int = 100
     seed: int = 0
 
     @property

@@ -24,9 +24,7 @@ def table(found: dict) -> Table:
             f"{point['seconds']:.1f}",
         )
     view.add_section()
-    view.add_row(
-        f"{100 * best['share']:.0f} % of the way to the last", "", f"{best['held_out_loss']:.4f}"
-    )
+    view.add_row(f"the best on the way: {best['way']}", "", f"{best['held_out_loss']:.4f}")
     first, last = steps[0], steps[-1]
     view.caption = (
         f"On the tokens solved for AdamW left {first['loss'] - last['loss']:.3f} nats; held out, "

@@ -59,8 +59,8 @@ def study(trained: Trained, corpus: Corpus, settings: GPTSettings, stages: Stage
 
     The output matrix of this model is its embedding. Here they part: hidden states come from the
     embedding as trained, and the copy that is the last layer is solved. The held-out windows are
-    split in turns: on one half the best share of the way from the trained layer to the solved one
-    is chosen, on the other it is judged.
+    split in turns: on one half the best layer on the way from the trained to the solved is chosen,
+    among the steps and in equal parts of the straight line; on the other it is judged.
     """
     if corpus.fingerprint != trained.settings["text"]:
         raise InputError(f"--checkpoint: {trained.path} was trained on another text than --data")
@@ -106,6 +106,8 @@ def study(trained: Trained, corpus: Corpus, settings: GPTSettings, stages: Stage
         for share in SHARES:
             between.append({"share": share, **losses(torch.lerp(start, head, share))})
             stage.step()
+    ways = [{"way": f"after step {n}", **point} for n, point in enumerate(points)]
+    ways += [{"way": f"{100 * p['share']:.0f} % of the way to the last", **p} for p in between]
     return {
         "checkpoint_settings": trained.settings,
         "checkpoint_steps": trained.steps_taken,
@@ -113,5 +115,5 @@ def study(trained: Trained, corpus: Corpus, settings: GPTSettings, stages: Stage
         "parameters": head.numel(),
         "steps": points,
         "between": between,
-        "best": min(between, key=lambda point: point["choosing_loss"]),
+        "best": min(ways, key=lambda point: point["choosing_loss"]),
     }

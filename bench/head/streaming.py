@@ -28,15 +28,15 @@ def steps_of(part: Windows, settings: Settings) -> int:
 def fit(data: Data, model: Hidden, fresh: Tensor, settings: Settings, stage: Stage) -> dict:
     """The least-squares head of the text, with its losses there and on held-out text.
 
-    `solve_seconds`: hidden states, sums and the solve; `seconds`: the temperature's fit on as many
-    training tokens as are held out too.
+    `solve_seconds`: hidden states, sums and the solve; `seconds`: the temperature's fit too,
+    on one chunk of windows from all over the training text.
     """
     start = time.perf_counter()
     sums = sums_of(data.corpus, model, settings, stage)
     weight = sums.solve()
     solved = time.perf_counter()
     head = weight.float()
-    fitted = temperature.fit(data.corpus.spread(settings.held_out), model, head, settings.chunk)
+    fitted = temperature.fit(data.corpus.spread(settings.chunk), model, head, settings.chunk)
     end = time.perf_counter()
     held_out = sums_of(data.held_out, model, settings, stage)
     return {
