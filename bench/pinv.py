@@ -76,6 +76,8 @@ class Case:
 CASES = (
     Case("sequences", (64, 511, 128), target=3.0),
     Case("tiny", (5000, 16, 16), target=2.0),
+    Case("tiny-deficient", (5000, 16, 16), rank=9),
+    Case("tiny-float64", (5000, 16, 16), torch.float64),
     Case("wide", (64, 128, 511)),
     Case("deficient", (64, 511, 128), rank=100),
     Case("float64", (64, 511, 128), torch.float64),

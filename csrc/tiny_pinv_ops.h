@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include "csrc/checks.h"
-#include "kernels/common/tiny_pinv.h"
+#include "kernels/common/tiny_problem.h"
 
 namespace fusedstep {
 

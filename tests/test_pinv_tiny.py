@@ -186,11 +186,11 @@ def test_denormals_have_inverses(dtype, driver) -> None:
 
 @drivers
 def test_tolerances_of_each_matrix(driver) -> None:
-    A = torch.diag(torch.tensor([1.0, 0.5, 0.25], dtype=F64)).repeat(6, 1, 1)
-    atol = torch.tensor([0, 0, 0, 0.25, 0.5, 9.0], dtype=F64)
-    rtol = torch.tensor([0, 0.25, 0.5, 0.1, 0, 0], dtype=F64)
+    A = torch.diag(torch.tensor([1.0, 0.5, 0.25], dtype=F64)).repeat(7, 1, 1)
+    atol = torch.tensor([0, 0, 0, 0.25, 0.5, 9.0, math.nan], dtype=F64)
+    rtol = torch.tensor([0, 0.25, 0.5, 0.1, 0, 0, 0], dtype=F64)
     P, info = pinv(A, driver, atol=atol, rtol=rtol)
-    assert info.rank.tolist() == [3, 2, 1, 2, 1, 0]
+    assert info.rank.tolist() == [3, 2, 1, 2, 1, 0, 0]
     for inverse, rank in zip(P, info.rank, strict=True):
         expected = torch.tensor([1.0, 2.0, 4.0], dtype=F64).masked_fill(torch.arange(3) >= rank, 0)
         assert torch.equal(inverse, torch.diag(expected))

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "kernels/common/tiny_pinv.h"
+
 namespace fusedstep::cpu {
 namespace {
 

@@ -1,7 +1,7 @@
 // The pseudo-inverses of tiny matrices on the CPU: eight at once, any range by any thread.
 #pragma once
 
-#include "kernels/common/tiny_pinv.h"
+#include "kernels/common/tiny_problem.h"
 
 namespace fusedstep::cpu {
 

@@ -1,5 +1,6 @@
 // The pseudo-inverses of tiny matrices on the GPU: a warp takes one of 32 rows or columns, two of
 // up to 16 or four of up to 8, a lane a column or a row of it.
+#include "kernels/common/tiny_pinv.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/tiny_pinv.h"
 

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "kernels/common/tiny_pinv.h"
+#include "kernels/common/tiny_problem.h"
 
 namespace fusedstep::cuda {
 

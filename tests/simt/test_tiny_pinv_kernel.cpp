@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "kernels/common/tiny_pinv.h"
+#include "kernels/common/tiny_problem.h"
 #include "kernels/cpu/tiny_pinv.h"
 #include "kernels/cuda/tiny_pinv.h"
 #include "tests/simt/check.h"
