@@ -98,7 +98,8 @@ def study(trained: Trained, corpus: Corpus, settings: GPTSettings, stages: Stage
             head, seconds = solved.weight, seconds + spent
             points.append({"seconds": seconds, "loss": after, **losses(head)})
             stage.step(f"loss {after:.4f}")
-            if before - after < settings.enough * before:
+            converged = before - after < settings.enough * before
+            if converged:
                 break
 
     with stages.stage("Between the trained layer and the solved", len(SHARES)) as stage:
@@ -113,6 +114,7 @@ def study(trained: Trained, corpus: Corpus, settings: GPTSettings, stages: Stage
         "checkpoint_steps": trained.steps_taken,
         "tokens": len(tokens),
         "parameters": head.numel(),
+        "converged": converged,
         "steps": points,
         "between": between,
         "best": min(ways, key=lambda point: point["choosing_loss"]),

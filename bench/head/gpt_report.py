@@ -26,12 +26,13 @@ def table(found: dict) -> Table:
     view.add_section()
     view.add_row(f"the best on the way: {best['way']}", "", f"{best['held_out_loss']:.4f}")
     first, last = steps[0], steps[-1]
+    rest = "" if found["converged"] else ", and it still falls"
     view.caption = (
-        f"On the tokens solved for AdamW left {first['loss'] - last['loss']:.3f} nats; held out, "
-        f"the solved layer is {last['held_out_loss'] - first['held_out_loss']:+.3f}: its "
-        f"{found['parameters']:,} weights fit {found['tokens']:,} tokens too well.\nThe share of "
-        "the way was chosen on other held-out text and changes the loss by "
-        f"{best['held_out_loss'] - first['held_out_loss']:+.3f}. The model's output matrix is its "
-        "embedding;\nhere the two part: the embedding stays, a copy of it is solved."
+        f"On the tokens solved for AdamW left {first['loss'] - last['loss']:.3f} nats{rest}. Held "
+        f"out, the last layer is off by {last['held_out_loss'] - first['held_out_loss']:+.3f}:\n"
+        f"{found['parameters']:,} weights fit {found['tokens']:,} tokens too well. The best on the "
+        "way was chosen on other held-out text;\nit changes the loss by "
+        f"{best['held_out_loss'] - first['held_out_loss']:+.3f}, which is what AdamW left. The "
+        "model's output matrix is its embedding:\nhere they part, and only a copy is solved."
     )
     return view
