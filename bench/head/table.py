@@ -131,4 +131,4 @@ def variants(found: dict) -> Table:
 def _loss(value: float | None) -> str:
     if value is None:
         return "not finite"
-    return f"{value:.3f}" if value < 1e4 else f"{value:.1e}"
+    return f"{value:.3f}" if 1e-2 < value < 1e4 else f"{value:.1e}"

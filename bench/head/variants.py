@@ -34,7 +34,7 @@ def _newton_cg(facts: dict, outcome: dict) -> str:
     if facts["kernel_rank"] == facts["tokens"]:
         reason += (
             f"; the {facts['tokens']} tokens' gradients are independent, so that no mean of them "
-            "is 0: it lacks the minimum near which it is fast"
+            "is 0: nothing stops it above a loss of 0"
         )
     return reason
 
