@@ -77,7 +77,7 @@ def _trained(axes: Axes, found: dict) -> None:
 def _newton(axes: Axes, study: dict, root: bool, roof: float, title: str) -> None:
     """The variants of one kind; those that explode leave through the roof."""
     chosen = {name: v for name, v in study["variants"].items() if v["root"] == root}
-    every = [loss for v in study["variants"].values() for loss in v["losses"] if loss is not None]
+    every = [loss for v in chosen.values() for loss in v["losses"] if loss is not None]
     axes.set_ylim(0.8 * max(1e-3, min(every)), roof)
     axes.axhline(study["before"], color=GREY, lw=1, ls=":")
     lines = []
