@@ -109,7 +109,8 @@ def of_gpt(given: argparse.Namespace, settings: GPTSettings, console: Console) -
 def main(arguments: list[str]) -> int:
     """Exit status: 0 done, 2 for what the user should change, 130 after Ctrl-C."""
     console = Console(highlight=False, markup=False)
-    console.width = max(console.width, 140)  # a narrow terminal wraps; a log file need not
+    if not console.is_terminal:
+        console.width = max(console.width, 140)  # a log file need not wrap
     try:
         given = parse(arguments)
         settings = choose(given)
