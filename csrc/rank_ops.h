@@ -2,11 +2,11 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <tuple>
 
 #include "csrc/checks.h"
+#include "csrc/empty.h"
 #include "kernels/common/truncate.h"
 
 namespace fusedstep {
@@ -42,8 +42,6 @@ inline void require_sizes(const char* function, const char* argument, const Tens
 // of matrices that are not empty.
 template <typename Kernels>
 struct RankOps {
-  using ScalarType = torch::headeronly::ScalarType;
-
   static std::tuple<Tensor, Tensor, Tensor> certify(const Tensor& gram, const Tensor& inverse,
                                                     const Tensor& exists, const Tensor& atol,
                                                     const Tensor& rtol, int64_t count) {
@@ -56,12 +54,12 @@ struct RankOps {
     require_sizes(kFunction, "atol", atol, {batch}, gram);
     require_sizes(kFunction, "rtol", rtol, {batch}, gram);
     require(count >= width, kFunction, "count", -1, "be at least the width of gram", count);
-    const Tensor verdict = made({batch}, ScalarType::Int, gram);
-    const Tensor rank = made({batch}, ScalarType::Long, gram);
-    const Tensor rcond = made({batch}, ScalarType::Double, gram);
+    const Tensor verdict = empty_beside(gram, {batch}, ScalarType::Int);
+    const Tensor rank = empty_beside(gram, {batch}, ScalarType::Long);
+    const Tensor rcond = empty_beside(gram, {batch});
     if (gram.numel() > 0) {
       const int64_t strips = batch * strips_of(width);
-      const Tensor room = made({3, strips}, ScalarType::Double, gram);
+      const Tensor room = empty_beside(gram, {3, strips});
       Kernels::certify({.gram = doubles(gram),
                         .inverse = doubles(inverse),
                         .exists = static_cast<const bool*>(exists.data_ptr()),
@@ -96,11 +94,11 @@ struct RankOps {
     require_sizes(kFunction, "atol", atol, {batch}, values);
     require_sizes(kFunction, "rtol", rtol, {batch}, values);
     require(gram_count >= 0, kFunction, "gram_count", -1, "be 0 or more", gram_count);
-    const Tensor scaled = made({batch, count, width}, ScalarType::Double, values);
-    const Tensor rank = made({batch}, ScalarType::Long, values);
-    const Tensor rcond = made({batch}, ScalarType::Double, values);
+    const Tensor scaled = empty_beside(values, {batch, count, width});
+    const Tensor rank = empty_beside(values, {batch}, ScalarType::Long);
+    const Tensor rcond = empty_beside(values, {batch});
     if (vectors.numel() > 0) {
-      const Tensor inverses = made({batch, width}, ScalarType::Double, values);
+      const Tensor inverses = empty_beside(values, {batch, width});
       Kernels::truncate({.values = doubles(values),
                          .vectors = doubles(vectors),
                          .atol = doubles(atol),
@@ -119,13 +117,6 @@ struct RankOps {
                         values.get_device());
     }
     return {scaled, rank, rcond};
-  }
-
- private:
-  static double* doubles(const Tensor& tensor) { return static_cast<double*>(tensor.data_ptr()); }
-
-  static Tensor made(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
-    return torch::stable::empty(sizes, dtype, std::nullopt, like.device());
   }
 };
 

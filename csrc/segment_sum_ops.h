@@ -2,9 +2,9 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/ops.h>
 
 #include "csrc/checks.h"
+#include "csrc/empty.h"
 #include "kernels/common/segment_sum.h"
 
 namespace fusedstep {
@@ -35,8 +35,7 @@ struct SegmentSumOps {
       return;
     }
     const int64_t pieces = pieces_of(ids.numel());
-    const Tensor heads = torch::stable::empty(
-        {pieces, sums.size(1)}, torch::headeronly::ScalarType::Double, std::nullopt, sums.device());
+    const Tensor heads = empty_beside(sums, {pieces, sums.size(1)});
     const Segments segments{.rows = rows.data_ptr(),
                             .dtype = dtype,
                             .stride = rows.stride(0),

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/ops.h>
 
 #include "csrc/checks.h"
+#include "csrc/empty.h"
 #include "kernels/common/softmax.h"
 
 namespace fusedstep {
@@ -85,15 +85,11 @@ struct SoftmaxOps {
                     .rows = nullptr,
                     .writes = writes,
                     .root = root};
-    const auto doubles = [&](std::initializer_list<int64_t> sizes) {
-      return torch::stable::empty(sizes, torch::headeronly::ScalarType::Double, std::nullopt,
-                                  logits.device());
-    };
     static_assert(sizeof(SoftmaxRow) == 4 * sizeof(double));
     static_assert(sizeof(SoftmaxChunk) == 4 * sizeof(double));
-    const Tensor rows = doubles({count, 4});
+    const Tensor rows = empty_beside(logits, {count, 4});
     if (count > 0) {
-      const Tensor chunks = doubles({count * chunks_of_row(softmax), 4});
+      const Tensor chunks = empty_beside(logits, {count * chunks_of_row(softmax), 4});
       softmax.rows = static_cast<SoftmaxRow*>(rows.data_ptr());
       softmax.chunks = static_cast<SoftmaxChunk*>(chunks.data_ptr());
       Kernels::require_in_range(function, softmax);

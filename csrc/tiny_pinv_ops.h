@@ -1,11 +1,10 @@
 // The pseudo-inverses of tiny matrices as an op, for either device: arguments checked, kernels run.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <tuple>
 
 #include "csrc/checks.h"
+#include "csrc/empty.h"
 #include "kernels/common/tiny_problem.h"
 
 namespace fusedstep {
@@ -24,7 +23,6 @@ template <typename Kernels>
 struct TinyPinvOps {
   static std::tuple<Tensor, Tensor, Tensor, Tensor> pinv_tiny(const Tensor& A, const Tensor& atol,
                                                               const Tensor& rtol, bool jacobi) {
-    using torch::headeronly::ScalarType;
     constexpr const char* kFunction = "pinv_tiny";
     const Dtype dtype = require_dtype(kFunction, "A", -1, A);
     require(dtype == Dtype::kFloat32 || dtype == Dtype::kFloat64, kFunction, "A", -1,
@@ -38,13 +36,10 @@ struct TinyPinvOps {
     require_tolerance("atol", atol, A);
     require_tolerance("rtol", rtol, A);
     const int64_t count = A.size(0), rows = A.size(1), columns = A.size(2);
-    const auto empty = [&](torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
-      return torch::stable::empty(sizes, type, std::nullopt, A.device());
-    };
-    Tensor P = empty({count, columns, rows}, A.scalar_type());
-    Tensor rank = empty({count}, ScalarType::Long);
-    Tensor code = empty({count}, ScalarType::Int);
-    Tensor rcond = empty({count}, ScalarType::Double);
+    Tensor P = empty_beside(A, {count, columns, rows}, A.scalar_type());
+    Tensor rank = empty_beside(A, {count}, ScalarType::Long);
+    Tensor code = empty_beside(A, {count}, ScalarType::Int);
+    Tensor rcond = empty_beside(A, {count});
     if (A.numel() > 0) {
       Kernels::run({.A = A.data_ptr(),
                     .dtype = dtype,

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/ops.h>
 
 #include "csrc/cuda/memory.h"
 #include "csrc/cuda/stream.h"
+#include "csrc/empty.h"
 #include "csrc/gram_ops.h"
 #include "kernels/cuda/gram.h"
 
@@ -15,9 +15,8 @@ struct GramKernels {
   static void run(const GramRows& rows, const Tensor& gram_tensor) {
     const torch::stable::accelerator::DeviceGuard guard(gram_tensor.get_device());
     const int64_t size = gram_partials(rows);
-    const Tensor partials = torch::stable::empty({size}, torch::headeronly::ScalarType::Double,
-                                                 std::nullopt, gram_tensor.device());
-    auto* const data = size > 0 ? static_cast<double*>(partials.data_ptr()) : nullptr;
+    const Tensor partials = empty_beside(gram_tensor, {size});
+    auto* const data = size > 0 ? doubles(partials) : nullptr;
     check(gram(rows, data, current_stream(gram_tensor.get_device())), "launching the Gram matrix");
   }
 };

@@ -5,6 +5,7 @@
 
 #include "csrc/cuda/memory.h"
 #include "csrc/cuda/stream.h"
+#include "csrc/empty.h"
 #include "csrc/softmax_ops.h"
 #include "kernels/cuda/softmax.h"
 
@@ -16,8 +17,7 @@ struct SoftmaxKernels {
 
   static void run(const Softmax& softmax, const Tensor& logits) {
     const torch::stable::accelerator::DeviceGuard guard(logits.get_device());
-    Tensor tickets = torch::stable::empty({softmax.count}, torch::headeronly::ScalarType::Int,
-                                          std::nullopt, logits.device());
+    Tensor tickets = empty_beside(logits, {softmax.count}, ScalarType::Int);
     torch::stable::zero_(tickets);
     check(softmax_rows(softmax, static_cast<unsigned*>(tickets.data_ptr()),
                        current_stream(logits.get_device())),

@@ -4,16 +4,13 @@
 // A row-major matrix is the transpose of a column-major one, which is what the libraries know.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cstdint>
 
 #include "csrc/checks.h"
+#include "csrc/empty.h"
 
 namespace fusedstep::cuda {
-
-using torch::headeronly::ScalarType;
 
 // The libraries count in int, elements included, and XsyevBatched refuses 32768 matrices whatever
 // their size.
@@ -45,11 +42,6 @@ inline int64_t require_squares(const char* function, const char* argument, const
   return rows;
 }
 
-inline Tensor empty_beside(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
-                           ScalarType dtype = ScalarType::Double) {
-  return torch::stable::empty(sizes, dtype, std::nullopt, like.device());
-}
-
 // The matrices one after the other, to be overwritten.
 inline Tensor packed_copy(const Tensor& batch) {
   Tensor copy = empty_beside(batch, {batch.size(0), batch.size(1), batch.size(2)});
@@ -64,7 +56,6 @@ inline Tensor no_failures(const Tensor& batch) {
   return info;
 }
 
-inline double* doubles(const Tensor& tensor) { return static_cast<double*>(tensor.data_ptr()); }
 inline int* ints(const Tensor& tensor) { return static_cast<int*>(tensor.data_ptr()); }
 
 }  // namespace fusedstep::cuda
