@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "kernels/common/dtypes.h"
+#include "kernels/common/exp.h"
 
 namespace fusedstep {
 
@@ -22,7 +22,7 @@ FUSEDSTEP_HD double atanh_series(double z) {
 // rounding took from 1 + x comes back as its first-order effect, so that a small x keeps its
 // digits. Off by at most 2.4 units in the last place.
 FUSEDSTEP_HD double log1p_of(double x) {
-  constexpr double kLn2High = 0x1.62e42fefa38p-1, kLn2Low = 0x1.ef35793c7673p-45;
+  using E = Exp<double>;
   constexpr uint64_t kRootHalf = 0x3fe6a09e667f3bcdu;  // the bits of sqrt(1/2)
   constexpr uint64_t kMantissa = (uint64_t{1} << 52) - 1;
   const double sum = 1 + x;
@@ -33,7 +33,7 @@ FUSEDSTEP_HD double log1p_of(double x) {
   const double s = f / (2 + f);
   const double z = s * s;
   const double log_m = 2 * s + 2 * s * z * atanh_series<3>(z);
-  return n * kLn2High + (log_m + (n * kLn2Low + lost));
+  return n * E::kLn2High + (log_m + (n * E::kLn2Low + lost));
 }
 
 }  // namespace fusedstep

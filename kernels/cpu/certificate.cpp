@@ -3,19 +3,14 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/fold.h"
+
 namespace fusedstep::cpu {
 namespace {
 
 constexpr int kLanesOfSum = kCertificateLanes;
 
-double fold(double (&lanes)[kLanesOfSum]) {
-  for (int half = kLanesOfSum / 2; half > 0; half /= 2) {
-    for (int l = 0; l < half; ++l) {
-      lanes[l] += lanes[l + half];
-    }
-  }
-  return lanes[0];
-}
+double fold(double (&lanes)[kLanesOfSum]) { return fold_by_halves<kLanesOfSum>(lanes, Add()); }
 
 FUSEDSTEP_CLONES void add_squares(const double* x, int64_t count, double* lanes) {
   for (; count >= kLanesOfSum; count -= kLanesOfSum, x += kLanesOfSum) {

@@ -15,4 +15,12 @@ FUSEDSTEP_HD T fold_by_halves(T* lanes, Combine combine) {
   return lanes[0];
 }
 
+// What to fold a sum with.
+struct Add {
+  template <typename T>
+  FUSEDSTEP_HD T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+
 }  // namespace fusedstep::cpu

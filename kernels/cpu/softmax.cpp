@@ -12,13 +12,6 @@ namespace {
 
 constexpr int kPair = 2 * kSoftmaxLanes;
 
-struct Add {
-  template <typename T>
-  FUSEDSTEP_HD T operator()(T a, T b) const {
-    return a + b;
-  }
-};
-
 // `pairs` of lines, as in what follows.
 template <typename T>
 FUSEDSTEP_CLONES T largest(const T* x, int64_t pairs) {
