@@ -28,7 +28,7 @@ def lstsq(
         B: `[*, m, k]` of the same dtype, on the same device; the batches broadcast.
         rtol: singular values not above rtol * sigma_1 count as zero: as in `pinv`, a number or a
             tensor that broadcasts with A's batch; default eps * max(m, n).
-        driver, synchronize: as in `pinv`.
+        driver, synchronize: as in `pinv` beyond 32 rows or columns, whatever the size.
 
     Returns:
         `[*, n, k]` of A's dtype, computed in float64 and rounded once. NaN for a matrix A with an

@@ -18,7 +18,7 @@ class PinvInfo(NamedTuple):
 
     rank: Tensor  # int64: singular values that exceed the tolerance; 0 where code is not 0
     code: Tensor  # int32: 0 done, 1 an element is NaN or infinite, 2 the driver failed
-    rcond: Tensor  # float64: smallest over largest of those, or a lower bound; 0 for rank 0
+    rcond: Tensor  # float64: smallest over largest of those, or a bound below; 0 for rank 0, or NaN
 
 
 def pinv(
@@ -42,7 +42,8 @@ def pinv(
             0; rtol 0 where atol is positive, else eps * max(m, n), with the eps of float32 for half
             precisions too (128 bfloat16 eps are 1).
         hermitian: A is symmetric; only its lower triangle is read, also by the gradient.
-        driver: "auto" for m, n <= 32: QR for matrices it proves to have full rank, else "jacobi".
+        driver: with hermitian "auto" or "eigh", both of them A's own eigenvalues. Else:
+            "auto" for m, n <= 32: QR for matrices it proves to have full rank, else "jacobi".
             Beyond: Cholesky of AᵀA (or AAᵀ, the smaller) for those it proves to have that:
             CholeskyQR2 for float64 and for float32 of a condition above 2e4, else the plain one.
             The others: "qr_svd" for float64; "eigh" for float32, but "qr_svd" where what is kept
