@@ -2,7 +2,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
 #include <memory>
 #include <new>
 
@@ -20,26 +19,13 @@ struct Free {
 
 struct Kernels {
   static void run(const GramRows& rows, const Tensor& /*gram*/) {
-    cpu::GramPart part = cpu::gram_part(rows);
-    const int64_t panels = cpu::gram_panels(rows.width), pairs = cpu::gram_pairs(rows.width);
-    const int64_t row_size = panels * cpu::kGramPanel;
-    const std::unique_ptr<double[], Free> packed(
-        new (kAlign) double[part.matrices * part.count * row_size]);
-    part.packed = packed.get();
-    const auto share = [&part](auto pass, int64_t count) {
-      constexpr int64_t kWorthAThread = 4;
-      torch::stable::parallel_for(0, count, kWorthAThread,
-                                  [&](int64_t begin, int64_t end) { pass(part, begin, end); });
-    };
-    const int64_t matrices = part.matrices, count = part.count;
-    for (; part.matrix < rows.batch; part.matrix += matrices) {
-      part.matrices = std::min(matrices, rows.batch - part.matrix);
-      for (part.row = 0; part.row < rows.count; part.row += count) {
-        part.count = std::min(count, rows.count - part.row);
-        share(cpu::pack_panels, part.matrices * panels);
-        share(cpu::multiply_panels, part.matrices * pairs);
-      }
-    }
+    constexpr int64_t kWorthAThread = 4;
+    torch::stable::parallel_for(0, rows.batch * cpu::gram_pairs(rows.width), kWorthAThread,
+                                [&](int64_t begin, int64_t end) {
+                                  const std::unique_ptr<double[], Free> scratch(
+                                      new (kAlign) double[cpu::gram_scratch(rows)]);
+                                  cpu::add_pairs(rows, begin, end, scratch.get());
+                                });
   }
 };
 

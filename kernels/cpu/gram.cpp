@@ -2,6 +2,7 @@
 #include "kernels/cpu/gram.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace fusedstep::cpu {
 namespace {
@@ -71,59 +72,85 @@ FUSEDSTEP_EXACT_PRODUCTS FUSEDSTEP_CLONES void multiply(const double* a, const d
   }
 }
 
-}  // namespace
+// The panels of some rows of a matrix, each packed when it is first asked for.
+class Panels {
+ public:
+  Panels(const GramRows& all, double* scratch)
+      : all_(all), scratch_(scratch), packed_(gram_panels(all.width)) {}
 
-void pack_panels(const GramPart& part, int64_t begin, int64_t end) {
-  const GramRows& all = part.all;
-  const int64_t panels = gram_panels(all.width);
-  with_storage(all.dtype, [&](auto storage) {
-    for (int64_t at = begin; at < end; ++at) {
-      const int64_t column = at % panels * kGramPanel;
-      const int64_t width = std::min(kGramPanel, all.width - column);
-      const auto* from = static_cast<const decltype(storage)*>(all.rows) +
-                         (part.matrix + at / panels) * all.batch_stride;
-      double* to = part.packed + at * part.count * kGramPanel;
-      if (all.by_column) {
-        pack_columns(from + column * all.stride + part.row, all.stride, part.count, width, to);
-      } else {
-        pack_rows(from + part.row * all.stride + column, all.stride, part.count, width, to);
-      }
-    }
-  });
-}
-
-void multiply_panels(const GramPart& part, int64_t begin, int64_t end) {
-  const int64_t width = part.all.width;
-  const int64_t panels = gram_panels(width), pairs = gram_pairs(width);
-  int64_t matrix = begin / pairs;  // of the part
-  int64_t i = 0;                   // the pair is (i, j)
-  while ((i + 1) * (i + 2) / 2 <= begin % pairs) {
-    ++i;
+  void start(int64_t matrix, int64_t row, int64_t count) {
+    at_ = matrix * all_.batch_stride + row * (all_.by_column ? 1 : all_.stride);
+    count_ = count;
+    std::fill(packed_.begin(), packed_.end(), false);
   }
-  int64_t j = begin % pairs - i * (i + 1) / 2;
-  for (int64_t at = begin; at < end; ++at) {
-    const int64_t row = i * kGramPanel, column = j * kGramPanel;
-    const int64_t columns = std::min(kGramPanel, width - column);
-    const double* packed = part.packed + matrix * panels * kGramPanel * part.count;
-    double* gram = part.all.gram + (part.matrix + matrix) * width * width;
-    for (int64_t n = 0; n < part.count; n += kGramBlock) {
-      const double* a = packed + row * part.count + n * kGramPanel;
-      const double* b = packed + column * part.count + n * kGramPanel;
-      for (int64_t first = 0; first < kGramPanel && row + first < width; first += kAtOnce) {
-        double out[kAtOnce * kGramPanel];
-        multiply(a + first, b, std::min(kGramBlock, part.count - n), out);
-        for (int64_t k = 0; k < kAtOnce && row + first + k < width; ++k) {
-          double* to = gram + (row + first + k) * width + column;
-          for (int64_t c = 0; c < columns; ++c) {
-            to[c] += out[k * kGramPanel + c];
-          }
+
+  const double* operator[](int64_t panel) {
+    double* to = scratch_ + panel * kGramPanel * count_;
+    if (!packed_[panel]) {
+      pack(panel * kGramPanel, to);
+      packed_[panel] = true;
+    }
+    return to;
+  }
+
+ private:
+  void pack(int64_t column, double* to) const {
+    with_storage(all_.dtype, [&](auto storage) {
+      const auto* from = static_cast<const decltype(storage)*>(all_.rows) + at_;
+      const int64_t width = std::min(kGramPanel, all_.width - column);
+      if (all_.by_column) {
+        pack_columns(from + column * all_.stride, all_.stride, count_, width, to);
+      } else {
+        pack_rows(from + column, all_.stride, count_, width, to);
+      }
+    });
+  }
+
+  const GramRows& all_;
+  double* scratch_;  // [panels, count, kGramPanel]
+  std::vector<bool> packed_;
+  int64_t at_ = 0, count_ = 0;
+};
+
+// Adds to gram[row..][column..] the products of `count` rows of the panels a and b.
+void add_pair(const double* a, const double* b, int64_t count, int64_t row, int64_t column,
+              int64_t width, double* gram) {
+  const int64_t columns = std::min(kGramPanel, width - column);
+  for (int64_t n = 0; n < count;
+       n += kGramBlock, a += kGramBlock * kGramPanel, b += kGramBlock * kGramPanel) {
+    for (int64_t first = 0; first < kGramPanel && row + first < width; first += kAtOnce) {
+      double out[kAtOnce * kGramPanel];
+      multiply(a + first, b, std::min(kGramBlock, count - n), out);
+      for (int64_t k = 0; k < kAtOnce && row + first + k < width; ++k) {
+        double* to = gram + (row + first + k) * width + column;
+        for (int64_t c = 0; c < columns; ++c) {
+          to[c] += out[k * kGramPanel + c];
         }
       }
     }
-    if (++j > i) {
-      j = 0;
-      i = i + 1 < panels ? i + 1 : 0;
-      matrix += i == 0;
+  }
+}
+
+}  // namespace
+
+void add_pairs(const GramRows& all, int64_t begin, int64_t end, double* scratch) {
+  const int64_t pairs = gram_pairs(all.width), at_once = gram_rows_at_once(all);
+  Panels panels(all, scratch);
+  for (int64_t matrix = begin / pairs; matrix * pairs < end; ++matrix) {
+    const int64_t first = std::max<int64_t>(0, begin - matrix * pairs);
+    const int64_t last = std::min(pairs, end - matrix * pairs);
+    double* gram = all.gram + matrix * all.width * all.width;
+    for (int64_t row = 0; row < all.count; row += at_once) {
+      const int64_t count = std::min(at_once, all.count - row);
+      panels.start(matrix, row, count);
+      for (int64_t i = 0; i * (i + 1) / 2 < last; ++i) {
+        const int64_t of_row = i * (i + 1) / 2;
+        for (int64_t j = std::max<int64_t>(0, first - of_row); j <= std::min(i, last - of_row - 1);
+             ++j) {
+          const double* const a = panels[i];
+          add_pair(a, panels[j], count, i * kGramPanel, j * kGramPanel, all.width, gram);
+        }
+      }
     }
   }
 }

@@ -103,23 +103,9 @@ bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
 }
 
 void on_cpu(const GramRows& rows, int64_t share) {
-  cpu::GramPart part = cpu::gram_part(rows);
-  const int64_t panels = cpu::gram_panels(rows.width), matrices = part.matrices;
-  const int64_t count = part.count;
-  std::vector<double> packed(matrices * panels * cpu::kGramPanel * count + 8, NAN);
-  part.packed = packed.data();
-  const auto shares = [&](auto pass, int64_t number) {
-    for (int64_t end = number; end > 0; end -= share) {  // the last share first
-      pass(part, std::max<int64_t>(0, end - share), end);
-    }
-  };
-  for (; part.matrix < rows.batch; part.matrix += matrices) {
-    part.matrices = std::min(matrices, rows.batch - part.matrix);
-    for (part.row = 0; part.row < rows.count; part.row += count) {
-      part.count = std::min(count, rows.count - part.row);
-      shares(cpu::pack_panels, part.matrices * panels);
-      shares(cpu::multiply_panels, part.matrices * cpu::gram_pairs(rows.width));
-    }
+  std::vector<double> scratch(cpu::gram_scratch(rows) + 8, NAN);
+  for (int64_t end = rows.batch * cpu::gram_pairs(rows.width); end > 0; end -= share) {
+    cpu::add_pairs(rows, std::max<int64_t>(0, end - share), end, scratch.data());
   }
 }
 
