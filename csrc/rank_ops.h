@@ -48,6 +48,7 @@ struct RankOps {
     constexpr const char* kFunction = "certify";
     require(gram.dim() == 3, kFunction, "gram", -1, "have three dimensions", gram.dim());
     const int64_t batch = gram.size(0), width = gram.size(2);
+    require(width > 0 || batch == 0, kFunction, "gram", -1, "have columns", width);
     require_sizes(kFunction, "gram", gram, {batch, width, width}, gram);
     require_sizes(kFunction, "inverse", inverse, {batch, width, width}, gram);
     require_sizes(kFunction, "exists", exists, {batch}, gram, aoti_torch_dtype_bool());
@@ -89,6 +90,7 @@ struct RankOps {
     const int64_t batch = values.size(0), count = vectors.size(1), width = values.size(1);
     require(width > 0 || batch == 0, kFunction, "values", -1, "have columns", width);
     require_sizes(kFunction, "values", values, {batch, width}, values);
+    require(count > 0 || batch == 0, kFunction, "vectors", -1, "have rows", count);
     require_sizes(kFunction, "vectors", vectors, {batch, count, width}, values,
                   aoti_torch_dtype_float64(), false);
     require_sizes(kFunction, "atol", atol, {batch}, values);
