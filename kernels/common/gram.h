@@ -11,7 +11,8 @@
 // On a GPU a tensor core adds the products of several rows at once, in an order that is not told:
 // the same bits from run to run on the same kind of device, and those of the CPU to rounding. What
 // is fixed there is which rows are added together: pieces of rows (kernels/cuda/gram.h), each from
-// zero, and then, to what the element was, the pieces from the first on.
+// zero; then every eighth piece, from the first on; then these eight sums in order, and what the
+// element was.
 //
 // The product of two floats is exact in double, so adding it by a fused multiply-add rounds as a
 // product and a sum do.
