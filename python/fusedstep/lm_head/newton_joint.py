@@ -12,7 +12,7 @@ from fusedstep.lm_head.newton_arguments import make_problem
 from fusedstep.lm_head.newton_result import NewtonResult
 from fusedstep.lm_head.numerical import numerical
 from fusedstep.lm_head.problem import add_outer_
-from fusedstep.lm_head.softmax import directions_
+from fusedstep.lm_head.softmax import directions_, logits_of
 
 
 @numerical
@@ -72,7 +72,7 @@ def newton_joint(
     losses = [problem.loss(weight)]
     for _ in range(steps):
         for group, labels in problem.parts(group_size):
-            directions = group @ weight.mT
+            directions = logits_of(group, weight)
             rows = directions_(directions, labels)
             kernel = (
                 whole_gram(directions.mT) * whole_gram(group.mT) * torch.outer(rows.miss, rows.miss)

@@ -10,7 +10,7 @@ from fusedstep.lm_head.newton_arguments import make_problem
 from fusedstep.lm_head.newton_result import NewtonResult
 from fusedstep.lm_head.numerical import numerical
 from fusedstep.lm_head.problem import Problem, square_norms
-from fusedstep.lm_head.softmax import root_steps_, rows_for_logits, token_losses
+from fusedstep.lm_head.softmax import logits_of, root_steps_, rows_for_logits, token_losses
 
 # Tokens that one op takes in turn. Beside V exponentials, each costs a reading of the steps before
 # it in the run, 2 RUN V bytes of float32 on average, which stay in the cache; products bring later
@@ -75,7 +75,7 @@ def newton_components_recalculated(
     for _ in range(steps):
         for hidden, tokens in problem.parts(block_size):
             block = _Block(hidden, tokens, problem.loss_constant, uphill)
-            taken = block.steps_(_logits(hidden, weight))
+            taken = block.steps_(logits_of(hidden, weight))
             weight.addmm_(taken.mT, hidden, alpha=-1)
         losses.append(problem.loss(weight))
     return NewtonResult(weight, torch.stack(losses))
@@ -85,7 +85,7 @@ def _in_one_block(problem: Problem, uphill: bool) -> NewtonResult:
     """The same for tokens of a single block: all losses too follow from the first logits."""
     ((hidden, tokens),) = problem.parts(len(problem.tokens))
     block = _Block(hidden, tokens, problem.loss_constant, uphill)
-    logits = _logits(hidden, problem.weight)
+    logits = logits_of(hidden, problem.weight)
     scratch = rows_for_logits(len(tokens), problem.weight)
     losses = [token_losses(logits, tokens).mean()]
     for _ in range(problem.steps):
@@ -124,7 +124,3 @@ class _Block:
         early, late = slice(first, middle), slice(middle, end)
         logits[late].addmm_(self.gram[late, early], logits[early], alpha=-1)
         self._solve_(logits, middle, end)
-
-
-def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    return torch.mm(hidden, weight.mT, out=rows_for_logits(len(hidden), weight))

@@ -71,3 +71,8 @@ def rows_for_logits(count: int, weight: Tensor) -> Tensor:
     unit = ALIGNMENT // weight.element_size()
     stride = -(-len(weight) // unit) * unit
     return weight.new_empty(count, stride)[:, : len(weight)]
+
+
+def logits_of(hidden: Tensor, weight: Tensor) -> Tensor:
+    """hidden weightᵀ in such rows."""
+    return torch.mm(hidden, weight.mT, out=rows_for_logits(len(hidden), weight))
