@@ -9,11 +9,6 @@ namespace {
 
 static_assert(kCertificateLanes == kWarp && kCertificateRows == kWarp);
 
-// The sum of the lanes, in all of them.
-__device__ double fold(double sum) {
-  return fold_warp(sum, [](double a, double b) { return a + b; });
-}
-
 __device__ void add_squares(const double* x, int64_t count, double& sum) {
   for (int64_t j = threadIdx.x % kWarp; j < count; j += kWarp) {
     sum += x[j] * x[j];
@@ -35,9 +30,9 @@ __global__ void __launch_bounds__(kThreads) sum_strips_kernel(const Certificates
   }
   const bool has_row = first + lane < last;
   const double diagonal = has_row ? c.gram[matrix + (first + lane) * (c.width + 1)] : 0;
-  left = fold(left);
-  inverse = fold(inverse);
-  const double squares = fold(diagonal * diagonal), trace = fold(diagonal);
+  left = sum_of_warp(left);
+  inverse = sum_of_warp(inverse);
+  const double squares = sum_of_warp(diagonal * diagonal), trace = sum_of_warp(diagonal);
   if (lane == 0) {
     c.gram_strips[at] = 2 * left + squares;
     c.inverse_strips[at] = inverse;
@@ -56,9 +51,9 @@ __global__ void __launch_bounds__(kThreads) certify_kernel(const Certificates c)
     inverse += c.inverse_strips[matrix * strips + s];
     trace += c.traces[matrix * strips + s];
   }
-  gram = fold(gram);
-  inverse = fold(inverse);
-  trace = fold(trace);
+  gram = sum_of_warp(gram);
+  inverse = sum_of_warp(inverse);
+  trace = sum_of_warp(trace);
   if (threadIdx.x % kWarp == 0) {
     fusedstep::certify(c, matrix, gram, inverse, trace);
   }

@@ -5,6 +5,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/softmax.h"
 #include "kernels/cuda/vector.h"
+#include "kernels/cuda/warp.h"
 
 namespace fusedstep::cuda {
 namespace {
@@ -12,7 +13,6 @@ namespace {
 constexpr int kLines = 2;  // of a warp
 constexpr int kPackOfLanes = kSoftmaxLanes / kWarp;
 constexpr int kWarps = kThreads / kWarp;
-constexpr unsigned kEveryLane = 0xffffffffu;
 static_assert(kSoftmaxChunk == kLines * kWarps * kSoftmaxLanes && kChunkLanes == kWarp);
 
 // What a thread takes of a row.
@@ -80,16 +80,6 @@ __device__ T largest_of_warp(T x) {
   return x;
 }
 
-// Lane 0 gets the sum.
-template <typename T>
-__device__ T fold_warp(T x) {
-#pragma unroll
-  for (int half = kWarp / 2; half > 0; half /= 2) {
-    x += __shfl_down_sync(kEveryLane, x, half);
-  }
-  return x;
-}
-
 // The lanes' sums of a chunk by one warp, which has them in shared memory: a line of sums a warp.
 template <typename T, typename Lines>
 __device__ T fold_lines(const Lines& lines) {
@@ -103,7 +93,7 @@ __device__ T fold_lines(const Lines& lines) {
   }
 #pragma unroll
   for (int j = 0; j < kPackOfLanes; ++j) {
-    lanes[j] = fold_warp(lanes[j]);
+    lanes[j] = fold_to_first(lanes[j], [](T a, T b) { return a + b; });
   }
   static_assert(kPackOfLanes == 4);
   return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
@@ -125,8 +115,8 @@ __device__ void fold_row(const Softmax& s, int64_t row) {
     squares += factor * factor * __ldcg(&chunks[c].squares);
     chunks[c].weight = factor;
   }
-  rest = __shfl_sync(kEveryLane, fold_warp(rest), 0);
-  squares = __shfl_sync(kEveryLane, fold_warp(squares), 0);
+  rest = sum_of_warp(rest);
+  squares = sum_of_warp(squares);
   const double logit = __ldcg(static_cast<const T*>(s.logits) + row * s.stride + s.tokens[row]);
   SoftmaxRow result = describe_row<T>(top, rest, squares, logit);
   if (s.root.squares != nullptr) {

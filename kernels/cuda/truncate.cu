@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) truncate_kernel(const Truncation t) 
       smallest = size < smallest ? size : smallest;
     }
   }
-  rank = fold_warp(rank, [](int64_t a, int64_t b) { return a + b; });
+  rank = sum_of_warp(rank);
   smallest = fold_warp(smallest, [](double a, double b) { return a < b ? a : b; });
   if (lane == 0) {
     t.rank[matrix] = rank;

@@ -15,15 +15,27 @@ inline int64_t blocks_of_warps(int64_t warps) {
   return (warps + kWarps - 1) / kWarps;
 }
 
-// By halves: lane l takes lane l + 16, then l + 8, ... Lane 0 has the result, which all get.
+constexpr unsigned kEveryLane = 0xffffffffu;
+
+// By halves: lane l takes lane l + 16, then l + 8, ... Lane 0 has the result.
 template <typename T, typename F>
-__device__ __forceinline__ T fold_warp(T x, F&& combine) {
-  constexpr unsigned kAll = 0xffffffffu;
+__device__ __forceinline__ T fold_to_first(T x, F&& combine) {
 #pragma unroll
   for (int half = kWarp / 2; half > 0; half /= 2) {
-    x = combine(x, __shfl_down_sync(kAll, x, half));
+    x = combine(x, __shfl_down_sync(kEveryLane, x, half));
   }
-  return __shfl_sync(kAll, x, 0);
+  return x;
+}
+
+// All lanes have it.
+template <typename T, typename F>
+__device__ __forceinline__ T fold_warp(T x, F&& combine) {
+  return __shfl_sync(kEveryLane, fold_to_first(x, combine), 0);
+}
+
+template <typename T>
+__device__ __forceinline__ T sum_of_warp(T x) {
+  return fold_warp(x, [](T a, T b) { return a + b; });
 }
 
 }  // namespace fusedstep::cuda
