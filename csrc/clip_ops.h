@@ -2,8 +2,7 @@
 // run.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
+#include "csrc/empty.h"
 #include "csrc/rule_groups.h"
 #include "csrc/step_options.h"
 #include "csrc/tensor_table.h"
@@ -18,10 +17,8 @@ struct ClipOps {
     TensorTable table;
     table.assign("total_norm", tensors);
     require_scalar("total_norm", "grad_scale", grad_scale, Dtype::kFloat32, tensors[0]);
-    Tensor out = torch::stable::empty({}, torch::headeronly::ScalarType::Double, std::nullopt,
-                                      tensors[0].device());
-    Passes(table, RuleGroups(), false)
-        .norm(norm, data_or_null<float>(grad_scale), static_cast<double*>(out.data_ptr()));
+    const Tensor out = empty_beside(tensors[0], {});
+    Passes(table, RuleGroups(), false).norm(norm, data_or_null<float>(grad_scale), doubles(out));
     return out;
   }
 

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "csrc/checks.h"
+#include "csrc/empty.h"
 #include "kernels/common/quantize.h"
 #include "kernels/cpu/convert.h"
 
@@ -19,8 +20,7 @@ struct StateOps {
             "be a dense float32 tensor", "another dtype or layout");
     require_gapless(kFunction, "x", -1, x);
     Tensor codes = empty_like(x, is_signed ? aoti_torch_dtype_int8() : aoti_torch_dtype_uint8());
-    Tensor scales = torch::stable::empty(
-        {blocks_of(x.numel())}, torch::headeronly::ScalarType::Float, std::nullopt, x.device());
+    const Tensor scales = empty_beside(x, {blocks_of(x.numel())}, ScalarType::Float);
     const auto encode = [&](auto* to) {
       cpu::encode_state(static_cast<const float*>(x.data_ptr()), x.numel(), to,
                         static_cast<float*>(scales.data_ptr()));

@@ -6,8 +6,8 @@
 #include "kernels/common/quantize.h"
 #include "kernels/common/random.h"
 #include "kernels/common/remainder.h"
-#include "kernels/cuda/launch.h"
 #include "kernels/cuda/vector.h"
+#include "kernels/cuda/warp.h"
 
 namespace fusedstep::cuda {
 
@@ -72,7 +72,7 @@ __device__ float largest_of_block(const T (&values)[n], int count) {
   }
 #pragma unroll
   for (int other = kThreadsOfBlock / 2; other > 0; other /= 2) {
-    largest = nan_max(largest, __shfl_xor_sync(~0u, largest, other));
+    largest = nan_max(largest, __shfl_xor_sync(kEveryLane, largest, other));
   }
   return largest;
 }

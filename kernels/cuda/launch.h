@@ -15,6 +15,9 @@ constexpr int kWarp = 32;
 // A plain function call instead of <<<>>>, so that the SIMT harness can stand in for CUDA.
 template <int threads = kThreads, typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), int64_t blocks, cudaStream_t stream, Args... args) {
+  if (blocks > INT32_MAX) {
+    return cudaErrorInvalidConfiguration;  // as CUDA says, which would see the low 32 bits alone
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(threads);

@@ -10,7 +10,7 @@
 // clang-format on
 #pragma once
 
-#include <cuda_runtime.h>
+#include "kernels/cuda/warp.h"
 
 namespace fusedstep::cuda {
 
@@ -37,14 +37,13 @@ __device__ __forceinline__ void multiply_add(const double (&a)[4], const double 
   multiply_add_8x8x4(a[2], b[1], c[0], c[1]);
   multiply_add_8x8x4(a[3], b[1], c[2], c[3]);
 #else
-  constexpr unsigned kAll = 0xffffffffu;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
 #pragma unroll
   for (int k = 0; k < 8; ++k) {
-    const double upper = __shfl_sync(kAll, a[k / 4 * 2], 4 * g + k % 4);
-    const double lower = __shfl_sync(kAll, a[k / 4 * 2 + 1], 4 * g + k % 4);
-    const double left = __shfl_sync(kAll, b[k / 4], 4 * (2 * q) + k % 4);
-    const double right = __shfl_sync(kAll, b[k / 4], 4 * (2 * q + 1) + k % 4);
+    const double upper = __shfl_sync(kEveryLane, a[k / 4 * 2], 4 * g + k % 4);
+    const double lower = __shfl_sync(kEveryLane, a[k / 4 * 2 + 1], 4 * g + k % 4);
+    const double left = __shfl_sync(kEveryLane, b[k / 4], 4 * (2 * q) + k % 4);
+    const double right = __shfl_sync(kEveryLane, b[k / 4], 4 * (2 * q + 1) + k % 4);
     c[0] += upper * left;
     c[1] += upper * right;
     c[2] += lower * left;

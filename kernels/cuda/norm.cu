@@ -3,12 +3,12 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/vector.h"
+#include "kernels/cuda/warp.h"
 
 namespace fusedstep::cuda {
 namespace {
 
 constexpr int kLanesPerThread = kLanes / kWarp;
-constexpr unsigned kFullMask = 0xffffffffu;
 constexpr int kLoadsInFlight = 8;  // of 16 bytes, by each thread
 constexpr int kNormBlocks = 4;     // that must fit a multiprocessor at once: up to 64 registers
 
@@ -42,7 +42,7 @@ __device__ T fold_warp(T (&lanes)[Map::kPacks][Map::kPack]) {
   for (int half = kWarp / 2; half > 0; half /= 2) {
 #pragma unroll
     for (int j = 0; j < Map::kPack; ++j) {
-      lanes[0][j] = combine<norm>(lanes[0][j], __shfl_down_sync(kFullMask, lanes[0][j], half));
+      lanes[0][j] = combine<norm>(lanes[0][j], __shfl_down_sync(kEveryLane, lanes[0][j], half));
     }
   }
 #pragma unroll

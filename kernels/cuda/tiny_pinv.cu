@@ -3,6 +3,7 @@
 #include "kernels/common/tiny_pinv.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/tiny_pinv.h"
+#include "kernels/cuda/warp.h"
 
 namespace fusedstep::cuda {
 namespace {
@@ -29,11 +30,11 @@ class Lanes {
   __device__ int step() const { return side; }
   __device__ void sync() const { __syncwarp(); }
   __device__ bool here() const { return here_; }
-  __device__ bool any(bool mask) const { return __any_sync(~0u, mask); }
+  __device__ bool any(bool mask) const { return __any_sync(kEveryLane, mask); }
   __device__ bool any_here(bool mask) const { return mask; }
   __device__ bool of_matrix(bool mask) const {
     const int begin = static_cast<int>(threadIdx.x) % kWarp / side * side;
-    return (__ballot_sync(~0u, mask) >> begin & (~0u >> (kWarp - side))) != 0;
+    return (__ballot_sync(kEveryLane, mask) >> begin & (~0u >> (kWarp - side))) != 0;
   }
 
   template <typename Storage>
