@@ -68,7 +68,7 @@ def parts(root: Path, toolkit: Path | None, capability: str) -> list[Part]:
     command = [python, str(root / "setup.py"), "-q", "build_ext", "--inplace"]
     return [
         Part("build", 150, command, judge_build, "built", build, needed=True),
-        Part("GPU tests", 120, [*pytest, "-m", "gpu"], judge_pytest, "none fails", path),
+        Part("GPU tests", 170, [*pytest, "-m", "gpu"], judge_pytest, "none fails", path),
         script("bitwise", 90),
         script("graphs", 40),
         script("timings", 120),
