@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import require_count
+from fusedstep.linalg.numerics import whole_gram
 from fusedstep.lm_head.newton_arguments import make_problem
 from fusedstep.lm_head.newton_result import NewtonResult
 from fusedstep.lm_head.numerical import numerical
@@ -101,8 +102,8 @@ class _Block:
 
     def __init__(self, hidden: Tensor, tokens: Tensor, loss_constant: float, uphill: bool) -> None:
         self.tokens, self.loss_constant, self.uphill = tokens, loss_constant, uphill
-        self.squares, wide = square_norms(hidden), hidden.to(torch.float64)
-        self.gram = (wide @ wide.mT).to(hidden.dtype)
+        self.squares = square_norms(hidden)
+        self.gram = whole_gram(hidden.mT).to(hidden.dtype)
 
     def steps_(self, logits: Tensor) -> Tensor:
         """Writes D over the logits `[n, V]`: token i changes the weights by -D_i x_iᵀ."""
