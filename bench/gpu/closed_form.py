@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from least_squares import Case as LeastSquaresCase
-from micro.command import product_rate
+from micro.command import copy_rate, product_rate
 from micro.contest import alternate, timer_of
 from newton import CASES as NEWTON_CASES
 from pinv import Case, error
@@ -27,7 +27,7 @@ from .rows import Findings
 
 DEVICE = torch.device("cuda", 0)
 RATE_SIZE = 8192  # of the matrices whose product gives the rate
-COPIED = 1 << 30  # bytes of each of the two buffers
+COPIED = 1 << 27  # float64 elements copied for the bandwidth
 SECONDS = 1.0  # of timing each pair
 FEW_COLUMNS = 1024  # of all matrices together that stand for a batch which torch takes one by one
 SAMPLE = 32  # matrices whose error is looked at
@@ -80,10 +80,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def measure_bounds(found: Findings) -> Bounds:
-    source = torch.randn(COPIED // 4, device=DEVICE)
-    target = torch.empty_like(source)
-    copied = 2 * COPIED / seconds_of(lambda: target.copy_(source))
-    bounds = Bounds(product_rate(DEVICE, RATE_SIZE, torch.float64), copied)
+    bounds = Bounds(product_rate(DEVICE, RATE_SIZE, torch.float64), copy_rate(DEVICE, COPIED))
     result = f"{bounds.operations / 1e12:.3g} TFLOP/s, copy {bounds.bytes / 1e9:.0f} GB/s"
     found.row("torch's float64 product", result)
     found.figure("bounds", vars(bounds))

@@ -25,9 +25,9 @@ def product_rate(device: torch.device, size: int, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(timer_of(device)(lambda: A @ A, 1) for _ in range(7))
 
 
-def copy_rate(device: torch.device) -> float:
-    """Bytes a second that torch's copy reads and writes, the best of seven."""
-    source = torch.randn(COPIED, dtype=torch.float64, device=device)
+def copy_rate(device: torch.device, elements: int = COPIED) -> float:
+    """Bytes a second that torch's copy of float64 reads and writes, the best of seven."""
+    source = torch.randn(elements, dtype=torch.float64, device=device)
     target = torch.zeros_like(source)
     best = min(timer_of(device)(lambda: target.copy_(source), 1) for _ in range(7))
     return 2 * source.nbytes / best
