@@ -3,30 +3,23 @@
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import bench_programs
 import pytest
 import torch
 
-BENCH = Path(__file__).parents[1] / "bench"
 TINY = ["--size", "tiny", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def train_lm():
-    """The program as a module, found as Python finds it when it is run as a script."""
-    for package in ("matplotlib", "rich", "tokenizers"):
-        pytest.importorskip(package, reason=f"needs the bench extra: {package}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        import train_lm
-
-        yield train_lm
+    with bench_programs.program("train_lm") as module:
+        yield module
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +35,7 @@ def surroundings(tmp_path, monkeypatch):
 
 @pytest.fixture
 def text(tmp_path):
-    """A file of made-up sentences, long enough for a few epochs of the tiny recipe."""
-    chance = random.Random(0)
-    words = ["".join(chance.choices("abcdefgh", k=4)) for _ in range(50)]
-    path = tmp_path / "text.txt"
-    path.write_text(" ".join(chance.choices(words, k=4000)))
-    return path
+    return bench_programs.write_text(tmp_path)
 
 
 def test_a_whole_run_learns_and_leaves_a_table_a_figure_and_its_numbers(train_lm, text, capsys):
