@@ -18,8 +18,8 @@ FUSEDSTEP_SECOND_TORCH ?= torch==2.13.0
 BUILD_REQUIRES := "setuptools>=77" "pybind11>=3.0" ninja
 
 SOURCES := setup.py pyproject.toml $(wildcard python/buildtools/*.py) \
-           $(shell find csrc kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.in')
-CXX_FILES = $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+           $(shell find csrc kernels -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' -o -name '*.in')
+CXX_FILES = $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .PHONY: help
 help: ## list the targets

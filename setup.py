@@ -137,10 +137,10 @@ def module(
 
 check_tools()
 PLAN = plan_cuda()
-MODULES = [module("_C", ["csrc/*.cpp", "kernels/cpu/*.cpp"], "cpu", ["torch_cpu"], [])]
+MODULES = [module("_C", ["csrc/*.cpp", "kernels/*/*.cpp"], "cpu", ["torch_cpu"], [])]
 if PLAN.root:
     # The tensor table is used from both modules, which do not link to one another.
-    globs = ["csrc/tensor_table.cpp", "csrc/cuda/*.cpp", "kernels/cuda/*.cu"]
+    globs = ["csrc/tensor_table.cpp", "csrc/cuda/*.cpp", "kernels/*/*.cu"]
     libraries = ["torch_cpu", "torch_cuda", "cudart"]
     macros = [("USE_CUDA", None)]
     MODULES.append(module("_C_cuda", globs, "cuda", libraries, macros, PLAN.includes))

@@ -5,7 +5,7 @@
 Trains the small model of train_lm.py by torch.optim.AdamW and keeps the clipped gradients of some
 blocks of 128 neighbouring elements. Then both moments are recomputed from them, once in float32
 and once for each format stored in it after every step, as an optimizer would: an error of one
-step is in the next one's input. The formats chosen are those of kernels/common/quantize.h.
+step is in the next one's input. The formats chosen are those of kernels/optim/quantize.h.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 #include <new>
 
 #include "csrc/gram_ops.h"
-#include "kernels/cpu/gram.h"
+#include "kernels/linalg/gram_cpu.h"
 
 namespace fusedstep {
 namespace {

@@ -7,8 +7,8 @@
 
 #include "csrc/rule_groups.h"
 #include "csrc/tensor_table.h"
-#include "kernels/cpu/norm.h"
-#include "kernels/cpu/passes.h"
+#include "kernels/optim/norm_cpu.h"
+#include "kernels/optim/passes_cpu.h"
 
 namespace fusedstep {
 

@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "csrc/rank_ops.h"
-#include "kernels/cpu/certificate.h"
-#include "kernels/cpu/truncate.h"
+#include "kernels/linalg/certificate_cpu.h"
+#include "kernels/linalg/truncate_cpu.h"
 
 namespace fusedstep {
 namespace {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "csrc/checks.h"
-#include "kernels/common/gram.h"
+#include "kernels/linalg/gram.h"
 
 namespace fusedstep {
 

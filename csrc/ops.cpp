@@ -1,10 +1,10 @@
 // The one list of all ops: their schemas, with every argument that is written marked.
 #include <torch/csrc/stable/library.h>
 
-// A step is `norm` (0-d float64) and then a rule of kernels/rules, named by its file; `norm`,
+// A step is `norm` (0-d float64) and then a rule of kernels/optim/rules, named by its file; `norm`,
 // `grad_scale` and `found_inf` are read on the device. `arrays` holds what each parameter has
 // beside its gradient, array_counts[i] of them for parameter i; `roles` says what each is for
-// (kernels/common/table.h). `groups` holds the numbers of csrc/rule_groups.h, a row a parameter
+// (kernels/optim/table.h). `groups` holds the numbers of csrc/rule_groups.h, a row a parameter
 // group, and `lrs` the rates that are tensors.
 //
 // The ops with a `table` are for eager mode, where lists of tensors are dear: `table` is the
@@ -20,7 +20,7 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
       "Tensor? norm=None, Tensor? grad_scale=None, Tensor? found_inf=None, float max_norm=-1.0, "
       "bool skip_nonfinite=False) -> ()");
 
-  // float32 state to 8-bit codes (kernels/common/quantize.h) and a scale for each block of them in
+  // float32 state to 8-bit codes (kernels/optim/quantize.h) and a scale for each block of them in
   // memory, and back; to the nearest code. On the CPU only: for checkpoints.
   m.def("encode_state(Tensor x, bool signed) -> (Tensor, Tensor)");
   m.def("decode_state(Tensor codes, Tensor scales) -> Tensor");
@@ -35,18 +35,18 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
       "Tensor(b!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
       "bool skip_nonfinite) -> ()");
 
-  // Adds row order[p] of `rows` to sums[ids[p]], in the order of kernels/common/segment_sum.h.
+  // Adds row order[p] of `rows` to sums[ids[p]], in the order of kernels/lm_head/segment_sum.h.
   // `ids` ascend. On a GPU neither they nor `order` are checked, which would wait for it.
   m.def("segment_sum_(Tensor(a!) sums, Tensor rows, Tensor order, Tensor ids) -> ()");
 
   // Adds rowsᵀ rows to `gram` [k, k], for rows [n, k], or to each of [b, k, k] for [b, n, k], as
-  // kernels/common/gram.h says. Of what is above the diagonals only some is written.
+  // kernels/linalg/gram.h says. Of what is above the diagonals only some is written.
   m.def("gram_(Tensor(a!) gram, Tensor rows) -> ()");
 
   // Of each row of logits, float32 or float64, with its token: loss, 1 - p_y, |direction|² and the
-  // scale of what was written, [rows, 4] float64 (kernels/common/softmax.h). Written over the
+  // scale of what was written, [rows, 4] float64 (kernels/lm_head/softmax.h). Written over the
   // logits are directions, or the steps to the roots of the losses minus a constant
-  // (kernels/common/root_step.h): of each row by itself, or with `gram` of each after those before
+  // (kernels/lm_head/root_step.h): of each row by itself, or with `gram` of each after those before
   // it. On a GPU tokens are not checked, which would wait for it.
   m.def("softmax_losses(Tensor logits, Tensor tokens) -> Tensor");
   m.def("softmax_directions_(Tensor(a!) logits, Tensor tokens) -> Tensor");
@@ -64,7 +64,7 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
 
   // Of each G = XᵀX [k, k], X of `count` rows, and G⁻¹, which `exists` says are of use: whether
   // every singular value of X is proved to exceed max(atol, rtol * the largest). Returns a Verdict
-  // of kernels/common/certificate.h, the rank and a lower bound on the smallest over the largest.
+  // of kernels/linalg/certificate.h, the rank and a lower bound on the smallest over the largest.
   m.def(
       "certify(Tensor gram, Tensor inverse, Tensor exists, Tensor atol, Tensor rtol, int count) -> "
       "(Tensor, Tensor, Tensor)");
@@ -72,13 +72,13 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
   // Vectors [b, n, k] with each column divided by its value [b, k], or zero where the value's size
   // does not exceed max(atol, rtol * the largest); the rank; the smallest size kept over the
   // largest. gram_count > 0: the values are eigenvalues of Gram matrices of so many rows, whose
-  // square roots are compared (kernels/common/truncate.h).
+  // square roots are compared (kernels/linalg/truncate.h).
   m.def(
       "truncate_scale(Tensor values, Tensor vectors, Tensor atol, Tensor rtol, int gram_count=0) "
       "-> (Tensor, Tensor, Tensor)");
 
   // The pseudo-inverses of A [b, m, n], m and n at most 32, contiguous float32 or float64, by
-  // kernels/common/tiny_pinv.h; atol, rtol [b] float64. Returns P [b, n, m] and of each matrix the
+  // kernels/linalg/tiny_pinv.h; atol, rtol [b] float64. Returns P [b, n, m] and of each matrix the
   // rank (int64), the code of fusedstep.pinv (int32) and rcond (float64).
   m.def(
       "pinv_tiny(Tensor A, Tensor atol, Tensor rtol, bool jacobi) -> "

@@ -7,7 +7,7 @@
 
 #include "csrc/checks.h"
 #include "csrc/empty.h"
-#include "kernels/common/truncate.h"
+#include "kernels/linalg/truncate.h"
 
 namespace fusedstep {
 

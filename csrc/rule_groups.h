@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "csrc/checks.h"
-#include "kernels/common/rule.h"
+#include "kernels/optim/rule.h"
 
 namespace fusedstep {
 

@@ -5,7 +5,7 @@
 
 #include "csrc/checks.h"
 #include "csrc/empty.h"
-#include "kernels/common/segment_sum.h"
+#include "kernels/lm_head/segment_sum.h"
 
 namespace fusedstep {
 

@@ -5,7 +5,7 @@
 
 #include "csrc/checks.h"
 #include "csrc/empty.h"
-#include "kernels/common/softmax.h"
+#include "kernels/lm_head/softmax.h"
 
 namespace fusedstep {
 

@@ -7,8 +7,8 @@
 
 #include "csrc/checks.h"
 #include "csrc/empty.h"
-#include "kernels/common/quantize.h"
-#include "kernels/cpu/convert.h"
+#include "kernels/optim/quantize.h"
+#include "kernels/optim/convert.h"
 
 namespace fusedstep {
 

@@ -64,7 +64,7 @@ struct StepOps {
   static const RuleEntry<typename Passes::Step>& require_rule(const char* function,
                                                               const std::string& name) {
     const auto* entry = find_rule<typename Passes::Step>(name);
-    require(entry != nullptr, function, "rule", -1, "be one of kernels/rules", name);
+    require(entry != nullptr, function, "rule", -1, "be one of kernels/optim/rules", name);
     return *entry;
   }
 

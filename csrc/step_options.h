@@ -3,7 +3,7 @@
 #pragma once
 
 #include "csrc/checks.h"
-#include "kernels/common/clip.h"
+#include "kernels/optim/clip.h"
 
 namespace fusedstep {
 

@@ -3,7 +3,7 @@
 #include "csrc/tensor_table.h"
 
 #include "csrc/checks.h"
-#include "kernels/common/quantize.h"
+#include "kernels/optim/quantize.h"
 
 namespace fusedstep {
 namespace {
@@ -15,7 +15,7 @@ void require_array(const char* function, int64_t i, const Tensor& array, int64_t
   const Dtype computed = compute_dtype(row.param_dtype);
   const bool wide = computed == Dtype::kFloat64;
   require(role >= 0 && role < kNumRoles && row.dtypes[role] == Dtype::kNone, function, "roles", i,
-          "be one of kernels/common/table.h, each once a parameter", role);
+          "be one of kernels/optim/table.h, each once a parameter", role);
   if (role == kStep) {
     require_scalar(function, "arrays", i, array, Dtype::kFloat32, param);
     return;

@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "csrc/tensor.h"
-#include "kernels/common/layout.h"
+#include "kernels/optim/layout.h"
 
 namespace fusedstep {
 
@@ -19,7 +19,7 @@ class TensorTable {
   struct Slot {
     Tensor param;
     Tensors arrays;
-    std::vector<int64_t> roles;  // of the arrays: kernels/common/table.h
+    std::vector<int64_t> roles;  // of the arrays: kernels/optim/table.h
     Row row;
   };
 

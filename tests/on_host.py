@@ -1,6 +1,6 @@
 """The CUDA ops compiled for the host: their build, as fixtures, and what their tests share.
 
-csrc/cuda and kernels/cuda are compiled as they are against the SIMT harness (tests/simt), whose
+csrc/cuda and the kernels are compiled as they are against the SIMT harness (tests/simt), whose
 copies are late and whose allocations obey the rules of graph capture.
 """
 
@@ -36,7 +36,7 @@ SOURCES = (
     "tests/simt/torch/ops.cpp",
     "tests/simt/torch/solvers.cpp",
 )
-GLOBS = ("kernels/cuda/*.cu", "tests/simt/src/*.cpp")
+GLOBS = ("kernels/*/*.cu", "tests/simt/src/*.cpp")
 # As in CMakeLists.txt; -Bsymbolic makes the module's own stand-ins for torch's CUDA calls count.
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-DFUSEDSTEP_SIMT", "-w"]
 FLAGS += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DUSE_CUDA"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusedstep.optim.arrays import Role
 
-# csrc/rule_groups.h, then kernels/rules/adam.h's Group
+# csrc/rule_groups.h, then kernels/optim/rules/adam.h's Group
 NAMES = (
     *("lr", "lr_is_tensor", "maximize", "average_decay", "stochastic", "seed_low", "seed_high"),
     *("beta1", "beta2", "eps", "weight_decay", "decoupled", "amsgrad"),

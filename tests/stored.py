@@ -14,7 +14,7 @@ from torch import Tensor
 from fusedstep import _C
 from fusedstep.optim.arrays import Role, compute_dtype
 
-BLOCK = 128  # elements that share a scale: kBlock of kernels/common/quantize.h
+BLOCK = 128  # elements that share a scale: kBlock of kernels/optim/quantize.h
 SEED = 77
 SIGNED = {"exp_avg", "grad_avg", "momentum_buffer"}  # what else there is is never negative
 

@@ -176,8 +176,8 @@ def tools_lack() -> str:
     return ""
 
 
-INSTANCE = """#include "kernels/cuda/step.h"
-#include "kernels/rules/adam.h"
+INSTANCE = """#include "kernels/optim/step.cuh"
+#include "kernels/optim/rules/adam.h"
 template __global__ void fusedstep::cuda::step_kernel<fusedstep::adam::Rule, float, {uniform}>(
     const fusedstep::Table, const fusedstep::Clip, int64_t, unsigned*);
 """
@@ -190,20 +190,20 @@ IN_PTX = "(__CUDA_ARCH__)\n  // Said in PTX"
 @pytest.mark.parametrize(
     ("uniform", "file", "text", "planted", "found"),
     [
-        (True, "step.h", BLOCKS, BLOCKS, []),
-        (False, "step.h", BLOCKS, BLOCKS, []),
-        (True, "step.h", BLOCKS, "8", ["spill stores", "spill loads"]),
-        (False, "step.h", BLOCKS, "3", ["spill stores", "spill loads"]),
-        (True, "vector.h", "kAccess = 16", "kAccess = 4", ["accesses of 16 bytes: must be there"]),
-        (False, "vector.h", f"#if defined{IN_PTX}", f"#if 0 && defined{IN_PTX}", ["stores of 16"]),
-        (True, "vector.h", "__isGlobal(p)", "p != nullptr", ["generic accesses in loops"]),
+        (True, "optim/step.cuh", BLOCKS, BLOCKS, []),
+        (False, "optim/step.cuh", BLOCKS, BLOCKS, []),
+        (True, "optim/step.cuh", BLOCKS, "8", ["spill stores", "spill loads"]),
+        (False, "optim/step.cuh", BLOCKS, "3", ["spill stores", "spill loads"]),
+        (True, "common/vector.cuh", "kAccess = 16", "kAccess = 4", ["accesses of 16 bytes: must be there"]),
+        (False, "common/vector.cuh", f"#if defined{IN_PTX}", f"#if 0 && defined{IN_PTX}", ["stores of 16"]),
+        (True, "common/vector.cuh", "__isGlobal(p)", "p != nullptr", ["generic accesses in loops"]),
     ],
 )
 def test_planted_faults_are_found_in_the_compiled_kernel(
     uniform: bool, file: str, text: str, planted: str, found: list[str], tmp_path: Path
 ) -> None:
     shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
-    header = tmp_path / "kernels" / "cuda" / file
+    header = tmp_path / "kernels" / file
     assert text in header.read_text()
     header.write_text(header.read_text().replace(text, planted))
     source = tmp_path / "instance.cu"

@@ -193,7 +193,7 @@ def test_bits_are_compared_and_one_wrong_bit_is_found(gpu, monkeypatch, tmp_path
     assert all(row.passed and row.result.startswith("0 of ") for row in rows)
     names = [trial.name for trial in gpu.bitwise.TRIALS]
     assert len(set(names)) == len(names)
-    rules = {path.stem for path in (BENCH.parent / "kernels" / "rules").glob("*.h")}
+    rules = {path.stem for path in (BENCH.parent / "kernels" / "optim" / "rules").glob("*.h")}
     tried = {trial.optimizer([torch.zeros(1)])._rule for trial in gpu.bitwise.TRIALS}
     assert rules - tried == {"scale", "muon"}  # the clip's, and one that multiplies matrices
 

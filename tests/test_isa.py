@@ -38,7 +38,7 @@ SETS = {
         ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
     ),
 }
-NORMS = {0: 2.0, 1: 1.0, 2: float("inf")}  # kernels/common/norm.h's enum Norm
+NORMS = {0: 2.0, 1: 1.0, 2: float("inf")}  # kernels/optim/norm.h's enum Norm
 OPTIONS = [0.01, 0.9, 0.999, 1e-8, 0.1, 1.0, 1.0]  # lr, betas, eps, weight decay, amsgrad, max norm
 
 
@@ -54,7 +54,7 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if lacking:
         pytest.skip(f"this CPU lacks {', '.join(sorted(lacking))}")
     library = tmp_path_factory.mktemp("isa") / f"{request.param}.so"
-    sources = [ROOT / "tests/isa/entry.cpp", *(ROOT / "kernels/cpu").glob("*.cpp")]
+    sources = [ROOT / "tests/isa/entry.cpp", *(ROOT / "kernels").glob("*/*.cpp")]
     sources += write_sources("cpu", library.parent / "rules")
     # Without clones there is nothing for the loader to choose from; and without the fused
     # multiply-adds of exact products (tests/test_gram.py), none may be left.

@@ -18,7 +18,7 @@ LANES = 32
 
 
 def sum_in_lanes(rows: list[np.ndarray]) -> float:
-    """In the order of kernels/common/certificate.h: element j to lane j % 32; by halves."""
+    """In the order of kernels/linalg/certificate.h: element j to lane j % 32; by halves."""
     lanes = np.zeros(LANES)
     for row in rows:
         for begin in range(0, len(row), LANES):

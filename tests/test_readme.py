@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A path at the start of a paragraph, and the code that follows the paragraph.
 FILE = re.compile(r"^`([\w/]+\.(?:h|py))`: .*?\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-KINDS = ("kernels/rules", "python/fusedstep/optim", "python/fusedstep/reference", "tests")
+KINDS = ("kernels/optim/rules", "python/fusedstep/optim", "python/fusedstep/reference", "tests")
 
 
 def files_of_the_walk() -> dict[str, str]:

@@ -14,7 +14,7 @@ NOT_STABLE = ("torch/", "ATen/", "c10/", "caffe2/")
 
 
 def sources(folder: str) -> list[Path]:
-    found = [p for p in sorted((ROOT / folder).rglob("*")) if p.suffix in (".h", ".cpp", ".cu")]
+    found = [p for p in sorted((ROOT / folder).rglob("*")) if p.suffix in (".h", ".cpp", ".cuh", ".cu")]
     assert found, f"no sources below {folder}"
     return found
 

@@ -80,7 +80,7 @@ def test_trap_4_gradients_are_not_rewritten_unasked(kind: Kind) -> None:
 def test_trap_5_rules_call_no_pow_and_norms_are_not_taken_in_half_precision() -> None:
     """torch's Adagrad calls pow for every element; a norm in bfloat16 is off by 0.2 %."""
     for path in (ROOT / "kernels").rglob("*"):
-        if path.suffix in (".h", ".cpp", ".cu"):
+        if path.suffix in (".h", ".cpp", ".cuh", ".cu"):
             code = re.sub(r"//.*", "", path.read_text())
             assert not re.search(r"\b(std::)?powf?\(", code), path
     (param,) = make_params((1000,), dtype=torch.bfloat16)

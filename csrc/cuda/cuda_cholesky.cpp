@@ -7,7 +7,7 @@
 #include "csrc/cuda/solver_handles.h"
 #include "csrc/cuda/solver_ops.h"
 #include "csrc/cuda/stream.h"
-#include "kernels/cuda/unit_matrices.h"
+#include "kernels/linalg/unit_matrices.cuh"
 
 namespace fusedstep::cuda {
 namespace {

@@ -7,7 +7,7 @@
 #include "csrc/cuda/stream.h"
 #include "csrc/empty.h"
 #include "csrc/gram_ops.h"
-#include "kernels/cuda/gram.h"
+#include "kernels/linalg/gram.cuh"
 
 namespace fusedstep::cuda {
 

@@ -9,8 +9,8 @@
 #include "csrc/cuda/borrowed_table.h"
 #include "csrc/cuda/stream.h"
 #include "csrc/rule_groups.h"
-#include "kernels/cuda/norm.h"
-#include "kernels/cuda/passes.h"
+#include "kernels/optim/norm.cuh"
+#include "kernels/optim/passes.cuh"
 
 namespace fusedstep::cuda {
 

@@ -6,8 +6,8 @@
 #include "csrc/cuda/memory.h"
 #include "csrc/cuda/stream.h"
 #include "csrc/rank_ops.h"
-#include "kernels/cuda/certificate.h"
-#include "kernels/cuda/truncate.h"
+#include "kernels/linalg/certificate.cuh"
+#include "kernels/linalg/truncate.cuh"
 
 namespace fusedstep::cuda {
 

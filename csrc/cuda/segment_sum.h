@@ -6,7 +6,7 @@
 #include "csrc/cuda/memory.h"
 #include "csrc/cuda/stream.h"
 #include "csrc/segment_sum_ops.h"
-#include "kernels/cuda/segment_sum.h"
+#include "kernels/lm_head/segment_sum.cuh"
 
 namespace fusedstep::cuda {
 

@@ -7,7 +7,7 @@
 #include "csrc/cuda/stream.h"
 #include "csrc/empty.h"
 #include "csrc/softmax_ops.h"
-#include "kernels/cuda/softmax.h"
+#include "kernels/lm_head/softmax.cuh"
 
 namespace fusedstep::cuda {
 

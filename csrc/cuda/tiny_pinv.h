@@ -6,7 +6,7 @@
 #include "csrc/cuda/memory.h"
 #include "csrc/cuda/stream.h"
 #include "csrc/tiny_pinv_ops.h"
-#include "kernels/cuda/tiny_pinv.h"
+#include "kernels/linalg/tiny_pinv.cuh"
 
 namespace fusedstep::cuda {
 

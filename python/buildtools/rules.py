@@ -1,4 +1,4 @@
-"""Makes the source files that compile each rule of kernels/rules: a rule itself is one header."""
+"""Makes the source files that compile each rule of kernels/optim/rules: a rule itself is one header."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def write_sources(device: str, folder: Path, root: Path = ROOT) -> list[Path]:
     A file whose text is right is left alone: a newer time would mean compiling it again. What an
     earlier build left for a rule that is gone is removed.
     """
-    (template,) = (root / "kernels" / device).glob("rule.*.in")
-    suffix = template.suffixes[-2]
+    suffix = {"cpu": ".cpp", "cuda": ".cu"}[device]
+    template = root / "kernels" / "optim" / f"rule{suffix}.in"
     folder.mkdir(parents=True, exist_ok=True)
     sources = []
-    for rule in sorted((root / "kernels" / "rules").glob("*.h")):
+    for rule in sorted((root / "kernels" / "optim" / "rules").glob("*.h")):
         source = folder / f"{rule.stem}{suffix}"
         text = template.read_text().replace("@stem@", rule.stem)
         if not source.exists() or source.read_text() != text:

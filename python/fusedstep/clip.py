@@ -44,7 +44,7 @@ def get_total_norm(
 
     Returns:
         0-d float32 on the first tensor's device, whatever the tensors' dtypes: the same bits for
-        any number of threads and on any device (the order is in kernels/common/norm.h). 0 on the
+        any number of threads and on any device (the order is in kernels/optim/norm.h). 0 on the
         CPU for an empty list. Of DTensors it is the norm of the whole, a plain tensor with the same
         bits on every rank.
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 128  # kBlock of kernels/common/quantize.h: elements that share a scale
+BLOCK = 128  # kBlock of kernels/optim/quantize.h: elements that share a scale
 
 
 def blocks_of(size: int) -> int:

@@ -59,7 +59,7 @@ def inspect(toolkit: Path, nvdisasm: Path, source: Path, flags: list[str]) -> li
 def inspect_all(toolkit: Path, nvdisasm: Path, flags: list[str]) -> list[Kernel]:
     """The kernels of the norm and of every rule."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max_workers=2) as pool:
-        sources = sorted((ROOT / "kernels" / "cuda").glob("*.cu"))
+        sources = sorted((ROOT / "kernels").glob("*/*.cu"))
         sources += write_sources("cuda", Path(folder))
         lists = pool.map(lambda source: inspect(toolkit, nvdisasm, source, flags), sources)
         return [kernel for found in lists for kernel in found]

@@ -1,8 +1,8 @@
 // The generator and the number formats of kernels/common behind a C interface, for
 // tests/compiled_formats.py.
-#include "kernels/common/quantize.h"
-#include "kernels/common/random.h"
-#include "kernels/common/remainder.h"
+#include "kernels/optim/quantize.h"
+#include "kernels/optim/random.h"
+#include "kernels/optim/remainder.h"
 
 using namespace fusedstep;
 

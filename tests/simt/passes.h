@@ -8,10 +8,10 @@
 #include <ranges>
 #include <vector>
 
-#include "kernels/cpu/norm.h"
-#include "kernels/cpu/passes.h"
-#include "kernels/cuda/norm.h"
-#include "kernels/cuda/passes.h"
+#include "kernels/optim/norm_cpu.h"
+#include "kernels/optim/passes_cpu.h"
+#include "kernels/optim/norm.cuh"
+#include "kernels/optim/passes.cuh"
 #include "tests/simt/check.h"
 #include "tests/simt/problem.h"
 

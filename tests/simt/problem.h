@@ -9,8 +9,8 @@
 #include <random>
 #include <vector>
 
-#include "kernels/common/layout.h"
-#include "kernels/common/quantize.h"
+#include "kernels/optim/layout.h"
+#include "kernels/optim/quantize.h"
 
 namespace fusedstep {
 

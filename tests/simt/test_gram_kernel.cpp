@@ -1,14 +1,14 @@
 // Gram matrices: the CUDA kernels in the harness, where the products of an mma are added one after
-// the other, and the order of kernels/cuda/gram.h written out agree bit for bit; the CPU kernel
-// under any split of the work and the order of kernels/common/gram.h do, too.
+// the other, and the order of kernels/linalg/gram.cuh written out agree bit for bit; the CPU kernel
+// under any split of the work and the order of kernels/linalg/gram.h do, too.
 #include <algorithm>
 #include <cmath>
 #include <memory>
 #include <random>
 #include <vector>
 
-#include "kernels/cpu/gram.h"
-#include "kernels/cuda/gram.h"
+#include "kernels/linalg/gram_cpu.h"
+#include "kernels/linalg/gram.cuh"
 #include "tests/simt/check.h"
 #include "tests/simt/launch_in_test.h"
 

@@ -8,7 +8,7 @@ namespace {
 
 constexpr Norm kNorms[] = {Norm::kTwo, Norm::kOne, Norm::kInf};
 
-// The definition in kernels/common/norm.h, element by element.
+// The definition in kernels/optim/norm.h, element by element.
 template <Norm norm, typename T>
 T fold(std::vector<T> lanes) {
   for (size_t half = lanes.size() / 2; half > 0; half /= 2) {

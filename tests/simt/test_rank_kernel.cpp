@@ -7,10 +7,10 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cpu/certificate.h"
-#include "kernels/cpu/truncate.h"
-#include "kernels/cuda/certificate.h"
-#include "kernels/cuda/truncate.h"
+#include "kernels/linalg/certificate_cpu.h"
+#include "kernels/linalg/truncate_cpu.h"
+#include "kernels/linalg/certificate.cuh"
+#include "kernels/linalg/truncate.cuh"
 #include "tests/simt/check.h"
 #include "tests/simt/launch_in_test.h"
 

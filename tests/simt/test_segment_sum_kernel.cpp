@@ -7,9 +7,9 @@
 #include <random>
 #include <vector>
 
-#include "kernels/common/segment_sum.h"
-#include "kernels/cpu/segment_sum.h"
-#include "kernels/cuda/segment_sum.h"
+#include "kernels/lm_head/segment_sum.h"
+#include "kernels/lm_head/segment_sum_cpu.h"
+#include "kernels/lm_head/segment_sum.cuh"
 #include "tests/simt/check.h"
 #include "tests/simt/launch_in_test.h"
 
@@ -64,7 +64,7 @@ struct Example {
             .heads = heads};
   }
 
-  // The definition in kernels/common/segment_sum.h, element by element.
+  // The definition in kernels/lm_head/segment_sum.h, element by element.
   std::vector<double> by_definition() const {
     std::vector<double> result = sums;
     for (int64_t k = 0; k < shape.width; ++k) {

@@ -6,9 +6,9 @@
 #include <random>
 #include <vector>
 
-#include "kernels/common/tiny_problem.h"
-#include "kernels/cpu/tiny_pinv.h"
-#include "kernels/cuda/tiny_pinv.h"
+#include "kernels/linalg/tiny_problem.h"
+#include "kernels/linalg/tiny_pinv_cpu.h"
+#include "kernels/linalg/tiny_pinv.cuh"
 #include "tests/simt/check.h"
 #include "tests/simt/launch_in_test.h"
 

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "kernels/cuda/unit_matrices.h"
+#include "kernels/linalg/unit_matrices.cuh"
 #include "tests/simt/check.h"
 #include "tests/simt/launch_in_test.h"
 

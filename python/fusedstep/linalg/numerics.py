@@ -14,7 +14,7 @@ UNIT = 2.0**-53  # the unit roundoff of float64, in which every driver computes
 
 
 class Verdict(IntEnum):
-    """What a certificate says of a matrix; as in kernels/common/certificate.h."""
+    """What a certificate says of a matrix; as in kernels/linalg/certificate.h."""
 
     CERTIFIED = 0  # no singular value counts as zero
     NOT_FINITE = 1  # there is a NaN or an infinity
@@ -50,7 +50,7 @@ class Tolerance:
 def gram_error(rows: int, columns: int) -> float:
     """How far the eigenvalues of a computed Gram matrix may be off, relative to the largest.
 
-    For a tolerance that is chosen on the host; kernels/common/gram.h has it for all else.
+    For a tolerance that is chosen on the host; kernels/linalg/gram.h has it for all else.
     """
     return 8 * UNIT * (math.sqrt(rows) + columns)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from fusedstep.linalg.factors import Choice, factorise
 from fusedstep.linalg.numerics import Tolerance
 
-TINY = 32  # kLargest of kernels/common/tiny_matrix.h: rows and columns that its kernels take
+TINY = 32  # kLargest of kernels/linalg/tiny_matrix.h: rows and columns that its kernels take
 CHUNK_BYTES = 2**22  # of A in float64, on a CPU: what follows finds it in a cache
 
 

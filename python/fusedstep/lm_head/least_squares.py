@@ -91,8 +91,8 @@ class LeastSquares:
                 those of the sums waits for it.
 
         C has the same bits for any number of threads and on any device (the order is in
-        kernels/common/segment_sum.h); G, but for float64, for any number of threads on a CPU and
-        from run to run on a GPU (kernels/common/gram.h).
+        kernels/lm_head/segment_sum.h); G, but for float64, for any number of threads on a CPU and
+        from run to run on a GPU (kernels/linalg/gram.h).
         """
         function = f"{type(self).__name__}.update"
         vocabulary, d = self._sums.shape

@@ -5,7 +5,7 @@ it is small, and 1 - p_y cancels. Hence two factors: p - e_y = miss * direction,
 miss = 1 - p_y, and direction is the softmax over all classes but y, with -1 in the place of y.
 
 Logits are `[n, V]`, float32 or float64, with neighbouring elements of a row neighbours in memory;
-tokens `[n]` are int64 in [0, V), which on a GPU nobody checks. kernels/common/softmax.h defines the
+tokens `[n]` are int64 in [0, V), which on a GPU nobody checks. kernels/lm_head/softmax.h defines the
 bits, which are the same on every device.
 """
 
@@ -48,7 +48,7 @@ def root_steps_(
     """Writes Newton's steps to the roots of loss - loss_constant over the logits.
 
     Row n becomes D_n, with which the token's step is W -= D_n x_nᵀ: (loss - constant) direction
-    over miss |direction|² |x_n|² (kernels/common/root_step.h). Not `uphill`: 0 where the loss is
+    over miss |direction|² |x_n|² (kernels/lm_head/root_step.h). Not `uphill`: 0 where the loss is
     below the constant.
 
     Args:

@@ -1,4 +1,4 @@
-"""Adagrad: Duchi, Hazan and Singer 2011. The formula itself is in kernels/rules/adagrad.h."""
+"""Adagrad: Duchi, Hazan and Singer 2011. The formula itself is in kernels/optim/rules/adagrad.h."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adam: Kingma and Ba 2015, Algorithm 1. The formula itself is in kernels/rules/adam.h."""
+"""Adam: Kingma and Ba 2015, Algorithm 1. The formula itself is in kernels/optim/rules/adam.h."""
 
 from __future__ import annotations
 

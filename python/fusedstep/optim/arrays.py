@@ -13,7 +13,7 @@ from fusedstep.optim.modes import Mode
 
 
 class Role(IntEnum):
-    """enum Role of kernels/common/table.h."""
+    """enum Role of kernels/optim/table.h."""
 
     STATE = 0  # and the next two
     SCALE = 3  # and the next two

@@ -27,7 +27,7 @@ class FusedOptimizer(OptionAttributes, Averages, Protocol):
     With `fused=False` or `foreach=True` the step is torch's own, which serves as the reference.
     """
 
-    _rule: ClassVar[str]  # the stem of its file in kernels/rules
+    _rule: ClassVar[str]  # the stem of its file in kernels/optim/rules
     _plan: ClassVar[type[Plan]] = Plan
 
     # What the class of a rule says of parameter group `index` (None: of the constructor's

@@ -1,4 +1,4 @@
-"""Lion: Chen et al. 2023, Algorithm 2. The formula itself is in kernels/rules/lion.h."""
+"""Lion: Chen et al. 2023, Algorithm 2. The formula itself is in kernels/optim/rules/lion.h."""
 
 from __future__ import annotations
 

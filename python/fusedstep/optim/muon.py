@@ -1,4 +1,4 @@
-"""Muon: Jordan 2024. The formula itself is in kernels/rules/muon.h and newton_schulz.py."""
+"""Muon: Jordan 2024. The formula itself is in kernels/optim/rules/muon.h and newton_schulz.py."""
 
 from __future__ import annotations
 

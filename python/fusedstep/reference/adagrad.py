@@ -1,4 +1,4 @@
-"""The rule of kernels/rules/adagrad.h: Adagrad on one tensor."""
+"""The rule of kernels/optim/rules/adagrad.h: Adagrad on one tensor."""
 
 from __future__ import annotations
 

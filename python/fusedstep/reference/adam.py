@@ -1,4 +1,4 @@
-"""The rule of kernels/rules/adam.h: Adam, AdamW and amsgrad on one tensor."""
+"""The rule of kernels/optim/rules/adam.h: Adam, AdamW and amsgrad on one tensor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AdamGroup:
 
 
 def power(base: float, exponent: int) -> float:
-    """base^exponent by repeated squaring: kernels/common/power.h."""
+    """base^exponent by repeated squaring: kernels/optim/power.h."""
     result = 1.0
     while exponent > 0:
         if exponent & 1:

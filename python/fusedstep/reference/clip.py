@@ -1,4 +1,4 @@
-"""By how much gradients are multiplied, or that a step is skipped: kernels/common/clip.h."""
+"""By how much gradients are multiplied, or that a step is skipped: kernels/optim/clip.h."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def store_state(x: np.ndarray, form: Stored, random16: np.ndarray) -> Stored:
 
 
 def average(old: np.ndarray, param: np.ndarray, decay: float) -> np.ndarray:
-    """The moving average of parameters: kernels/common/average.h."""
+    """The moving average of parameters: kernels/optim/average.h."""
     T = old.dtype.type
     with np.errstate(all="ignore"):
         return T(decay) * old + T(1 - decay) * param

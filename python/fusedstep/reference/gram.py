@@ -1,4 +1,4 @@
-"""The Gram matrix of rows in the order of kernels/common/gram.h, which defines its bits."""
+"""The Gram matrix of rows in the order of kernels/linalg/gram.h, which defines its bits."""
 
 from __future__ import annotations
 

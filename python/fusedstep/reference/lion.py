@@ -1,4 +1,4 @@
-"""The rule of kernels/rules/lion.h: Lion on one tensor."""
+"""The rule of kernels/optim/rules/lion.h: Lion on one tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rule of kernels/rules/muon.h: what comes before and after Muon's matrix products."""
+"""The rule of kernels/optim/rules/muon.h: what comes before and after Muon's matrix products."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The global norm in the order of kernels/common/norm.h, which defines its bits."""
+"""The global norm in the order of kernels/optim/norm.h, which defines its bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The number formats of kernels/common/quantize.h and remainder.h, as bits and codes."""
+"""The number formats of kernels/optim/quantize.h and remainder.h, as bits and codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The random bits of kernels/common/random.h: Philox4x32-10 of (seed, step, array, element)."""
+"""The random bits of kernels/optim/random.h: Philox4x32-10 of (seed, step, array, element)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rule of kernels/rules/rmsprop.h: RMSprop, centered or not, with momentum or not."""
+"""The rule of kernels/optim/rules/rmsprop.h: RMSprop, centered or not, with momentum or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sums of rows by id in the order of kernels/common/segment_sum.h, which defines their bits."""
+"""Sums of rows by id in the order of kernels/lm_head/segment_sum.h, which defines their bits."""
 
 from __future__ import annotations
 

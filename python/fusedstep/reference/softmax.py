@@ -1,4 +1,4 @@
-"""Loss and gradient of rows of logits in the order of kernels/common/softmax.h: the same bits."""
+"""Loss and gradient of rows of logits in the order of kernels/lm_head/softmax.h: the same bits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CHUNK = 2048  # classes
 LANES = 128  # of a line of a chunk
 CHUNK_LANES = 32
 
-# Of kernels/common/exp.h: the integers, the mantissa's bits, last term, bias, log 2 in two parts,
+# Of kernels/lm_head/exp.h: the integers, the mantissa's bits, last term, bias, log 2 in two parts,
 # least argument.
 _EXP = {
     np.dtype(np.float32): (np.int32, 23, 7, 127, "0x1.62e4p-1", "0x1.7f7d1cp-20", -87.3),
@@ -22,7 +22,7 @@ _ROOT_HALF = 0x3FE6A09E667F3BCD  # the bits of sqrt(1/2)
 
 
 def exp(x: np.ndarray) -> np.ndarray:
-    """exp(x) of float32 or float64 x <= 0 by kernels/common/exp.h."""
+    """exp(x) of float32 or float64 x <= 0 by kernels/lm_head/exp.h."""
     integer, mantissa, degree, bias, high, low, least = _EXP[x.dtype]
     of = x.dtype.type
     shift = of(1.5 * 2.0**mantissa + bias)
@@ -38,7 +38,7 @@ def exp(x: np.ndarray) -> np.ndarray:
 
 
 def log1p(x: np.ndarray) -> np.ndarray:
-    """log(1 + x) of float64 x >= 0 by kernels/common/log1p.h."""
+    """log(1 + x) of float64 x >= 0 by kernels/lm_head/log1p.h."""
     total = 1 + x
     lost = (x - (total - 1)) / total
     above = total.view(np.int64) - _ROOT_HALF

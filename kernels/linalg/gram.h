@@ -1,0 +1,48 @@
+// Gram matrices of rows narrower than float64: what is given, and an order of additions.
+//
+// On the CPU, so that any instruction set, thread count and size of batch gives the same bits:
+//
+// clang-format off
+//   row n                    ->  block n / 256
+//   an element in a block    ->  in float64, from zero, the product of a row after that of the last
+//   an element               ->  what it was, then its blocks, from the first on
+// clang-format on
+//
+// On a GPU a tensor core adds the products of several rows at once, in an order that is not told:
+// the same bits from run to run on the same kind of device, and those of the CPU to rounding. What
+// is fixed there is which rows are added together: pieces of rows (kernels/linalg/gram.cuh), each from
+// zero; then every eighth piece, from the first on; then these eight sums in order, and what the
+// element was.
+//
+// The product of two floats is exact in double, so adding it by a fused multiply-add rounds as a
+// product and a sum do.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/common/dtypes.h"
+
+namespace fusedstep {
+
+constexpr int64_t kGramBlock = 256;
+
+// `batch` matrices of `count` rows. Neighbours of a row are neighbours in memory and rows lie
+// `stride` elements apart; or, if by_column, the other way round.
+struct GramRows {
+  const void* rows;
+  Dtype dtype;  // not float64
+  bool by_column;
+  int64_t batch, count, width;
+  int64_t batch_stride, stride;  // in elements
+  double* gram;                  // [batch, width, width]; above the diagonal, only some is written
+};
+
+// How far the eigenvalues of a computed Gram matrix may be off, relative to the largest: eight
+// times the size that rounding errors have in practice, which grows as the square root of the
+// length of a sum; the worst case grows as the length and is never met.
+FUSEDSTEP_HD double gram_error(int64_t count, int64_t width) {
+  return 0x1p-50 * (std::sqrt(static_cast<double>(count)) + static_cast<double>(width));
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,117 @@
+// The pseudo-inverses of tiny matrices on the CPU: a number of kernels/linalg/tiny_pinv.h is a
+// vector with an element for each of eight matrices.
+#include "kernels/linalg/tiny_pinv_cpu.h"
+
+#include <algorithm>
+
+#include "kernels/linalg/tiny_pinv.h"
+
+namespace fusedstep::cpu {
+namespace {
+
+constexpr int kMatrices = 8;      // doubles of the widest register
+constexpr int64_t kAtOnce = 256;  // tried by QR before what is left of them goes to Jacobi
+
+typedef double Real __attribute__((vector_size(kMatrices * sizeof(double))));
+using Mask = tiny::Mask<Real>;
+
+// One thread for eight matrices, or fewer: then the last stands in for those that lack.
+struct Eight {
+  int64_t matrix[kMatrices];
+  Mask there;
+
+  FUSEDSTEP_HD Eight(const int64_t* matrices, int64_t count) {
+    for (int w = 0; w < kMatrices; ++w) {
+      matrix[w] = matrices[std::min<int64_t>(w, count - 1)];
+      there[w] = w < count ? -1 : 0;
+    }
+  }
+
+  FUSEDSTEP_HD int first() const { return 0; }
+  FUSEDSTEP_HD int step() const { return 1; }
+  FUSEDSTEP_HD void sync() const {}
+  FUSEDSTEP_HD Mask here() const { return there; }
+  FUSEDSTEP_HD Mask of_matrix(Mask mask) const { return mask; }
+  FUSEDSTEP_HD bool any(Mask mask) const {
+    int64_t all = 0;
+    for (int w = 0; w < kMatrices; ++w) {
+      all |= mask[w];
+    }
+    return all != 0;
+  }
+  FUSEDSTEP_HD bool any_here(Mask mask) const { return any(mask); }
+
+  template <typename Storage>
+  FUSEDSTEP_HD Real load(const void* from, int64_t size, int place) const {
+    Real value;
+    for (int w = 0; w < kMatrices; ++w) {
+      value[w] = static_cast<const Storage*>(from)[matrix[w] * size + place];
+    }
+    return value;
+  }
+  template <typename Storage>
+  FUSEDSTEP_HD void store(Storage* to, int64_t size, int place, Real value, Mask where) const {
+    for (int w = 0; w < kMatrices; ++w) {
+      if (where[w]) {
+        to[matrix[w] * size + place] = tiny::rounded<Storage>(value[w]);
+      }
+    }
+  }
+};
+
+// left[w]: whether QR left the w-th of the matrices over.
+template <typename Storage, int side>
+FUSEDSTEP_CLONES void invert(const TinyPinv& p, const int64_t* matrices, int64_t count,
+                             bool by_jacobi, bool* left) {
+  using Work = tiny::Workspace<Real*, side>;
+  alignas(64) Real memory[Work::kSize];
+  const Work work(memory, 0);
+  const Eight team(matrices, count);
+  if (by_jacobi) {
+    tiny::invert_by_jacobi<Storage, Real>(team, p, work, team.here());
+    return;
+  }
+  const Mask rest = tiny::invert_by_qr<Storage, Real>(team, p, work);
+  for (int w = 0; w < count; ++w) {
+    left[w] = rest[w] != 0;
+  }
+}
+
+template <typename Storage, int side>
+void invert_range(const TinyPinv& p, int64_t begin, int64_t end) {
+  for (; begin < end; begin += kAtOnce) {
+    int64_t matrices[kAtOnce];
+    int64_t count = std::min(kAtOnce, end - begin);
+    for (int64_t i = 0; i < count; ++i) {
+      matrices[i] = begin + i;
+    }
+    if (!p.jacobi) {
+      int64_t rest = 0;
+      for (int64_t i = 0; i < count; i += kMatrices) {
+        bool left[kMatrices];
+        const int64_t some = std::min<int64_t>(kMatrices, count - i);
+        invert<Storage, side>(p, matrices + i, some, false, left);
+        for (int64_t w = 0; w < some; ++w) {
+          if (left[w]) {
+            matrices[rest++] = matrices[i + w];
+          }
+        }
+      }
+      count = rest;
+    }
+    for (int64_t i = 0; i < count; i += kMatrices) {
+      invert<Storage, side>(p, matrices + i, std::min<int64_t>(kMatrices, count - i), true,
+                            nullptr);
+    }
+  }
+}
+
+}  // namespace
+
+void tiny_pinv(const TinyPinv& p, int64_t begin, int64_t end) {
+  tiny::with_storage_and_side(p, [&](auto storage, auto side) {
+    invert_range<decltype(storage), decltype(side)::value>(p, begin, end);
+  });
+}
+
+}  // namespace fusedstep::cpu

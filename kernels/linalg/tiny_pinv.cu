@@ -1,0 +1,85 @@
+// The pseudo-inverses of tiny matrices on the GPU: a warp takes one of 32 rows or columns, two of
+// up to 16 or four of up to 8, a lane a column or a row of it.
+#include "kernels/linalg/tiny_pinv.h"
+#include "kernels/common/launch.cuh"
+#include "kernels/linalg/tiny_pinv.cuh"
+#include "kernels/common/warp.cuh"
+
+namespace fusedstep::cuda {
+namespace {
+
+// Of a block, so that what it shares stays below 48 KB, which needs no asking for.
+template <int side>
+constexpr int kThreadsOf = side == tiny::kLargest ? 64 : 128;
+
+// Blocks that a multiprocessor has shared memory for, or one or two fewer, lest registers spill.
+template <int side>
+constexpr int kBlocks = side == tiny::kLargest ? 6
+                        : side == 16           ? 5
+                                               : 6;
+
+// The lanes that have a matrix between them. Those beyond the last matrix do its work again and
+// keep nothing of it, since the lanes of a warp branch together.
+template <int side>
+class Lanes {
+ public:
+  __device__ Lanes(int64_t matrix, int64_t count)
+      : matrix_(matrix < count ? matrix : count - 1), here_(matrix < count) {}
+
+  __device__ int first() const { return static_cast<int>(threadIdx.x) % side; }
+  __device__ int step() const { return side; }
+  __device__ void sync() const { __syncwarp(); }
+  __device__ bool here() const { return here_; }
+  __device__ bool any(bool mask) const { return __any_sync(kEveryLane, mask); }
+  __device__ bool any_here(bool mask) const { return mask; }
+  __device__ bool of_matrix(bool mask) const {
+    const int begin = static_cast<int>(threadIdx.x) % kWarp / side * side;
+    return (__ballot_sync(kEveryLane, mask) >> begin & (~0u >> (kWarp - side))) != 0;
+  }
+
+  template <typename Storage>
+  __device__ double load(const void* from, int64_t size, int place) const {
+    return static_cast<const Storage*>(from)[matrix_ * size + place];
+  }
+  template <typename Storage>
+  __device__ void store(Storage* to, int64_t size, int place, double value, bool where) const {
+    if (where) {
+      to[matrix_ * size + place] = tiny::rounded<Storage>(value);
+    }
+  }
+
+ private:
+  int64_t matrix_;
+  bool here_;
+};
+
+template <typename Storage, int side>
+__global__ void __launch_bounds__(kThreadsOf<side>, kBlocks<side>)
+    tiny_pinv_kernel(const TinyPinv p) {
+  constexpr int kMatrices = kThreadsOf<side> / side;
+  constexpr int kSize = tiny::Workspace<double*, side>::kSize;
+  FUSEDSTEP_SHARED(double, memory, kMatrices* kSize);
+  const int of_block = static_cast<int>(threadIdx.x) / side;
+  const Lanes<side> lanes(static_cast<int64_t>(blockIdx.x) * kMatrices + of_block, p.count);
+  const tiny::Workspace<std::decay_t<decltype(memory)>, side> work(memory, of_block * kSize);
+  bool left = lanes.here();
+  if (!p.jacobi) {
+    left = tiny::invert_by_qr<Storage, double>(lanes, p, work);
+  }
+  if (lanes.any(left)) {
+    tiny::invert_by_jacobi<Storage, double>(lanes, p, work, left);
+  }
+}
+
+}  // namespace
+
+cudaError_t tiny_pinv(const TinyPinv& p, cudaStream_t stream) {
+  return tiny::with_storage_and_side(p, [&](auto storage, auto side) {
+    constexpr int kSide = decltype(side)::value, kThreadsHere = kThreadsOf<kSide>;
+    constexpr int kMatrices = kThreadsHere / kSide;
+    return launch<kThreadsHere>(tiny_pinv_kernel<decltype(storage), kSide>,
+                                (p.count + kMatrices - 1) / kMatrices, stream, p);
+  });
+}
+
+}  // namespace fusedstep::cuda

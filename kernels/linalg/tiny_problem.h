@@ -1,0 +1,177 @@
+// A batch of tiny matrices to be inverted: what is asked, how each is read, and what is told.
+//
+// X is A, or Aᵀ where A is wide, times the power of two that brings its largest element near 1.
+#pragma once
+
+#include <limits>
+
+#include "kernels/optim/norm.h"
+#include "kernels/linalg/tiny_matrix.h"
+
+namespace fusedstep {
+
+// `count` matrices A `[rows, columns]` without gaps, float32 or float64, and what becomes of them.
+struct TinyPinv {
+  const void* A;
+  Dtype dtype;
+  int rows, columns;
+  int64_t count;
+  const double* atol;
+  const double* rtol;
+  int64_t atol_stride, rtol_stride;  // 0: the same for all
+  bool jacobi;                       // and QR not even tried
+  void* P;                           // [columns, rows], of A's dtype
+  int64_t* rank;                     // singular values above max(atol, rtol * the largest)
+  int32_t* code;
+  double* rcond;  // smallest over largest of those, or a lower bound
+};
+
+namespace tiny {
+
+// Constants, since a device may not call what returns them.
+template <typename Storage>
+constexpr Storage kNan = std::numeric_limits<Storage>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+constexpr double kDone = 0, kNotFinite = 1, kFailed = 2;  // the codes
+
+// The places of X's elements in A and of X⁺'s in P. X is `long_side` x `k`.
+struct Shape {
+  int long_side, k, size;
+  bool wide;
+  FUSEDSTEP_HD explicit Shape(const TinyPinv& p)
+      : long_side(p.rows > p.columns ? p.rows : p.columns),
+        k(p.rows > p.columns ? p.columns : p.rows),
+        size(p.rows * p.columns),
+        wide(p.rows < p.columns) {}
+  FUSEDSTEP_HD int place_in_inverse(int i, int j) const {  // of element (i, j), i < k
+    return wide ? j * k + i : i * long_side + j;
+  }
+};
+
+// To A's type or an integer. Every NaN is the same, which devices differ in.
+template <typename Storage>
+FUSEDSTEP_HD Storage rounded(double x) {
+  return x == x ? static_cast<Storage>(x) : kNan<Storage>;
+}
+
+// What is known of X before it is factorised.
+template <typename Real>
+struct Facts {
+  Mask<Real> finite;  // all elements are; else X is zero
+  Real scale;
+  Real square;  // of the Frobenius norm
+};
+
+template <typename Real, typename Cells>
+FUSEDSTEP_HD Real sum(const Cells& cells, int count) {
+  Real total = {};
+  for (int i = 0; i < count; ++i) {
+    total += cells[i];
+  }
+  return total;
+}
+
+template <typename Real, typename Cells>
+FUSEDSTEP_HD Real largest(const Cells& cells, int count) {
+  Real most = cells[0];
+  for (int i = 1; i < count; ++i) {
+    most = larger<Real>(most, cells[i]);
+  }
+  return most;
+}
+
+template <typename Real, typename Team, typename Square>
+FUSEDSTEP_HD void clear(const Team& team, int rows, int columns, const Square& x) {
+  team.sync();  // nobody reads any more what was there
+  for (int j = team.first(); j < columns; j += team.step()) {
+    for (int i = 0; i < rows; ++i) {
+      x(i, j) = Real{};
+    }
+  }
+  team.sync();
+}
+
+// X to `x`, with zeros up to multiples of four; squares[j] become those of its columns' lengths.
+template <typename Real, typename Storage, typename Team, typename Square, typename Cells>
+FUSEDSTEP_HD Facts<Real> load(const Team& team, const TinyPinv& p, const Square& x,
+                              const Cells& squares) {
+  const Shape shape(p);
+  const int rows = rounded_to_four(shape.long_side);
+  clear<Real>(team, rows, rounded_to_four(shape.k), x);
+  const Real infinite = filled<Real>(kInfinity);
+  for (int j = team.first(); j < p.columns; j += team.step()) {
+    Real most = {};
+    for (int i = 0; i < p.rows; ++i) {
+      const Real value = team.template load<Storage>(p.A, shape.size, i * p.columns + j);
+      x(shape.wide ? j : i, shape.wide ? i : j) = value;
+      most = larger(most, value - value == Real{} ? magnitude(value) : infinite);
+    }
+    squares[j] = most;
+  }
+  team.sync();
+  const Real most = largest<Real>(squares, p.columns);
+  const Mask<Real> finite = most < infinite;
+  const Real scale = inverse_power(finite ? most : filled<Real>(1.0));
+  team.sync();
+  for (int j = team.first(); j < shape.k; j += team.step()) {
+    const auto column = x.column(j);
+    for (int i = 0; i < shape.long_side; ++i) {
+      column[i] = finite ? column[i] * scale : Real{};
+    }
+    squares[j] = dot<Real>(column, column, rows);
+  }
+  team.sync();
+  const Real square = sum<Real>(squares, shape.k);
+  team.sync();
+  return {finite, scale, square};
+}
+
+// What one matrix' tolerance is for X, of which `largest` is the largest singular value.
+template <typename Real, typename Team>
+FUSEDSTEP_HD Real tolerance(const Team& team, const TinyPinv& p, Real scale, Real largest) {
+  const Real atol = team.template load<double>(p.atol, p.atol_stride, 0);
+  const Real rtol = team.template load<double>(p.rtol, p.rtol_stride, 0);
+  return nan_max(atol * scale, rtol * largest);
+}
+
+// P, of the matrices in `where`, from its transpose; NaN except for those in `good`.
+template <typename Storage, typename Real, typename Team, typename Element>
+FUSEDSTEP_HD void store_inverse(const Team& team, const TinyPinv& p, Mask<Real> where,
+                                Mask<Real> good, Real scale, const Element& element) {
+  const Shape shape(p);
+  for (int i = team.first(); i < shape.long_side; i += team.step()) {
+    for (int j = 0; j < shape.k; ++j) {
+      const Real value = element(i, j) * scale;
+      team.store(static_cast<Storage*>(p.P), shape.size, shape.place_in_inverse(j, i),
+                 good ? value : filled<Real>(kNan<double>), where);
+    }
+  }
+}
+
+// What is told beside P.
+template <typename Real, typename Team>
+FUSEDSTEP_HD void store_facts(const Team& team, const TinyPinv& p, Mask<Real> where,
+                              Mask<Real> good, Mask<Real> finite, Real rank, Real rcond) {
+  if (team.first() == 0) {
+    const Real lack = finite ? filled<Real>(kFailed) : filled<Real>(kNotFinite);
+    team.store(p.rank, 1, 0, good ? rank : Real{}, where);
+    team.store(p.code, 1, 0, good ? filled<Real>(kDone) : lack, where);
+    team.store(p.rcond, 1, 0, good ? rcond : filled<Real>(kNan<double>), where);
+  }
+}
+
+// Calls f with a value of A's type and the side of the squares that hold it, as constants.
+template <typename F>
+auto with_storage_and_side(const TinyPinv& p, F&& f) {
+  const auto with_side = [&](auto storage) {
+    const int longer = Shape(p).long_side;
+    return longer <= 8    ? f(storage, std::integral_constant<int, 8>{})
+           : longer <= 16 ? f(storage, std::integral_constant<int, 16>{})
+                          : f(storage, std::integral_constant<int, kLargest>{});
+  };
+  return p.dtype == Dtype::kFloat64 ? with_side(double{}) : with_side(float{});
+}
+
+}  // namespace tiny
+}  // namespace fusedstep

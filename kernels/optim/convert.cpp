@@ -1,0 +1,47 @@
+// The conversions of convert.h, block by block.
+#include "kernels/optim/convert.h"
+
+#include "kernels/optim/quantize_cpu.h"
+
+namespace fusedstep::cpu {
+namespace {
+
+template <typename Code>
+void encode(const float* x, int64_t size, Code* codes, float* scales) {
+  uint16_t halfway[kBlock];
+  std::fill_n(halfway, kBlock, uint16_t{0x8000});
+  for (int64_t i = 0; i < size; i += kBlock) {
+    const int n = static_cast<int>(std::min<int64_t>(kBlock, size - i));
+    const float scale = block_scale(largest_of(x + i, n));
+    encode_block(x + i, 1 / scale, halfway, codes + i, n);
+    scales[i / kBlock] = scale;
+  }
+}
+
+template <typename Code>
+void decode(const Code* codes, const float* scales, int64_t size, float* x) {
+  for (int64_t i = 0; i < size; i += kBlock) {
+    const int n = static_cast<int>(std::min<int64_t>(kBlock, size - i));
+    decode_block(codes + i, scales[i / kBlock], x + i, n);
+  }
+}
+
+}  // namespace
+
+void encode_state(const float* x, int64_t size, int8_t* codes, float* scales) {
+  encode(x, size, codes, scales);
+}
+
+void encode_state(const float* x, int64_t size, uint8_t* codes, float* scales) {
+  encode(x, size, codes, scales);
+}
+
+void decode_state(const int8_t* codes, const float* scales, int64_t size, float* x) {
+  decode(codes, scales, size, x);
+}
+
+void decode_state(const uint8_t* codes, const float* scales, int64_t size, float* x) {
+  decode(codes, scales, size, x);
+}
+
+}  // namespace fusedstep::cpu

@@ -1,0 +1,39 @@
+// The rule of a stand-alone clip: the tensor becomes the gradient times the clip coefficient.
+#pragma once
+
+#include "kernels/optim/rule.h"
+
+namespace fusedstep::scale {
+
+struct Group {};
+
+template <typename T>
+struct Coefficients {
+  T factor;
+};
+
+// The table names the same memory as parameter and as gradient; the parameter is never read.
+struct Variant {
+  static constexpr int kStates = 0;
+
+  template <typename T>
+  static FUSEDSTEP_HD Coefficients<T> coefficients(const Group&, const Update& update) {
+    return {static_cast<T>(update.multiplier)};
+  }
+
+  template <typename T>
+  static FUSEDSTEP_HD void update(T& param, T grad, T (&)[1], const Coefficients<T>& c) {
+    param = grad * c.factor;
+  }
+};
+
+struct Rule {
+  using Group = scale::Group;
+
+  template <typename F>
+  static FUSEDSTEP_HD void with_variant(const Group&, F&& f) {
+    f(Variant{});
+  }
+};
+
+}  // namespace fusedstep::scale
