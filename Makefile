@@ -58,7 +58,7 @@ endif
 .PHONY: test-trainers
 test-trainers: setup $(TRAINERS)/installed ## train with Lightning and transformers, clipping left to us
 	PYTHONPATH="$(CURDIR)/python" $(TRAINERS)/bin/python -m pytest \
-	  tests/test_lightning.py tests/test_transformers.py $(PYTEST_ARGS)
+	  tests/trainers $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: setup ## time the step against torch's; ARGS="..."

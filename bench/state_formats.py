@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fusedstep.reference import quantize
-from fusedstep.reference.random import random16
+from tests.reference import quantize
+from tests.reference.random import random16
 
 BLOCKS = 256  # of all the model's, evenly spaced
 

@@ -7,8 +7,8 @@
 
 #include "csrc/checks.h"
 #include "csrc/empty.h"
-#include "kernels/optim/quantize.h"
 #include "kernels/optim/convert.h"
+#include "kernels/optim/quantize.h"
 
 namespace fusedstep {
 

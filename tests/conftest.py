@@ -15,7 +15,10 @@ from hypothesis import settings
 
 from fusedstep import build
 
-pytest_plugins = ["last_layer_study", "on_host"]  # fixtures that several files use
+pytest_plugins = [
+    "tests.support.last_layer_study",
+    "tests.support.on_host",
+]  # fixtures that several files use
 
 # A busy machine is slow, not wrong: no example may fail for the time it took. CI repeats itself.
 settings.register_profile(

@@ -1,8 +1,8 @@
 // The proofs of full rank on the GPU: a warp takes a strip, then a matrix; a lane of a sum is
 // a thread.
-#include "kernels/linalg/certificate.cuh"
 #include "kernels/common/launch.cuh"
 #include "kernels/common/warp.cuh"
+#include "kernels/linalg/certificate.cuh"
 
 namespace fusedstep::cuda {
 namespace {

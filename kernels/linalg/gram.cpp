@@ -1,8 +1,8 @@
 // Gram matrices of rows on the CPU: 8 x 16 elements at a time in registers.
-#include "kernels/linalg/gram_cpu.h"
-
 #include <algorithm>
 #include <vector>
+
+#include "kernels/linalg/gram_cpu.h"
 
 namespace fusedstep::cpu {
 namespace {

@@ -11,10 +11,10 @@
 // a multiprocessor 32 clocks; and 2 x 64 doubles are written, 1024 bytes. The second-level cache
 // gives 2 x 64 floats, 512 bytes of perhaps 770. Conversion is done once for a tile, on the way to
 // shared memory: of 128 floats, where 512 fit into the clocks at 16 a clock.
-#include "kernels/linalg/gram.cuh"
-#include "kernels/linalg/gram_tile.cuh"
 #include "kernels/common/launch.cuh"
 #include "kernels/common/vector.cuh"
+#include "kernels/linalg/gram.cuh"
+#include "kernels/linalg/gram_tile.cuh"
 
 namespace fusedstep::cuda {
 namespace {

@@ -10,9 +10,9 @@
 //
 // On a GPU a tensor core adds the products of several rows at once, in an order that is not told:
 // the same bits from run to run on the same kind of device, and those of the CPU to rounding. What
-// is fixed there is which rows are added together: pieces of rows (kernels/linalg/gram.cuh), each from
-// zero; then every eighth piece, from the first on; then these eight sums in order, and what the
-// element was.
+// is fixed there is which rows are added together: pieces of rows (kernels/linalg/gram.cuh), each
+// from zero; then every eighth piece, from the first on; then these eight sums in order, and what
+// the element was.
 //
 // The product of two floats is exact in double, so adding it by a fused multiply-add rounds as a
 // product and a sum do.

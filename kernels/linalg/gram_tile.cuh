@@ -1,10 +1,10 @@
 // A 64 x 64 tile of a Gram matrix: how rows come to shared memory, and a warp's 32 x 32 sums.
 #pragma once
 
-#include "kernels/linalg/gram.cuh"
 #include "kernels/common/launch.cuh"
-#include "kernels/linalg/mma.cuh"
 #include "kernels/common/vector.cuh"
+#include "kernels/linalg/gram.cuh"
+#include "kernels/linalg/mma.cuh"
 
 namespace fusedstep::cuda {
 

@@ -1,10 +1,10 @@
 // The pseudo-inverses of tiny matrices on the CPU: a number of kernels/linalg/tiny_pinv.h is a
 // vector with an element for each of eight matrices.
-#include "kernels/linalg/tiny_pinv_cpu.h"
+#include "kernels/linalg/tiny_pinv.h"
 
 #include <algorithm>
 
-#include "kernels/linalg/tiny_pinv.h"
+#include "kernels/linalg/tiny_pinv_cpu.h"
 
 namespace fusedstep::cpu {
 namespace {

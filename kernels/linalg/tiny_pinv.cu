@@ -1,9 +1,9 @@
 // The pseudo-inverses of tiny matrices on the GPU: a warp takes one of 32 rows or columns, two of
 // up to 16 or four of up to 8, a lane a column or a row of it.
-#include "kernels/linalg/tiny_pinv.h"
 #include "kernels/common/launch.cuh"
-#include "kernels/linalg/tiny_pinv.cuh"
 #include "kernels/common/warp.cuh"
+#include "kernels/linalg/tiny_pinv.cuh"
+#include "kernels/linalg/tiny_pinv.h"
 
 namespace fusedstep::cuda {
 namespace {

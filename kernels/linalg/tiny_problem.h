@@ -5,8 +5,8 @@
 
 #include <limits>
 
-#include "kernels/optim/norm.h"
 #include "kernels/linalg/tiny_matrix.h"
+#include "kernels/optim/norm.h"
 
 namespace fusedstep {
 

@@ -1,7 +1,7 @@
 // Truncation of singular values on the GPU: a warp takes the values of a matrix, then a row of
 // vectors.
-#include "kernels/linalg/truncate.cuh"
 #include "kernels/common/warp.cuh"
+#include "kernels/linalg/truncate.cuh"
 
 namespace fusedstep::cuda {
 namespace {

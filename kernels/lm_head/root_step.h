@@ -1,9 +1,9 @@
 // Newton's step to the root of one token's loss minus a constant, and what a row of logits must say
 // for it.
 //
-// The gradient miss * direction xᵀ of one token (kernels/lm_head/softmax.h) with the hidden vector x
-// has rank 1, so its pseudo-inverse is its transpose over its squared norm, and the step is
-// (loss - constant) gradient / |gradient|² ("Language Mixers III: Optimization").
+// The gradient miss * direction xᵀ of one token (kernels/lm_head/softmax.h) with the hidden vector
+// x has rank 1, so its pseudo-inverse is its transpose over its squared norm, and the step is (loss
+// - constant) gradient / |gradient|² ("Language Mixers III: Optimization").
 #pragma once
 
 #include <cstdint>

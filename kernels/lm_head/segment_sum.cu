@@ -1,8 +1,8 @@
 // Sums of rows by id on the GPU: the order of kernels/lm_head/segment_sum.h, a warp takes a piece
 // and as many columns as its lanes read at once.
 #include "kernels/common/launch.cuh"
-#include "kernels/lm_head/segment_sum.cuh"
 #include "kernels/common/vector.cuh"
+#include "kernels/lm_head/segment_sum.cuh"
 
 namespace fusedstep::cuda {
 namespace {

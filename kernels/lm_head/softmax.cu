@@ -3,9 +3,9 @@
 #include <cmath>
 
 #include "kernels/common/launch.cuh"
-#include "kernels/lm_head/softmax.cuh"
 #include "kernels/common/vector.cuh"
 #include "kernels/common/warp.cuh"
+#include "kernels/lm_head/softmax.cuh"
 
 namespace fusedstep::cuda {
 namespace {

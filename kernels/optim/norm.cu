@@ -1,9 +1,9 @@
 // The norm pass on the GPU: the order of kernels/optim/norm.h, a warp a strip, eight lanes a
 // thread.
 #include "kernels/common/launch.cuh"
-#include "kernels/optim/norm.cuh"
 #include "kernels/common/vector.cuh"
 #include "kernels/common/warp.cuh"
+#include "kernels/optim/norm.cuh"
 
 namespace fusedstep::cuda {
 namespace {

@@ -2,11 +2,11 @@
 // packs in the compute type.
 #pragma once
 
+#include "kernels/common/vector.cuh"
 #include "kernels/optim/average.h"
+#include "kernels/optim/quantize.cuh"
 #include "kernels/optim/rule.h"
 #include "kernels/optim/table.h"
-#include "kernels/optim/quantize.cuh"
-#include "kernels/common/vector.cuh"
 
 namespace fusedstep::cuda {
 

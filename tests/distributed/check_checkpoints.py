@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from distributed.pair import Pair, make_model, shard, whole
-from distributed.ranks import Ranks, check
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -19,6 +17,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import fusedstep
+from tests.distributed.pair import Pair, make_model, shard, whole
+from tests.distributed.ranks import Ranks, check
 
 STEPS = 3
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from distributed.ranks import Ranks, assert_same_on_all_ranks, check
 
 from fusedstep.lm_head import LeastSquares
+from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check
 
 WIDTH, VOCABULARY = 6, 11
 

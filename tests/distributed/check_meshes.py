@@ -8,14 +8,14 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from distributed.pair import Pair, shard
-from distributed.ranks import Ranks, assert_same_on_all_ranks, check
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import fusedstep
+from tests.distributed.pair import Pair, shard
+from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check
 
 
 @contextmanager

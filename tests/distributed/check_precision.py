@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from distributed.check_checkpoints import load
-from distributed.pair import make_model, shard, whole
-from distributed.ranks import Ranks, assert_same_on_all_ranks, check
-from helpers import assert_same_bits
-from optimizers import OPTIMIZERS, Kind
-from refusals import refuses
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 import fusedstep
+from tests.distributed.check_checkpoints import load
+from tests.distributed.pair import make_model, shard, whole
+from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check
+from tests.support.optimizers import OPTIMIZERS, Kind
+from tests.support.refusals import refuses
+from tests.support.tensors import assert_same_bits
 
 MODES: list[dict[str, Any]] = [
     {"master": "float32"},

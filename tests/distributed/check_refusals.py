@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from distributed.pair import make_model, shard, whole
-from distributed.ranks import Ranks, check
-from refusals import refuses
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import fusedstep
+from tests.distributed.pair import make_model, shard, whole
+from tests.distributed.ranks import Ranks, check
+from tests.support.refusals import refuses
 
 
 def parameter(mesh: DeviceMesh, *placements: Any, rows: int = 6) -> nn.Parameter:

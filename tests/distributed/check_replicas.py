@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from distributed.pair import Pair
-from distributed.ranks import Ranks, check
 from torch.nn.parallel import DistributedDataParallel
+
+from tests.distributed.pair import Pair
+from tests.distributed.ranks import Ranks, check
 
 
 @check(2, 3)

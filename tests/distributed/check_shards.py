@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from distributed.pair import Pair, make_model, shard, whole
-from distributed.ranks import Ranks, assert_same_on_all_ranks, check
-from optimizers import OPTIMIZERS
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import fusedstep
+from tests.distributed.pair import Pair, make_model, shard, whole
+from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check
+from tests.support.optimizers import OPTIMIZERS
 
 
 @check(2, 3)

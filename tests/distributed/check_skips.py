@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from distributed.pair import Pair, make_model, shard, whole
-from distributed.ranks import Ranks, assert_same_on_all_ranks, check, of_all_ranks
 
 import fusedstep
 from fusedstep.distributed import placed_like
+from tests.distributed.pair import Pair, make_model, shard, whole
+from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check, of_all_ranks
 
 
 def poison(pair: Pair, ranks: Ranks, value: float) -> None:

@@ -6,8 +6,6 @@ import math
 
 import pytest
 import torch
-from distributed.pair import Pair, whole
-from distributed.ranks import Ranks, assert_same_on_all_ranks, check
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -19,6 +17,8 @@ from torch.distributed.tensor.parallel import (
 )
 
 import fusedstep
+from tests.distributed.pair import Pair, whole
+from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check
 
 
 def split(model: nn.Sequential) -> nn.Module:

@@ -1,6 +1,6 @@
 """Imports every file of checks, so that CHECKS lists them all."""
 
-from distributed import (
+from tests.distributed import (
     check_checkpoints,
     check_least_squares,
     check_meshes,
@@ -11,7 +11,7 @@ from distributed import (
     check_skips,
     check_tensor_parallel,
 )
-from distributed.ranks import CHECKS
+from tests.distributed.ranks import CHECKS
 
 __all__ = [
     "CHECKS",

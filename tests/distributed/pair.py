@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from distributed.ranks import assert_same_on_all_ranks
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import fusedstep
+from tests.distributed.ranks import assert_same_on_all_ranks
 
 ROWS = 12  # of a batch: the same number for each of 2, 3 or 4 ranks
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-5}

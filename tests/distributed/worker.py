@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from distributed import every_check
-from distributed.ranks import Ranks, of_all_ranks
+
+from tests.distributed import every_check
+from tests.distributed.ranks import Ranks, of_all_ranks
 
 TIMEOUT = timedelta(seconds=60)  # a rank that waits for one that failed gives up after this
 

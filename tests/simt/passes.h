@@ -8,10 +8,10 @@
 #include <ranges>
 #include <vector>
 
-#include "kernels/optim/norm_cpu.h"
-#include "kernels/optim/passes_cpu.h"
 #include "kernels/optim/norm.cuh"
+#include "kernels/optim/norm_cpu.h"
 #include "kernels/optim/passes.cuh"
+#include "kernels/optim/passes_cpu.h"
 #include "tests/simt/check.h"
 #include "tests/simt/problem.h"
 

@@ -7,9 +7,9 @@
 #include <random>
 #include <vector>
 
+#include "kernels/lm_head/segment_sum.cuh"
 #include "kernels/lm_head/segment_sum.h"
 #include "kernels/lm_head/segment_sum_cpu.h"
-#include "kernels/lm_head/segment_sum.cuh"
 #include "tests/simt/check.h"
 #include "tests/simt/launch_in_test.h"
 

@@ -7,9 +7,9 @@
 #include <random>
 #include <vector>
 
+#include "kernels/lm_head/softmax.cuh"
 #include "kernels/lm_head/softmax.h"
 #include "kernels/lm_head/softmax_cpu.h"
-#include "kernels/lm_head/softmax.cuh"
 #include "tests/simt/check.h"
 #include "tests/simt/launch_in_test.h"
 

@@ -6,9 +6,9 @@
 #include <random>
 #include <vector>
 
-#include "kernels/linalg/tiny_problem.h"
-#include "kernels/linalg/tiny_pinv_cpu.h"
 #include "kernels/linalg/tiny_pinv.cuh"
+#include "kernels/linalg/tiny_pinv_cpu.h"
+#include "kernels/linalg/tiny_problem.h"
 #include "tests/simt/check.h"
 #include "tests/simt/launch_in_test.h"
 

@@ -6,7 +6,8 @@
 //        Two are groups here: `direction` writes what is to be made orthogonal in place of the
 //        parameter, and `descent` takes the orthogonal matrix as the gradient. Between the two are
 //        matrix products: python/fusedstep/optim/newton_schulz.py.
-// AdamW: kernels/optim/rules/adam.h. Its groups share the table, so the norm and the launch, with Muon's.
+// AdamW: kernels/optim/rules/adam.h. Its groups share the table, so the norm and the launch, with
+// Muon's.
 #pragma once
 
 #include "kernels/optim/rule.h"

@@ -1,5 +1,5 @@
 // The CUDA ops of csrc/cuda on CPU tensors: namespace fusedstep_simt, for
-// tests/test_cuda_on_host.py.
+// tests/optim/test_cuda_on_host.py.
 #include <torch/csrc/stable/library.h>
 
 #include "csrc/clip_ops.h"

@@ -1,0 +1,55 @@
+"""The study of number formats: its replay of the moments, and its model of the formats chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.reference.random import random16
+
+BENCH = Path(__file__).parents[2] / "bench"
+
+
+@pytest.fixture(scope="module")
+def study():
+    """bench/state_formats.py, found as Python finds it when it is run as a script."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCH))
+        import state_formats
+
+        yield state_formats
+
+
+@pytest.fixture
+def grads() -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return (generator.normal(size=(20, 512)) * 10.0 ** generator.uniform(-3, 0, 512)).astype("f4")
+
+
+def test_moments_stored_exactly_have_no_error(study, grads) -> None:
+    errors = study.replay(grads, (0.9, 0.95), study.Format("", ""))
+    assert (errors.update, errors.bias, errors.to_zero) == (0, 0, 0)
+    assert errors.along == pytest.approx(0, abs=1e-6)
+    assert 0.5 < errors.largest < 1.5
+
+
+def test_formats_by_levels_are_those_of_the_kernels(study, grads) -> None:
+    first = study.by_levels(study.power_levels(127, 2), stochastic=True, zero=True)
+    second = study.by_levels(study.power_levels(255, 4), stochastic=True, zero=False)
+    random = random16(0, 0, 1, 0, 512)
+    for by_levels, by_codes, x in (
+        (first, study.to_signed, grads[0]),
+        (second, study.to_unsigned, grads[0] ** 2),
+    ):
+        np.testing.assert_allclose(by_levels(x, random), by_codes(x, random), rtol=1e-5)
+
+
+def test_every_format_has_an_error_and_a_finer_one_a_smaller(study, grads) -> None:
+    for forms in (list(study.first_formats()), list(study.second_formats())):
+        errors = {(f.name, f.rounding): study.replay(grads, (0.9, 0.95), f).update for f in forms}
+        assert len(errors) == len(forms)
+        assert min(errors.values()) > 0
+        (chosen,) = [e for (name, _), e in errors.items() if name.startswith("CHOSEN:")]
+        assert errors["bfloat16", "stochastic"] < chosen < errors["linear", "stochastic"]

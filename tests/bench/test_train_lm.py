@@ -1,0 +1,187 @@
+"""The command line of bench/train_lm.py: whole runs, Ctrl-C, --resume, and what it refuses."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import bench_programs
+
+TINY = ["--size", "tiny", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def train_lm():
+    with bench_programs.program("train_lm") as module:
+        yield module
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path, monkeypatch):
+    """A cache and a working folder of the test's own, and one thread."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def text(tmp_path):
+    return bench_programs.write_text(tmp_path)
+
+
+def test_a_whole_run_learns_and_leaves_a_table_a_figure_and_its_numbers(train_lm, text, capsys):
+    assert train_lm.main([*TINY, "--data", str(text)]) == 0
+    shown = capsys.readouterr().out
+    for words in ("validation loss", "clip + step, median ms", "tokens/s", "step 40/40", "ratio"):
+        assert words in shown
+
+    out = Path("runs/train_lm")
+    assert sorted(p.name for p in out.iterdir()) == ["checkpoint.pt", "losses.png", "results.json"]
+    assert (out / "losses.png").read_bytes().startswith(b"\x89PNG")
+    kept = json.loads((out / "results.json").read_text())
+    found, steps = kept["results"], kept["steps"]
+    assert [step["step"] for step in steps] == list(range(1, 41))
+    assert kept["settings"]["layers"] == 2
+    assert kept["machine"]["torch"] == torch.__version__
+    assert found["uniform_guess_loss"] == math.log(512)
+    assert set(found["validation_loss"]) == {"torch", "fusedstep"}
+    for loss in found["validation_loss"].values():
+        assert loss < found["uniform_guess_loss"] - 1
+    assert f"{found['validation_loss']['torch']:.4f}" in shown
+    assert 0 <= found["largest_parameter_difference"] < 0.1
+    medians = found["median_optimizer_ms"]
+    assert found["optimizer_ratio"] == medians["torch"] / medians["fusedstep"]
+    assert all(step["torch"]["optimizer_seconds"] < step["torch"]["seconds"] for step in steps)
+
+
+def same(left, right):
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return left == right
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_resumes_bit_for_bit(train_lm, text, monkeypatch, number, capsys):
+    arguments = [*TINY, f"--data={text}", "--steps=12", "--dropout=0.1", "--save-every=5"]
+    comparison = sys.modules["lm.training"].Comparison
+    advance = comparison.advance
+    handler = signal.getsignal(number)  # a shell has background jobs ignore SIGINT
+
+    def interrupted(self):
+        if len(self.steps) == 6:  # in the middle of the seventh step, which is still finished
+            os.kill(os.getpid(), number)
+        return advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "advance", interrupted)
+        assert train_lm.main([*arguments, "--out", "cut"]) == 130
+    assert "Stopped after step 7 of 12; the same command with --resume" in capsys.readouterr().out
+    assert os.listdir("cut") == ["checkpoint.pt"]
+    assert signal.getsignal(number) == handler
+
+    assert train_lm.main([*arguments, "--out", "cut", "--resume"]) == 0
+    assert "Continuing after step 7." in capsys.readouterr().out
+    assert train_lm.main([*arguments, "--out", "straight"]) == 0
+    cut, straight = (
+        torch.load(f"{folder}/checkpoint.pt", weights_only=True)["comparison"]
+        for folder in ("cut", "straight")
+    )
+    assert len(cut["steps"]) == len(straight["steps"]) == 12
+    assert same(cut["runs"], straight["runs"])
+    assert same(cut["sampler"], straight["sampler"])
+    assert cut["validations"] == straight["validations"]
+
+
+def test_a_finished_run_resumed_shows_its_results_again(train_lm, text, capsys):
+    arguments = [*TINY, "--data", str(text), "--steps", "2"]
+    assert train_lm.main(arguments) == 0
+    before = Path("runs/train_lm/results.json").read_text()
+    Path("runs/train_lm/results.json").unlink()
+    assert train_lm.main([*arguments, "--resume"]) == 0
+    assert Path("runs/train_lm/results.json").read_text() == before
+
+
+def test_ctrl_c_in_a_process_of_its_own(train_lm, text):
+    arguments = [*TINY, "--data", str(text), "--steps", "100000", "--save-every", "1"]
+    running = subprocess.Popen(
+        [sys.executable, train_lm.__file__, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not Path("runs/train_lm/checkpoint.pt").exists():
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    shown, errors = running.communicate()
+    assert (running.returncode, errors) == (130, "")
+    assert "the same command with --resume continues" in shown
+    assert os.listdir("runs/train_lm") == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--steps", "-3"], "argument --steps: must be an integer of at least 1, got -3"),
+        (["--steps", "many"], "argument --steps: must be an integer of at least 1, got many"),
+        (["--batch", "0"], "argument --batch: must be an integer of at least 1, got 0"),
+        (["--lr", "nan"], "argument --lr: must be a finite number above 0, got nan"),
+        (["--dropout", "1"], "argument --dropout: must be a number from 0 up to but not 1, got 1"),
+        (["--seed", "-1"], "argument --seed: must be an integer from 0 to 2^63 - 1, got -1"),
+        (["--size", "huge"], "argument --size: invalid choice: 'huge'"),
+        (["--what"], "unrecognized arguments: --what"),
+        (["--data", "missing"], "--data must exist, got missing"),
+        (["--data", "short.txt"], "--data must hold more text: its training part has "),
+        (["--data", "empty.txt"], "--data must hold some UTF-8 text, got none in empty.txt"),
+        (["--data", "latin.txt"], "--data must be UTF-8 text, got latin.txt: "),
+        (["--out", "short.txt"], "--out: short.txt cannot be made: File exists"),
+        (["--resume"], "--resume: there is no checkpoint runs/train_lm/checkpoint.pt"),
+        (
+            ["--resume", "--out", "other"],
+            "--resume: other/checkpoint.pt is damaged or no checkpoint: ",
+        ),
+        (
+            ["--lr", "1e30"],
+            "the loss of the fusedstep run is nan at step 2; a smaller",
+        ),
+    ],
+)
+def test_bad_input_gives_one_sentence_and_status_2(train_lm, text, capsys, arguments, sentence):
+    Path("short.txt").write_text("A text that is too short.")
+    Path("empty.txt").write_text("")
+    Path("latin.txt").write_bytes("\u00e9t\u00e9".encode("latin-1"))
+    Path("other").mkdir()
+    Path("other/checkpoint.pt").write_text("something else")
+    assert train_lm.main([*TINY, "--data", str(text), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"train_lm: {sentence}")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(train_lm, text, capsys):
+    assert train_lm.main(["--device", "cuda", "--data", str(text)]) == 2
+    assert "--device cuda cannot be used: " in capsys.readouterr().err
+
+
+def test_other_settings_than_the_checkpoint_has_are_refused(train_lm, text, capsys):
+    arguments = [*TINY, "--data", str(text), "--steps", "2"]
+    assert train_lm.main(arguments) == 0
+    kept = Path("runs/train_lm/checkpoint.pt").read_bytes()
+    assert train_lm.main([*arguments, "--resume", "--seed", "1", "--batch", "3"]) == 2
+    expected = "was written with batch 6 where this run has 3, seed 0 where this run has 1\n"
+    assert capsys.readouterr().err.endswith(expected)
+    assert Path("runs/train_lm/checkpoint.pt").read_bytes() == kept

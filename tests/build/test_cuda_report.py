@@ -1,0 +1,218 @@
+"""The checker of compiled CUDA kernels: what it reads, and which planted faults it finds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.cuda import nvcc, report, sass
+from tests.cuda.verdict import Kernel, faults, readable, worse
+
+ROOT = Path(__file__).resolve().parents[2]
+SIGNATURE = (
+    "void fusedstep::cuda::step_kernel<fusedstep::adam::Rule, double, false>"
+    "(fusedstep::Table, fusedstep::Clip, long, unsigned int*)"
+)
+PTXAS = """ptxas info    : Compiling entry function 'first' for 'sm_90'
+ptxas info    : Function properties for first
+    24 bytes stack frame, 16 bytes spill stores, 120 bytes spill loads
+ptxas info    : Used 64 registers, used 1 barriers, 24 bytes cumulative stack size, 160 bytes smem
+ptxas info    : Compiling entry function 'second' for 'sm_90'
+ptxas info    : Function properties for second
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 12 registers, used 0 barriers
+"""
+# A loop around another, each with a load; then the branch to itself that ends every kernel.
+NESTED = [
+    {"opcode": "LDG.E", "operands": "R2,desc[UR8][R2.64]"},
+    {"opcode": "LDG.E.128", "operands": "R4,desc[UR8][R12.64]"},
+    {"opcode": "STG.E.64", "operands": "desc[UR8][R12.64],R4"},
+    {"predicate": "@P0", "opcode": "BRA", "operands": "P1,0x10"},
+    {"opcode": "LDL.64", "operands": "R8,[R1]"},
+    {"predicate": "@P1", "opcode": "BRA", "operands": "0x0"},
+    {"opcode": "EXIT", "operands": ""},
+    {"opcode": "BRA", "operands": "0x70"},
+]
+
+
+def loop(**accesses: int) -> sass.Loop:
+    """A loop from names such as LDG16=4."""
+    split = {(name.rstrip("0123456789"), name.lstrip("LDSTG")): n for name, n in accesses.items()}
+    return sass.Loop(sass.Counter({(name, int(width)): n for (name, width), n in split.items()}))
+
+
+# Parameter, gradient and two states: by packs of four elements, and one by one.
+GOOD = Kernel(
+    "step<adam, float32, uniform>",
+    nvcc.Resources(64, 0, 0, 0, 80),
+    sass.Code([loop(LDG16=4, LDG4=16, STG16=3, STG4=12)], 0),
+)
+
+
+PACKS_OF, OF_LOOP = "of 16 bytes:", "for each array of a main loop"
+
+
+def test_names_are_readable() -> None:
+    assert readable(SIGNATURE) == "step<adam, float64, mixed>"
+    assert readable("fusedstep::cuda::(anonymous namespace)::fold_kernel(long)") == "fold"
+    anonymous = "void fusedstep::cuda::(anonymous namespace)::norm_kernel<(fusedstep::Norm)2>(int*)"
+    assert readable(anonymous) == "norm<inf>"
+
+
+def test_ptxas_report_is_read() -> None:
+    assert nvcc.parse_resources(PTXAS) == {
+        "first": nvcc.Resources(64, 24, 16, 120, 160),
+        "second": nvcc.Resources(12, 0, 0, 0, 0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("opcode", "access"),
+    [
+        ("LDG.E.128.CONSTANT", ("LDG", 16)),
+        ("STG.E.U16", ("STG", 2)),
+        ("LDG.E.S8", ("LDG", 1)),
+        ("LD.E", ("LD", 4)),
+        ("STL.64", ("STL", 8)),
+        ("LDC.64", None),
+        ("LDS.128", None),
+        ("LDGSTS.E.128", None),
+    ],
+)
+def test_accesses_are_told_apart(opcode: str, access: tuple[str, int] | None) -> None:
+    assert sass.access_of(opcode) == access
+
+
+def test_only_innermost_loops_count() -> None:
+    code = sass.read_code(NESTED)
+    assert code.loops == [loop(LDG16=1, STG8=1)]
+    assert code.local_accesses == 1
+
+
+def test_without_a_main_loop_packs_outside_of_loops_count() -> None:
+    narrow = [line | {"opcode": line["opcode"].replace(".128", "")} for line in NESTED]
+    assert sass.read_code(narrow).loops == [loop(LDG4=1, STG8=1)]
+    (wide,) = sass.read_code([{"opcode": "LDG.E.128", "operands": ""}, *NESTED[-2:]]).loops
+    assert wide == loop(LDG16=1)
+    assert wide.is_main
+
+
+def test_good_kernel_passes() -> None:
+    assert faults(GOOD) == []
+    assert worse(GOOD, GOOD.summary()) == []
+    assert worse(GOOD, GOOD.summary() | {"registers": 70, "wide_loads": 3}) == []
+    without_loops = Kernel("unit_matrices", GOOD.resources, sass.Code([], 0))
+    assert faults(without_loops) == [], "a thread that takes one element needs no pack"
+
+
+@pytest.mark.parametrize(
+    ("resources", "loops", "message"),
+    [
+        ({"spill_stores": 8}, None, "spill stores, bytes: must be 0, got 8"),
+        ({"stack": 16}, None, "stack frame, bytes: must be 0, got 16"),
+        ({}, [loop(LD16=4, STG16=3)], "generic accesses in loops: must be 0, got 4"),
+        ({}, [loop(LDG16=3, LDG4=16)], f"loads {PACKS_OF} must be 1 {OF_LOOP}, got 3 for 4"),
+        (
+            {},
+            [loop(LDG16=4, STG16=2, STG4=12)],
+            f"stores {PACKS_OF} must be 1 {OF_LOOP}, got 2 for 3",
+        ),
+        ({}, [loop(LDG4=16, STG4=12)], "loops with accesses of 16 bytes: must be there, got none"),
+    ],
+)
+def test_each_fault_is_named(
+    resources: dict[str, int], loops: list[sass.Loop] | None, message: str
+) -> None:
+    code = GOOD.code if loops is None else sass.Code(loops, 0)
+    kernel = Kernel(GOOD.name, replace(GOOD.resources, **resources), code)
+    assert faults(kernel) == [f"{GOOD.name}: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "narrow"),
+    [
+        # Five arrays of any type; then the bytes of one are no longer stored by packs.
+        ("step<adam, float32, mixed>", {"STG16": 15, "STG8": 5, "STG2": 40, "STG1": 40}, "STG1"),
+        ("step<adam, float64, mixed>", {"STG16": 15, "STG4": 25, "STG1": 20}, "STG1"),
+        ("step<adam, float64, uniform>", {"STG16": 5, "STG8": 10}, "STG8"),
+    ],
+)
+def test_arrays_are_counted_by_their_single_elements(
+    name: str, good: dict[str, int], narrow: str
+) -> None:
+    def lines(accesses: dict[str, int]) -> list[str]:
+        return faults(Kernel(name, GOOD.resources, sass.Code([loop(**accesses)], 0)))
+
+    assert lines(good) == []
+    assert len(lines(good | {narrow: 2 * good[narrow]})) == 1
+
+
+def test_norm_reads_packs_alone() -> None:
+    bad = Kernel("norm<2>", GOOD.resources, sass.Code([loop(LDG16=3, LDG4=1)], 0))
+    assert faults(replace(bad, code=sass.Code([loop(LDG16=4), loop(LDG4=4)], 0))) == []
+    assert faults(bad) == ["norm<2>: narrowest load in a main loop: must be 16 bytes, got 4"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"registers": 63}, {"shared": 16}, {"main_loops": 2}, {"wide_stores": 4}]
+)
+def test_getting_worse_than_expected_is_named(change: dict[str, int]) -> None:
+    lines = worse(GOOD, GOOD.summary() | change)
+    assert len(lines) == 1
+    assert f"{next(iter(change))}: expected" in lines[0]
+    assert "--update" in worse(GOOD, None)[0]
+
+
+def tools_lack() -> str:
+    """Why the kernels cannot be compiled and disassembled here; "" where they can."""
+    try:
+        report.find_tools()
+    except report.Missing as error:
+        return str(error)
+    return ""
+
+
+INSTANCE = """#include "kernels/optim/step.cuh"
+#include "kernels/optim/rules/adam.h"
+template __global__ void fusedstep::cuda::step_kernel<fusedstep::adam::Rule, float, {uniform}>(
+    const fusedstep::Table, const fusedstep::Clip, int64_t, unsigned*);
+"""
+BLOCKS = "(uniform ? 3 : 2)"
+IN_PTX = "(__CUDA_ARCH__)\n  // Said in PTX"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(tools_lack()), reason="needs nvcc and nvdisasm to compile CUDA kernels")
+@pytest.mark.parametrize(
+    ("uniform", "file", "text", "planted", "found"),
+    [
+        (True, "optim/step.cuh", BLOCKS, BLOCKS, []),
+        (False, "optim/step.cuh", BLOCKS, BLOCKS, []),
+        (True, "optim/step.cuh", BLOCKS, "8", ["spill stores", "spill loads"]),
+        (False, "optim/step.cuh", BLOCKS, "3", ["spill stores", "spill loads"]),
+        (True, "common/vector.cuh", "kAccess = 16", "kAccess = 4", ["accesses of 16 bytes: must be there"]),
+        (False, "common/vector.cuh", f"#if defined{IN_PTX}", f"#if 0 && defined{IN_PTX}", ["stores of 16"]),
+        (True, "common/vector.cuh", "__isGlobal(p)", "p != nullptr", ["generic accesses in loops"]),
+    ],
+)
+def test_planted_faults_are_found_in_the_compiled_kernel(
+    uniform: bool, file: str, text: str, planted: str, found: list[str], tmp_path: Path
+) -> None:
+    shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
+    header = tmp_path / "kernels" / file
+    assert text in header.read_text()
+    header.write_text(header.read_text().replace(text, planted))
+    source = tmp_path / "instance.cu"
+    source.write_text(INSTANCE.replace("{uniform}", str(uniform).lower()))
+
+    toolkit, nvdisasm = report.find_tools()
+    flags = ["-I", str(tmp_path), *nvcc.build_flags(toolkit)]
+    (kernel,) = report.inspect(toolkit, nvdisasm, source, flags)
+    expected = json.loads(report.EXPECTED.read_text())["kernels"][kernel.name]
+    lines = faults(kernel) + worse(kernel, expected)
+    assert all(any(what in line for line in lines) for what in found), lines
+    assert bool(lines) == bool(found)

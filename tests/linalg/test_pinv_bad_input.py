@@ -1,0 +1,161 @@
+"""What pinv and lstsq refuse, and what becomes of matrices that no driver can factorise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fusedstep import build, lstsq, pinv
+from fusedstep.linalg import decompositions
+from tests.support.refusals import refuses
+
+A = torch.eye(3)
+BAD_VALUES = [math.nan, math.inf, -math.inf]
+BY = [{"driver": d} for d in ("auto", "cholesky", "eigh", "qr_svd", "jacobi")]
+DTYPES = "float32, float64, bfloat16 or float16"
+
+
+@pytest.mark.parametrize("value", BAD_VALUES)
+@pytest.mark.parametrize("options", [*BY, {"synchronize": False}, {"hermitian": True}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_matrix_that_is_not_finite_becomes_nan_alone(value, options, dtype) -> None:
+    batch = torch.eye(4, dtype=dtype) + 0.1 * torch.ones(5, 4, 4, dtype=dtype)
+    expected = pinv(batch, **options)
+    batch[1, 2, 0] = value
+    batch[3, 3, 3] = value
+    actual, info = pinv(batch, return_info=True, **options)
+    assert actual[[1, 3]].isnan().all()
+    torch.testing.assert_close(actual[[0, 2, 4]], expected[[0, 2, 4]])
+    assert info.code.tolist() == [0, 1, 0, 1, 0]
+    assert info.rank.tolist() == [4, 0, 4, 0, 4]
+    assert info.rcond.isnan().tolist() == [False, True, False, True, False]
+    if "hermitian" not in options:
+        solved = lstsq(batch, torch.ones(5, 4, 2, dtype=dtype), **options)
+        assert solved.isnan().flatten(1).all(1).tolist() == [False, True, False, True, False]
+
+
+def test_a_wide_matrix_that_is_not_finite_becomes_nan() -> None:
+    wide = torch.ones(2, 3, 5)
+    wide[0, 0, 0] = math.nan
+    assert pinv(wide).isnan().flatten(1).all(1).tolist() == [True, False]
+
+
+def test_cholesky_alone_fails_what_it_cannot_prove() -> None:
+    batch = torch.stack([torch.eye(3), torch.ones(3, 3), torch.eye(3)])
+    actual, info = pinv(batch, driver="cholesky", return_info=True)
+    assert info.code.tolist() == [0, 2, 0]
+    assert actual[1].isnan().all()
+    assert torch.equal(actual[0], torch.eye(3))
+
+
+@pytest.mark.parametrize("name", ["eigh", "svd"])
+def test_a_matrix_that_does_not_converge_fails_alone(name, monkeypatch) -> None:
+    """torch raises for the whole batch where LAPACK gives up on one matrix."""
+    honest = getattr(torch.linalg, name)
+    calls = []
+
+    def gives_up(X, **options):
+        calls.append(len(X))
+        if (X[:, 0, 0].abs() > 1e3).any():
+            raise torch.linalg.LinAlgError("failed to converge")
+        return honest(X, **options)
+
+    batch = torch.ones(7, 3, 2) + torch.arange(6).view(3, 2)
+    batch[4] *= 1e3
+    driver = "eigh" if name == "eigh" else "qr_svd"
+    expected = pinv(batch, driver=driver)
+    monkeypatch.setattr(decompositions.torch.linalg, name, gives_up)
+    actual, info = pinv(batch, driver=driver, return_info=True)
+    assert info.code.tolist() == [0, 0, 0, 0, 2, 0, 0]
+    assert actual[4].isnan().all()
+    rest = [0, 1, 2, 3, 5, 6]
+    torch.testing.assert_close(actual[rest], expected[rest])
+    assert calls[0] == 7
+    assert len(calls) > 3
+
+
+@pytest.mark.parametrize(
+    ("argument", "must", "got", "kind", "value"),
+    [
+        ("A", "be a tensor", "list", TypeError, [[1.0]]),
+        ("A", f"be {DTYPES}", "torch.complex64", TypeError, A.to(torch.complex64)),
+        ("A", f"be {DTYPES}", "torch.int64", TypeError, A.long()),
+        ("A", "be dense", "torch.sparse_coo", TypeError, A.to_sparse()),
+        ("A", "have two or more dimensions", r"\(3,\)", ValueError, A[0]),
+        ("A", "be on a CPU or a CUDA device", "meta", ValueError, A.to("meta")),
+    ],
+)
+def test_refused_matrices(argument, must, got, kind, value) -> None:
+    with refuses("pinv", argument, must, got, kind):
+        pinv(value)
+    with refuses("lstsq", argument, must, got, kind):
+        lstsq(value, A)
+    with refuses("lstsq", "B", must, got, kind):
+        lstsq(A, value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "must", "got", "kind", "options"),
+    [
+        ("rtol", "be 0 or more", "-1.0", ValueError, {"rtol": -1}),
+        ("atol", "be 0 or more", "nan", ValueError, {"atol": math.nan}),
+        ("atol", "be a number", "str", TypeError, {"atol": "1"}),
+        ("rtol", "be real", "torch.complex64", TypeError, {"rtol": torch.zeros(1) * 1j}),
+        (
+            "rtol",
+            r"broadcast with the batch \(2,\)",
+            r"\(3,\)",
+            ValueError,
+            {"rtol": torch.ones(3)},
+        ),
+        (
+            *("driver", "be one of auto, cholesky, eigh, qr_svd, jacobi", "'svd'", ValueError),
+            {"driver": "svd"},
+        ),
+        (
+            *("driver", "be one of auto, eigh where hermitian=True", "'jacobi'", ValueError),
+            {"driver": "jacobi", "hermitian": True},
+        ),
+    ],
+)
+def test_refused_options(argument, must, got, kind, options) -> None:
+    with refuses("pinv", argument, must, got, kind):
+        pinv(A.expand(2, 3, 3), **options)
+
+
+def test_a_device_without_kernels(monkeypatch) -> None:
+    monkeypatch.setattr(build, "CUDA_REASON", "left out of this build: FUSEDSTEP_CUDA=0")
+    with FakeTensorMode():
+        on_gpu = torch.empty(2, 3, 3, device="cuda")
+        got = r"cuda:0: no CUDA kernels \(left out of this build: FUSEDSTEP_CUDA=0\)"
+        with refuses("pinv", "A", "be on a device with cuSOLVER", got, ValueError):
+            pinv(on_gpu)
+        with refuses("lstsq", "A", "be on a device with cuSOLVER", got, ValueError):
+            lstsq(on_gpu, on_gpu)
+
+
+def test_hermitian_needs_square_matrices() -> None:
+    must = "be square where hermitian=True"
+    with refuses("pinv", "A", must, r"\(3, 2\)", ValueError):
+        pinv(A[:, :2], hermitian=True)
+
+
+@pytest.mark.parametrize(
+    ("must", "got", "kind", "B"),
+    [
+        ("have A's dtype torch.float32", "torch.float64", TypeError, A.double()),
+        ("have A's 3 rows", r"\(2, 3\)", ValueError, A[:2]),
+        (r"broadcast with A's batch \(2,\)", r"\(4, 3, 3\)", ValueError, A.expand(4, 3, 3)),
+    ],
+)
+def test_a_right_hand_side_that_does_not_fit(must, got, kind, B) -> None:
+    with refuses("lstsq", "B", must, got, kind):
+        lstsq(A.expand(2, 3, 3), B)
+
+
+def test_a_negative_tolerance_of_lstsq() -> None:
+    with refuses("lstsq", "rtol", "be 0 or more", "-1.0", ValueError):
+        lstsq(A, A, rtol=-1)

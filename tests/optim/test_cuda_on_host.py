@@ -1,0 +1,209 @@
+"""The CUDA path from op to kernel, run on the host: device table, uploads, graph capture, bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import fusedstep
+from tests.support.on_host import SHAPES, address_of, assert_twins, step_on_cpu, twins
+from tests.support.optimizers import OPTIMIZERS, Kind, every_kind
+from tests.support.stored import FORMS, Form, Stored, assert_stored_alike
+from tests.support.tensors import assert_same_bits, make_params, set_grads
+
+pytestmark = pytest.mark.slow
+
+STORED_SHAPES = ((3000,), (2, 65), (5,), (0,), ())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_steps_have_the_bits_of_the_cpu(on_simt: Any, dtype: torch.dtype) -> None:
+    params, optimizers = twins(dtype, max_norm=0.5, amsgrad=True)
+    for seed in range(3):
+        on_simt.seed(seed)
+        for p in params:
+            set_grads(p, seed=seed)
+        optimizers[0].step()
+        step_on_cpu(optimizers[1])
+        assert_same_bits(optimizers[0].grad_norm, optimizers[1].grad_norm, "norm")
+    assert_twins(params, optimizers)
+
+
+@every_kind
+def test_every_rule_has_the_bits_of_the_cpu(on_simt: Any, kind: Kind) -> None:
+    params, optimizers = twins(torch.bfloat16, kind.ours, max_norm=0.5)
+    for seed in range(2):
+        for p in params:
+            set_grads(p, seed=seed)
+        optimizers[0].step()
+        step_on_cpu(optimizers[1])
+    assert_twins(params, optimizers)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {"state_dtype": "int8", "master": "remainder", "ema_decay": 0.9},
+        {"state_dtype": torch.bfloat16, "stochastic_rounding": True, "seed": 2**40 + 3},
+    ],
+    ids=lambda mode: " ".join(mode),
+)
+def test_modes_have_the_bits_of_the_cpu(on_simt: Any, mode: dict[str, Any]) -> None:
+    params, optimizers = twins(torch.bfloat16, max_norm=0.5, **mode)
+    for seed in range(2):
+        for p in params:
+            set_grads(p, seed=seed)
+        optimizers[0].step()
+        step_on_cpu(optimizers[1])
+    assert_twins(params, optimizers)
+
+
+@pytest.mark.parametrize("kind", [OPTIMIZERS[0], OPTIMIZERS[2]], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_every_form_of_storage_has_the_bits_of_the_cpu(
+    on_simt: Any, form: Form, kind: Kind
+) -> None:
+    ours, twin = (Stored(kind, form, *STORED_SHAPES) for _ in range(2))
+    for _ in range(3):
+        ours.step(on_simt.table_step_)
+        twin.step(torch.ops.fusedstep.table_step_)
+    assert_stored_alike(ours, twin)
+
+
+def test_replays_draw_fresh_random_numbers(on_simt: Any) -> None:
+    """The step, one of their keys, is read on the device."""
+    form = Form(torch.bfloat16, torch.bfloat16, torch.bfloat16, stochastic=True)
+    ours, twin = (Stored(OPTIMIZERS[0], form, *STORED_SHAPES) for _ in range(2))
+    on_simt.begin_capture()
+    ours.step(on_simt.table_step_)
+    on_simt.end_capture()
+    for _ in range(3):
+        on_simt.replay()
+        twin.step(torch.ops.fusedstep.table_step_)
+        assert_stored_alike(ours, twin)
+    assert ours.steps_done() == {3.0}
+
+
+def test_the_table_is_sent_only_when_something_changed(on_simt: Any) -> None:
+    params, (optimizer, twin) = twins(max_norm=1.0)
+    for p in params:
+        set_grads(p, seed=0)
+    sent = []
+
+    def step() -> None:
+        optimizer.step()
+        step_on_cpu(twin)
+        sent.append(on_simt.uploads(address_of(optimizer)))
+
+    step()
+    step()  # nothing changed
+    for o in (optimizer, twin):
+        o.param_groups[1]["lr"] = 3e-3
+    step()  # a rate changed
+    kept = [p.grad for p in params[0]]  # held, so that the new gradients lie elsewhere
+    for p in params:
+        set_grads(p, seed=1)
+    step()  # gradients moved
+    for p in params:
+        p[4].grad = None
+    step()  # a gradient is missing: a new layout
+    step()
+    assert sent == [1, 1, 2, 3, 4, 4]
+    assert len(kept) == len(SHAPES)
+    assert_twins(params, [optimizer, twin])
+
+
+def test_staging_is_not_reused_before_its_copy_is_done(on_simt: Any) -> None:
+    """Two uploads before any kernel runs: the second must not overwrite the first one's source."""
+    first, second = (torch.randn(1000, generator=torch.manual_seed(i)) for i in (0, 1))
+    norms = [on_simt.total_norm([x], 2.0, None) for x in (first, second, first)]
+    assert_same_bits(norms[0], torch.ops.fusedstep.total_norm([first]), "first")
+    assert_same_bits(norms[1], torch.ops.fusedstep.total_norm([second]), "second")
+    assert_same_bits(norms[2], norms[0], "again")
+
+
+def test_memory_of_list_ops_goes_back_to_a_pool(on_simt: Any) -> None:
+    tensors = make_params((100,), (3, 5))
+    on_simt.total_norm(tensors, 2.0, None)
+    before = on_simt.allocations()
+    for _ in range(5):
+        on_simt.total_norm(tensors, 2.0, None)
+    assert on_simt.allocations() == before
+
+
+def test_a_captured_graph_replays_with_new_gradients_and_survives_eager_steps(on_simt: Any) -> None:
+    params, (optimizer, twin) = twins(max_norm=1.0, capturable=True)
+    for p in params:
+        set_grads(p, seed=0)
+    optimizer.step()
+    step_on_cpu(twin)
+
+    on_simt.begin_capture()
+    optimizer.step()
+    assert len(on_simt.end_capture()) == 2  # the norm pass and the step pass
+    static = [p.grad for p in params[0]]
+    norm = optimizer._norm  # held here; on a GPU the graph's memory pool keeps it
+
+    for seed in (1, 2):
+        for p in params:
+            fresh = make_params(*SHAPES, seed=10 + seed)
+            for target, value in zip(p, fresh, strict=True):
+                target.grad.copy_(value.detach())
+        on_simt.replay()
+        step_on_cpu(twin)
+        assert_same_bits(optimizer.grad_norm, twin.grad_norm, "norm")
+    assert_twins(params, [optimizer, twin])
+
+    # An eager step with other gradients and another rate must leave the graph's table alone.
+    for o in (optimizer, twin):
+        o.param_groups[0]["lr"] = 0.1
+    for p in params:
+        set_grads(p, seed=5)
+    optimizer.step()
+    step_on_cpu(twin)
+    assert_twins(params, [optimizer, twin])
+
+    for o in (optimizer, twin):
+        o.param_groups[0]["lr"] = 1e-3  # the graph has the rate of its capture
+    for target, value in zip(params[1], static, strict=True):
+        target.grad = value.clone()
+    on_simt.replay()
+    step_on_cpu(twin)
+    assert_twins(params, [optimizer, twin])
+    assert_same_bits(norm.float(), twin.grad_norm, "norm")
+
+
+def test_the_first_step_may_be_captured(on_simt: Any) -> None:
+    params, (optimizer, twin) = twins(max_norm=1.0, capturable=True)
+    for p in params:
+        set_grads(p, seed=0)
+    on_simt.begin_capture()
+    optimizer.step()
+    assert len(on_simt.end_capture()) == 2
+    on_simt.replay()
+    step_on_cpu(twin)
+    assert_twins(params, [optimizer, twin])
+
+
+def test_a_launch_for_each_combination_of_dtypes(on_simt: Any) -> None:
+    """The norm pass reads all chunks; the step passes begin with the dtypes that it read last."""
+    params = [*make_params((300,), (7,)), *make_params((64,), (5, 5), (3,), dtype=torch.bfloat16)]
+    optimizer = fusedstep.AdamW(params, max_norm=1.0, capturable=True)
+    set_grads(params, seed=0)
+    on_simt.begin_capture()
+    optimizer.step()
+    norm_pass, *step_passes = on_simt.end_capture()
+    assert norm_pass <= 5  # blocks may take several chunks
+    assert step_passes == [2, 3]  # a block a chunk: float32, then bfloat16
+
+
+def test_the_clip_has_the_bits_of_the_cpu(on_simt: Any) -> None:
+    ours, twin = (make_params(*SHAPES, seed=1) for _ in range(2))
+    tensors = [[p.detach() for p in params] for params in (ours, twin)]
+    norm = on_simt.total_norm(tensors[0], 2.0, None)
+    on_simt.clip_by_norm_(tensors[0], norm, 0.25)
+    torch.ops.fusedstep.clip_by_norm_(tensors[1], torch.ops.fusedstep.total_norm(tensors[1]), 0.25)
+    for i, (a, b) in enumerate(zip(*tensors, strict=True)):
+        assert_same_bits(a, b, f"tensor {i}")

@@ -1,0 +1,218 @@
+"""Strides, gaps, alignment, shapes without elements or dimensions: the same numbers everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fusedstep
+from tests.reference.norm import total_norm
+from tests.support.optimizers import Kind, every_kind
+from tests.support.tensors import (
+    DTYPES,
+    assert_same_bits,
+    bounded,
+    in_memory_order,
+    make_params,
+    name_of,
+    set_grads,
+)
+from tests.support.twin import Twin
+
+# From a contiguous base to the view that is the parameter.
+VIEWS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
+    "contiguous": ((6, 40), lambda x: x),
+    "transposed": ((200, 300), lambda x: x.t()),
+    "channels last": ((4, 5, 6, 7), lambda x: x.to(memory_format=torch.channels_last)),
+    "permuted": ((7, 40, 130), lambda x: x.permute(1, 2, 0)),
+    "every second column": ((30, 50), lambda x: x[:, ::2]),
+    "every second row": ((300, 201), lambda x: x[::2]),
+    "a block": ((30, 50), lambda x: x[3:20, 5:44]),
+    "transposed with gaps": ((30, 50), lambda x: x[:, 7:].t()),
+    "one column": ((999, 3), lambda x: x[:, 1]),
+    "0-d inside": ((5,), lambda x: x[3]),
+    "misaligned by one": ((40_001,), lambda x: x[1:]),
+    "misaligned by three": ((1_003,), lambda x: x[3:]),
+    "dimension of one, odd stride": ((5, 7), lambda x: x.as_strided((5, 1, 7), (7, 999, 1))),
+    "empty": ((0, 3), lambda x: x),
+    "empty with strides": ((4, 0, 3), lambda x: x.permute(2, 0, 1)),
+    "narrow of nothing": ((4, 6), lambda x: x[:, 2:2]),
+}
+GAPLESS = [name for name in VIEWS if not any(word in name for word in ("gaps", "second", "block"))]
+
+
+def view_of(
+    name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Tensor:
+    shape, take = VIEWS[name]
+    (base,) = make_params(shape, dtype=dtype, device=device)
+    return take(base.detach()).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
+@pytest.mark.parametrize("name", VIEWS)
+@every_kind
+def test_parameter_and_gradient_of_one_layout(
+    kind: Kind, name: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    param = view_of(name, dtype, device)
+    address, strides = param.data_ptr(), param.stride()
+    twin = Twin(kind.ours([param], max_norm=1.0))
+    for step in range(3):
+        set_grads([param], seed=step)
+        twin.step()
+    assert (param.data_ptr(), param.stride()) == (address, strides)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@every_kind
+def test_gradient_of_other_strides(kind: Kind, name: str, device: torch.device) -> None:
+    param = view_of(name, device=device)
+    twin = Twin(kind.ours([param, *make_params((300,), device=device)], max_norm=1.0))
+    (other,) = twin.optimizer.param_groups[0]["params"][1:]
+    for step, reorder in enumerate([torch.Tensor.contiguous, backwards, with_gaps]):
+        set_grads([param, other], seed=step)
+        param.grad = reorder(param.grad)
+        twin.step()
+
+
+def backwards(tensor: Tensor) -> Tensor:
+    """The same values with the order of dimensions in memory reversed."""
+    dims = tuple(reversed(range(tensor.dim())))
+    return tensor.permute(dims).contiguous().permute(dims)
+
+
+def with_gaps(tensor: Tensor) -> Tensor:
+    """The same values with an unused element after each."""
+    return torch.stack([tensor, tensor + 1], dim=-1)[..., 0]
+
+
+@pytest.mark.parametrize("name", ["contiguous", "transposed", "channels last", "a block"])
+def test_expanded_gradient(name: str, device: torch.device) -> None:
+    param = view_of(name, device=device)
+    twin = Twin(fusedstep.AdamW([param], max_norm=1.0))
+    for value in (0.5, -2.0):
+        param.grad = torch.tensor(value, device=device).expand(param.shape)
+        twin.step()
+
+
+def test_gradient_from_autograd_of_a_sum_and_of_a_transposed_use() -> None:
+    (param,) = make_params((30, 20))
+    twin = Twin(fusedstep.AdamW([param], max_norm=1.0))
+    for loss in (lambda: param.sum(), lambda: (param.t() @ torch.ones(30, 4)).square().sum()):
+        param.grad = None
+        loss().backward()
+        twin.step()
+
+
+@pytest.mark.parametrize("name", ["every second column", "every second row", "a block"])
+def test_memory_between_the_elements_is_left_alone(name: str, device: torch.device) -> None:
+    shape, take = VIEWS[name]
+    base = torch.randn(shape, device=device)
+    before = base.clone()
+    param = take(base).requires_grad_()
+    set_grads([param])
+    fusedstep.AdamW([param], lr=1.0).step()
+    changed = torch.zeros_like(base, dtype=torch.bool)
+    take(changed)[...] = True
+    assert_same_bits(base[~changed], before[~changed], "between the elements")
+    assert not torch.equal(base[changed], before[changed])
+
+
+@pytest.mark.parametrize("offset", range(9))
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_every_misalignment(dtype: torch.dtype, offset: int, device: torch.device) -> None:
+    (base,) = make_params((3000,), dtype=dtype, device=device)
+    (grads,) = make_params((3000,), dtype=dtype, device=device, seed=1)
+    param = base.detach()[offset : offset + 2500].requires_grad_()
+    twin = Twin(fusedstep.AdamW([param], max_norm=1.0))
+    for shift in (offset, 0, 5):
+        param.grad = grads.detach()[shift : shift + 2500]
+        twin.step()
+    assert_same_bits(
+        fusedstep.get_total_norm([param.grad]),
+        fusedstep.get_total_norm([param.grad.clone()]),
+        "the norm of misaligned elements",
+    )
+
+
+@pytest.mark.parametrize("position", ["first", "last", "everywhere", "alone"])
+def test_empty_parameters_anywhere(position: str, device: torch.device) -> None:
+    shapes = {
+        "first": [(0,), (5,)],
+        "last": [(5,), (0, 3)],
+        "everywhere": [(0,), (0,), (5,), (0,), (40_000,), (0,)],
+        "alone": [(0,)],
+    }[position]
+    params = make_params(*shapes, device=device)
+    twin = Twin(fusedstep.AdamW(params, max_norm=1.0))
+    for step in range(3):
+        set_grads(params, seed=step)
+        twin.step()
+    assert all(float(twin.optimizer.state[p]["step"]) == 3 for p in params)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("max_norm", [0.5, 1e9])
+def test_clip_of_gradients_of_any_layout(name: str, max_norm: float, device: torch.device) -> None:
+    grad = view_of(name, device=device).detach()
+    param = torch.zeros_like(grad).requires_grad_()
+    param.grad = grad
+    truth = torch.linalg.vector_norm(grad.double())
+    expected = grad.double() * torch.clamp(max_norm / (truth + 1e-6), max=1.0)
+    norm = fusedstep.clip_grad_norm_([param], max_norm)
+    assert param.grad.data_ptr() == grad.data_ptr()
+    torch.testing.assert_close(norm.double(), truth, rtol=1e-6, atol=0)
+    torch.testing.assert_close(param.grad.double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", GAPLESS)
+def test_norm_is_taken_in_the_order_of_memory(name: str, device: torch.device) -> None:
+    tensor = view_of(name, device=device).detach()
+    expected = torch.tensor(total_norm([in_memory_order(tensor)])).to(torch.float32)
+    assert_same_bits(fusedstep.get_total_norm(tensor).cpu(), expected, "norm")
+
+
+@bounded
+@given(
+    shape=st.lists(st.integers(0, 12), min_size=1, max_size=4),
+    steps=st.lists(st.integers(1, 3), min_size=4, max_size=4),
+    order=st.permutations(range(4)),
+    grad_order=st.permutations(range(4)),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_any_strides(
+    shape: list[int], steps: list[int], order: list[int], grad_order: list[int], dtype: torch.dtype
+) -> None:
+    def strided(dims: list[int]) -> Tensor:
+        dims = [d for d in dims if d < len(shape)]
+        base = torch.zeros([shape[d] * steps[d] for d in dims], dtype=dtype)
+        view = base[tuple(slice(None, None, steps[d]) for d in dims)]
+        return view.permute([dims.index(d) for d in range(len(shape))])
+
+    (values,) = make_params(shape, dtype=dtype)
+    param = strided(order).copy_(values.detach()).requires_grad_()
+    twin = Twin(fusedstep.AdamW([param], max_norm=1.0, amsgrad=True))
+    for step in range(2):
+        set_grads([param], seed=step)
+        param.grad = strided(grad_order).copy_(param.grad)
+        twin.step()
+
+
+def test_gradients_with_a_lazy_negation() -> None:
+    """Autograd makes such views of conjugates; their memory holds the opposite sign."""
+    lazy, plain = make_params((4,)), make_params((4,))
+    lazy[0].grad = torch._neg_view(torch.ones(4))
+    plain[0].grad = -torch.ones(4)
+    for params in (lazy, plain):
+        optimizer = fusedstep.AdamW(params, max_norm=1.0)
+        for _ in range(2):
+            optimizer.step()
+        fusedstep.clip_grad_norm_(params, 0.5)
+    assert_same_bits(lazy[0], plain[0], "parameter")
+    assert_same_bits(lazy[0].grad.resolve_neg(), plain[0].grad, "clipped gradient")

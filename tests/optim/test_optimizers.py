@@ -1,0 +1,230 @@
+"""What every optimizer does alike, whatever its rule."""
+
+from __future__ import annotations
+
+import math
+from inspect import Parameter, signature
+
+import numpy as np
+import pytest
+import torch
+
+import fusedstep
+from fusedstep.optim.base import FusedOptimizer
+from tests.support.optimizers import OPTIMIZERS, Kind, every_kind, every_namesake
+from tests.support.tensors import DTYPES, copies, make_params, set_grads, threads
+from tests.support.twin import Twin
+
+
+def test_every_optimizer_is_in_the_list() -> None:
+    found = [one for one in vars(fusedstep).values() if isinstance(one, type)]
+    fused = {one.__name__ for one in found if issubclass(one, FusedOptimizer)}
+    # Muon's rule is one of whole matrices; its own test files ask the like of it.
+    assert fused - {"Muon"} == {kind.name for kind in OPTIMIZERS}
+
+
+@every_namesake
+def test_arguments_and_defaults_are_those_of_torch(kind: Kind) -> None:
+    """All of torch's in their places; beside them keyword arguments alone."""
+    ours, theirs = (
+        list(signature(getattr(module, kind.name)).parameters.values())
+        for module in (fusedstep, torch.optim)
+    )
+    (options,) = (p for p in ours if p.kind == Parameter.VAR_KEYWORD)
+    ours.remove(options)
+    shared = [p for p in ours if any(p.name == q.name for q in theirs)]
+    assert [(p.name, p.kind, p.default) for p in shared] == [
+        (q.name, q.kind, q.default) for q in theirs
+    ]
+    assert all(p.kind == Parameter.KEYWORD_ONLY for p in ours if p not in shared)
+
+
+@every_kind
+def test_unknown_arguments_are_refused(kind: Kind) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_nrom'"):
+        kind.ours(make_params((3,)), max_nrom=1.0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@every_kind
+def test_the_number_of_threads_changes_no_bit(kind: Kind, count: int) -> None:
+    params = make_params((40_000,), (5, 7), (65_536,))
+    with threads(count):
+        twin = Twin(kind.ours(params, max_norm=1.0))
+        for step in range(2):
+            set_grads(params, seed=step)
+            twin.step()
+
+
+@every_kind
+def test_every_combination_of_dtypes_in_one_step(kind: Kind, device: torch.device) -> None:
+    params = [p for dtype in DTYPES for p in make_params(*[(50,)] * 4, dtype=dtype, device=device)]
+    twin = Twin(kind.ours(params, max_norm=1.0))
+    for step in range(3):
+        for i, param in enumerate(params):
+            set_grads([param], seed=step * 100 + i, dtype=DTYPES[(i + step) % 4])
+        twin.step()
+
+
+@every_kind
+def test_gradients_come_and_go(kind: Kind, device: torch.device) -> None:
+    params = make_params((40,), (0,), (3, 4), (), (33_000,), device=device)
+    twin = Twin(kind.ours(params, max_norm=1.0))
+    twin.step()  # no gradient at all
+    for step in range(6):
+        set_grads(params, seed=step)
+        for i, param in enumerate(params):
+            param.grad = param.grad if step % (i + 1) == 0 else None
+        twin.step()
+
+
+@pytest.mark.parametrize("nonfinite", ["propagate", "skip"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@every_kind
+def test_gradients_that_are_not_finite(
+    kind: Kind, bad: float, nonfinite: str, device: torch.device
+) -> None:
+    params = make_params((40,), (3, 4), device=device)
+    twin = Twin(kind.ours(params, max_norm=1.0, nonfinite=nonfinite))
+    for step in range(4):
+        set_grads(params, seed=step)
+        if step in (0, 2):
+            params[1].grad[1, 2] = bad
+        twin.step()
+    assert all(p.isfinite().all() for p in params) == (nonfinite == "skip")
+
+
+@every_kind
+def test_groups_of_their_own_and_added_later(kind: Kind) -> None:
+    a, b, c = params = make_params((40,), (3, 4), (500,))
+    groups = [{"params": [a], "lr": 0.1}, {"params": [b], "maximize": True, "weight_decay": 0.5}]
+    twin = Twin(kind.ours(groups, max_norm=1.0))
+    for step in range(4):
+        if step == 2:
+            twin.optimizer.add_param_group({"params": [c], "lr": 0.3})
+        set_grads(params, seed=step)
+        twin.step()
+
+
+@every_namesake
+def test_groups_that_a_class_of_torch_has_filled(kind: Kind) -> None:
+    """torch's constructor writes its defaults into the caller's groups: `fused: None` is one."""
+    params = make_params((3,), (4,))
+    groups = [{"params": [p], "lr": 0.1 * (i + 1)} for i, p in enumerate(params)]
+    kind.torchs(groups)
+    twin = Twin(kind.ours(groups))
+    set_grads(params)
+    twin.step()
+
+
+@every_kind
+def test_a_rate_that_is_a_tensor_is_read_at_every_step(kind: Kind) -> None:
+    params = make_params((40,), (3, 4))
+    lr = torch.tensor(0.1)
+    twin = Twin(kind.ours(params, lr=lr))
+    for step in range(3):
+        set_grads(params, seed=step)
+        twin.step()
+        lr.mul_(0.5)
+
+
+@every_namesake
+def test_torch_own_step_runs_where_it_is_asked_for(kind: Kind) -> None:
+    for chosen in ({"fused": False}, {"foreach": True}, {"fused": False, "foreach": False}):
+        ours = make_params((9,), (2, 3))
+        theirs = copies(ours)
+        known = signature(getattr(torch.optim, kind.name)).parameters
+        optimizer = kind.ours(ours, **chosen)
+        reference = kind.torchs(theirs, **{k: v for k, v in chosen.items() if k in known})
+        for step in range(3):
+            for params, one in ((ours, optimizer), (theirs, reference)):
+                set_grads(params, seed=step)
+                one.step()
+        assert all(map(torch.equal, ours, theirs))
+        assert optimizer.grad_norm is None
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@every_kind
+def test_capturable_is_an_argument_of_all(kind: Kind, capturable: bool) -> None:
+    optimizer = kind.ours(make_params((3,)), capturable=capturable)
+    optimizer.add_param_group({"params": make_params((2,))})
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert [group["capturable"] for group in optimizer.param_groups] == [capturable] * 2
+
+
+@pytest.mark.parametrize("name", ["Adagrad", "Lion", "SGD"])
+def test_where_torch_asks_for_no_capturable_neither_do_we(name: str) -> None:
+    params = make_params((3,), (4,))
+    groups = [{"params": params[:1], "capturable": False}, {"params": params[1:]}]
+    optimizer = getattr(fusedstep, name)(groups)
+    assert [group["capturable"] for group in optimizer.param_groups] == [False, True]
+    state_dict = optimizer.state_dict()
+    for group in state_dict["param_groups"]:  # as torch's checkpoints are
+        del group["capturable"]
+    optimizer.load_state_dict(state_dict)
+    assert [group["capturable"] for group in optimizer.param_groups] == [True, True]
+
+
+@every_kind
+def test_gradients_that_have_a_graph_of_their_own(kind: Kind) -> None:
+    ours, theirs = make_params((4, 4)), make_params((4, 4))
+    optimizers = kind.ours(ours, max_norm=1.0), kind.ours(theirs, max_norm=1.0)
+    for (param,), graph in ((ours, True), (theirs, False)):
+        (param.grad,) = torch.autograd.grad((param**3).sum(), param, create_graph=graph)
+    assert ours[0].grad.requires_grad
+    for params, optimizer in zip((ours, theirs), optimizers, strict=True):
+        norm = fusedstep.clip_grad_norm_(params, 10.0)
+        assert not norm.requires_grad
+        optimizer.step()
+    assert torch.equal(ours[0], theirs[0])
+
+
+@every_kind
+def test_max_norm_can_be_changed_between_steps(kind: Kind) -> None:
+    params = make_params((50,))
+    twin = Twin(kind.ours(params, max_norm=1.0))
+    for step, max_norm in enumerate([1.0, 0.1, None, 5.0]):
+        set_grads(params, seed=step)
+        twin.optimizer.max_norm = max_norm
+        twin.norm = None
+        twin.step()
+        assert (twin.optimizer.grad_norm is None) == (max_norm is None)
+
+
+@every_kind
+def test_grad_norm_is_none_until_it_is_asked_for(kind: Kind) -> None:
+    params = make_params((5,))
+    optimizer = kind.ours(params)
+    set_grads(params)
+    optimizer.step()
+    assert optimizer.grad_norm is None
+    optimizer = kind.ours(params, max_norm=1.0)
+    assert optimizer.grad_norm is None
+    optimizer.step()
+    assert optimizer.grad_norm.dtype == torch.float32
+    assert optimizer.grad_norm.shape == ()
+
+
+@every_kind
+def test_numbers_of_numpy_are_numbers(kind: Kind) -> None:
+    params = make_params((3,))
+    optimizer = kind.ours(params, lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: np.float32(0.5))
+    set_grads(params)
+    before = params[0].detach().clone()
+    optimizer.step()
+    schedule.step()
+    optimizer.step()
+    assert isinstance(optimizer.param_groups[0]["lr"], np.floating)
+    assert not torch.equal(params[0], before)
+
+
+@every_kind
+def test_a_profiler_sees_the_step(kind: Kind) -> None:
+    params = make_params((3,))
+    optimizer = kind.ours(params)
+    set_grads(params)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    assert f"Optimizer.step#{kind.name}.step" in {event.name for event in profile.events()}

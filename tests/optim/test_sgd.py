@@ -1,0 +1,219 @@
+"""SGD against its NumPy reference bit for bit, against torch.optim.SGD within tolerance."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.optim import Optimizer
+
+import fusedstep
+from tests.support.any_step import any_step, share
+from tests.support.refusals import refuses
+from tests.support.tensors import DTYPES, assert_same_bits, copies, make_params, name_of, set_grads
+from tests.support.trials import (
+    COMMON,
+    IMPLEMENTATIONS,
+    follow_reference,
+    follow_torch,
+    follow_torch_in_float64,
+    in_float64,
+)
+from tests.support.twin import Twin
+
+OPTIONS = COMMON | {
+    "momentum": {"momentum": 0.9},
+    "dampening": {"momentum": 0.9, "dampening": 0.3},
+    "average": {"momentum": 0.9, "dampening": 0.9},
+    "more than the gradient": {"momentum": 0.5, "dampening": -0.5},
+    "nesterov": {"momentum": 0.9, "nesterov": True},
+    "tensor decay": {"weight_decay": torch.tensor(0.1)},
+    "all": {
+        "momentum": 0.8, "nesterov": True, "weight_decay": 0.1, "maximize": True, "max_norm": 0.7
+    },
+}  # fmt: skip
+every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+test_any_step_is_that_of_the_reference = any_step(
+    fusedstep.SGD,
+    momentum=st.just(0.0) | share,
+    dampening=st.just(0.0) | st.floats(-1, 1),
+    nesterov=st.booleans(),
+)
+
+
+@every_option
+def test_equals_the_reference_bit_for_bit(options: dict[str, Any], device: torch.device) -> None:
+    follow_reference("SGD", options, device)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@every_option
+def test_is_close_to_torch(options: dict[str, Any], implementation: str) -> None:
+    follow_torch("SGD", options, implementation)
+
+
+@pytest.mark.parametrize("name", in_float64(OPTIONS))
+def test_is_close_to_torch_in_float64(name: str) -> None:
+    follow_torch_in_float64("SGD", OPTIONS[name])
+
+
+@pytest.mark.parametrize("option", ["lr", "momentum", "weight_decay", "dampening"])
+def test_wrong_hyperparameters(option: str) -> None:
+    params = make_params((3,))
+    must = "be a number" if option == "dampening" else "be 0 or more"
+    with refuses("SGD", option, must, "nan", ValueError):
+        fusedstep.SGD(params, **{option: math.nan})
+    with refuses("SGD", option, "be a number", "str", TypeError):
+        fusedstep.SGD(params, **{option: "a"})
+    if option != "dampening":
+        with refuses("SGD", option, must, "-1.0", ValueError):
+            fusedstep.SGD(params, **{option: -1.0})
+
+
+@pytest.mark.parametrize("more", [{}, {"momentum": 0.9, "dampening": 0.1}])
+def test_nesterov_needs_momentum_and_no_dampening(more: dict[str, float]) -> None:
+    with refuses("SGD", "nesterov", "be False without .*", "True", ValueError):
+        fusedstep.SGD(make_params((3,)), nesterov=True, **more)
+
+
+class Both:
+    """Our SGD and torch's plain one, over the same parameters and gradients."""
+
+    def __init__(self, *, dtype: torch.dtype = torch.float32, **options: Any) -> None:
+        self.ours = make_params((40,), (3, 4), (), dtype=dtype)
+        self.theirs = copies(self.ours)
+        self.twin = Twin(fusedstep.SGD(self.ours, **options))
+        self.torch = torch.optim.SGD(self.theirs, foreach=False, **options)
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, Optimizer]:
+        return self.twin.optimizer, self.torch
+
+    def step(self, seed: int, without: tuple[int, ...] = ()) -> None:
+        for params in (self.ours, self.theirs):
+            set_grads(params, seed=seed)
+            for i in without:
+                params[i].grad = None
+        self.twin.step()
+        self.torch.step()
+        torch.testing.assert_close(self.ours, self.theirs)
+
+
+def buffers(params: list[Tensor], optimizer: Optimizer) -> list[Tensor]:
+    return [optimizer.state[param]["momentum_buffer"] for param in params]
+
+
+def test_without_momentum_there_is_no_state() -> None:
+    both = Both(weight_decay=0.1)
+    for step in range(3):
+        both.step(step)
+    for optimizer in both.optimizers:
+        assert optimizer.state_dict()["state"] == {}
+
+
+def test_buffer_begins_as_the_gradient() -> None:
+    both = Both(momentum=0.9, dampening=0.7)
+    both.step(0)
+    for param, buffer in zip(both.ours, buffers(both.ours, both.twin.optimizer), strict=True):
+        assert_same_bits(buffer, param.grad, "momentum_buffer")
+    both.step(1)
+    assert {float(s["step"]) for s in both.twin.optimizer.state.values()} == {2.0}
+
+
+def test_first_gradient_that_comes_late_starts_a_buffer() -> None:
+    """torch's fused step raises TypeError here."""
+    both = Both(momentum=0.9, dampening=0.5)
+    for step, without in enumerate([(1,), (1, 2), (), (0,), ()]):
+        both.step(step, without)
+    state = both.twin.optimizer.state
+    assert [float(state[param]["step"]) for param in both.ours] == [4.0, 3.0, 4.0]
+
+
+def test_first_step_that_was_skipped_does_not_count() -> None:
+    """torch's fused step goes on with a buffer that nobody has written."""
+    both = Both(momentum=0.9, dampening=0.5)
+    optimizer = both.twin.optimizer
+    for _ in range(2):
+        set_grads(both.ours, scale=math.inf)
+        optimizer.found_inf, optimizer.grad_scale = torch.tensor(1.0), torch.tensor(1.0)
+        both.twin.step()
+    del optimizer.found_inf, optimizer.grad_scale
+    for step in range(3):
+        both.step(step)
+    torch.testing.assert_close(buffers(both.ours, optimizer), buffers(both.theirs, both.torch))
+
+
+@pytest.mark.parametrize("momenta", [(0, 0, 0.9, 0.9), (0.9, 0.9, 0, 0, 0.9)])
+def test_momentum_switched_on_and_off(momenta: tuple[float, ...]) -> None:
+    both = Both(dampening=0.5)
+    for step, momentum in enumerate(momenta):
+        for optimizer in both.optimizers:
+            optimizer.param_groups[0]["momentum"] = momentum
+        both.step(step)
+    counted = sum(momentum > 0 for momentum in momenta)
+    assert {float(s["step"]) for s in both.twin.optimizer.state.values()} == {counted}
+
+
+def test_nesterov_of_a_group_is_taken_as_torch_takes_it() -> None:
+    both = Both(momentum=0.9)
+    for step, change in enumerate([{"nesterov": True}, {"dampening": 0.5}, {"momentum": 0.0}]):
+        for optimizer in both.optimizers:
+            optimizer.param_groups[0].update(change)
+        both.step(step)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_buffer_of_torch_without_a_count_has_begun(dtype: torch.dtype) -> None:
+    params = make_params((40,), (3, 4), dtype=dtype)
+    theirs = torch.optim.SGD(params, momentum=0.9, dampening=0.5)
+    set_grads(params)
+    theirs.step()
+    begun = [buffer.clone() for buffer in buffers(params, theirs)]
+    twin = Twin(fusedstep.SGD(params))
+    twin.optimizer.load_state_dict(theirs.state_dict())
+    set_grads(params, seed=1)
+    twin.step()
+    for param, buffer, first in zip(params, buffers(params, twin.optimizer), begun, strict=True):
+        expected = 0.9 * first.to(buffer.dtype) + 0.5 * param.grad.to(buffer.dtype)
+        torch.testing.assert_close(buffer, expected)
+    assert {float(s["step"]) for s in twin.optimizer.state.values()} == {2.0}
+
+
+def test_none_in_an_old_checkpoint_is_no_buffer() -> None:
+    both = Both(momentum=0.9, dampening=0.5)
+    state_dict = copy.deepcopy(both.torch.state_dict())
+    state_dict["state"] = {i: {"momentum_buffer": None} for i in range(3)}
+    for optimizer in both.optimizers:
+        optimizer.load_state_dict(state_dict)
+    for step in range(3):
+        both.step(step)
+
+
+@pytest.mark.parametrize("theirs", [{"foreach": True}, {"foreach": False}, {"fused": True}])
+def test_the_count_does_not_disturb_torch(theirs: dict[str, bool]) -> None:
+    """There and back again: torch goes on with our checkpoint, we with torch's of that."""
+    both = Both(momentum=0.9, dampening=0.5)
+    for step in range(2):
+        both.step(step)
+    params = copies(both.ours)
+    reference = torch.optim.SGD(params, **theirs)
+    reference.load_state_dict(copy.deepcopy(both.twin.optimizer.state_dict()))
+    for step in range(2, 4):
+        both.step(step)
+        set_grads(params, seed=step)
+        reference.step()
+    torch.testing.assert_close(params, both.theirs)
+    back = copies(params)
+    twin = Twin(fusedstep.SGD(back))
+    twin.optimizer.load_state_dict(copy.deepcopy(reference.state_dict()))
+    for step in range(4, 6):
+        both.step(step)
+        set_grads(back, seed=step)
+        twin.step()
+    torch.testing.assert_close(back, both.theirs)

@@ -1,0 +1,45 @@
+"""The modes that parameters and state are kept in, as several test files go through them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.reference.quantize import split
+
+BFLOAT16 = {"dtype": torch.bfloat16}
+# Options, and the parameters' dtype where it is not float32.
+MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "bfloat16 state": ({"state_dtype": torch.bfloat16}, {}),
+    "int8 state": ({"state_dtype": "int8"}, {}),
+    "average": ({"ema_decay": 0.9}, {}),
+    "average of float64": ({"ema_decay": 0.9}, {"dtype": torch.float64}),
+    "int8 state of float16": ({"state_dtype": "int8", "ema_decay": 0.5}, {"dtype": torch.float16}),
+    "master": ({"master": "float32"}, BFLOAT16),
+    "remainder": ({"master": "remainder"}, BFLOAT16),
+    "stochastic": ({"stochastic_rounding": True, "seed": 2**63 + 2**31 + 5}, BFLOAT16),
+    "remainder, int8 state, average": (
+        {"master": "remainder", "state_dtype": "int8", "ema_decay": 0.9},
+        BFLOAT16,
+    ),
+    "stochastic, bfloat16 state, average": (
+        {"stochastic_rounding": True, "state_dtype": torch.bfloat16, "ema_decay": 0.99},
+        BFLOAT16,
+    ),
+    "master, int8 state, average": (
+        {"master": "float32", "state_dtype": "int8", "ema_decay": 0.0},
+        BFLOAT16,
+    ),
+}
+every_mode = pytest.mark.parametrize("mode", MODES)
+
+
+def forward_copy(master: str, exact: Tensor) -> Tensor:
+    """The bfloat16 parameter of a float32 one: torch's rounding, or ties away from zero."""
+    if master == "float32":
+        return exact.detach().bfloat16()
+    nearest, _ = split(exact.detach().flatten().numpy())
+    return torch.from_numpy(nearest).view(torch.bfloat16).view(exact.shape)

@@ -1,0 +1,88 @@
+"""What the test file of each optimizer asks of it: its reference's bits and torch's numbers."""
+
+from __future__ import annotations
+
+import math
+from inspect import signature
+from typing import Any
+
+import torch
+
+import fusedstep
+from tests.support.tensors import copies, make_params, set_grads
+from tests.support.twin import Twin
+
+SHAPES = [(3, 5), (), (1,), (40_001,), (0,), (66, 130), (33,), (0, 4)]
+# Options of every optimizer; each test file adds those of its own.
+COMMON: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "maximize": {"maximize": True},
+    "decay": {"weight_decay": 0.1, "lr": 0.02},
+    "tensor lr": {"lr": torch.tensor(0.01)},
+    "clip": {"max_norm": 1.0},
+    "clip, 1-norm": {"max_norm": 3.0, "norm_type": 1.0},
+    "clip, inf-norm": {"max_norm": 0.5, "norm_type": math.inf},
+    "no clip needed": {"max_norm": 1e9},
+    "clip to nothing": {"max_norm": 0.0},
+}
+IMPLEMENTATIONS = ("for-loop", "foreach", "fused")  # torch's
+
+
+def follow_reference(
+    name: str, options: dict[str, Any], device: torch.device | str = "cpu", steps: int = 4
+) -> Twin:
+    """Steps of fusedstep's optimizer and of its NumPy reference: the same bits each time."""
+    params = make_params(*SHAPES, device=device)
+    twin = Twin(getattr(fusedstep, name)(params, **options))
+    for step in range(steps):
+        set_grads(params, seed=step)
+        twin.step()
+    return twin
+
+
+def follow_torch(
+    name: str,
+    options: dict[str, Any],
+    implementation: str = "for-loop",
+    dtype: torch.dtype = torch.float32,
+    **tolerance: float,
+) -> None:
+    """Steps of fusedstep's optimizer and of torch's, with torch's clip before it where we clip."""
+    clip = {k: v for k, v in options.items() if k in ("max_norm", "norm_type")}
+    shapes = SHAPES[:4] if clip else SHAPES  # torch has no inf-norm of an empty tensor
+    ours = make_params(*shapes, dtype=dtype)
+    theirs = copies(ours)
+    shared = {k: v for k, v in options.items() if k not in clip}
+    chosen: dict[str, Any] = {"foreach": implementation == "foreach"}
+    if "fused" in signature(getattr(torch.optim, name)).parameters:
+        chosen["fused"] = implementation == "fused"
+    if implementation == "foreach" and "lr" in shared:  # Adam's takes no tensor
+        chosen["lr"] = float(shared["lr"])
+    optimizer = getattr(fusedstep, name)(ours, **options)
+    reference = getattr(torch.optim, name)(theirs, **shared | chosen)
+    for step in range(8):
+        set_grads(ours, seed=step)
+        set_grads(theirs, seed=step)
+        optimizer.step()
+        if clip:
+            norm = torch.nn.utils.clip_grad_norm_(theirs, **clip)
+            torch.testing.assert_close(optimizer.grad_norm, norm, rtol=1e-5, atol=0)
+        reference.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, **tolerance)
+        for key, value in reference.state[q].items():
+            torch.testing.assert_close(optimizer.state[p][key], value, **tolerance)
+
+
+def in_float64(choices: dict[str, dict[str, Any]]) -> list[str]:
+    """The names of those without a float32 number: a published norm or a rate that is a tensor."""
+    return [
+        name
+        for name, options in choices.items()
+        if "max_norm" not in options and not isinstance(options.get("lr"), torch.Tensor)
+    ]
+
+
+def follow_torch_in_float64(name: str, options: dict[str, Any]) -> None:
+    """The same to the last digits: any number that is rounded to float32 on the way shows."""
+    follow_torch(name, options, dtype=torch.float64, rtol=1e-12, atol=1e-13)
