@@ -1,4 +1,4 @@
-"""Makes the source files that compile each rule of kernels/optim/rules: a rule itself is one header."""
+"""Makes the source files that compile each rule of kernels/optim/rules, which is one header."""
 
 from __future__ import annotations
 

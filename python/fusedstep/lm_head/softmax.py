@@ -5,8 +5,8 @@ it is small, and 1 - p_y cancels. Hence two factors: p - e_y = miss * direction,
 miss = 1 - p_y, and direction is the softmax over all classes but y, with -1 in the place of y.
 
 Logits are `[n, V]`, float32 or float64, with neighbouring elements of a row neighbours in memory;
-tokens `[n]` are int64 in [0, V), which on a GPU nobody checks. kernels/lm_head/softmax.h defines the
-bits, which are the same on every device.
+tokens `[n]` are int64 in [0, V), which is not checked on a GPU. kernels/lm_head/softmax.h defines
+the bits, which are the same on every device.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""AdamW: Loshchilov and Hutter 2019, Algorithm 2. The formula itself is in kernels/optim/rules/adam.h."""
+"""AdamW: Loshchilov and Hutter 2019, Algorithm 2. The formula is in kernels/optim/rules/adam.h."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RMSprop: Tieleman and Hinton 2012, lecture 6e. The formula is in kernels/optim/rules/rmsprop.h."""
+"""RMSprop: Tieleman and Hinton 2012, lecture 6e. Formula: kernels/optim/rules/rmsprop.h."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SGD with momentum, dampening and Nesterov's. The formula itself is in kernels/optim/rules/sgd.h."""
+"""SGD with momentum, dampening and Nesterov's. The formula is in kernels/optim/rules/sgd.h."""
 
 from __future__ import annotations
 
