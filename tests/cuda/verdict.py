@@ -25,7 +25,7 @@ READABLE = {
 
 @dataclass(frozen=True)
 class Packs:
-    """How a step kernel takes an array: kPack of kernels/common/vector.cuh, told by its accesses."""
+    """How a step kernel takes an array: kPack of kernels/common/vector.cuh, by its accesses."""
 
     elements: int  # a thread takes them at once, or one by one where the array is not aligned
     narrowest: int  # bytes of the smallest element that the kernel knows

@@ -1,4 +1,4 @@
-"""The rule of kernels/optim/rules/sgd.h: gradient descent with momentum, dampening and Nesterov's."""
+"""The rule of kernels/optim/rules/sgd.h: descent with momentum, dampening and Nesterov's."""
 
 from __future__ import annotations
 
