@@ -28,8 +28,8 @@ struct ClipOps {
     const StepOptions options{norm, std::nullopt, std::nullopt, max_norm, false};
     options.check("clip_by_norm_", tensors[0]);
     const auto& scale = *find_rule<typename Passes::Step>("scale");
-    const std::vector<double> one_group(GroupNumbers::kCount);
-    const RuleGroups groups("clip_by_norm_", scale, one_group, {}, tensors[0]);
+    const std::vector<double> one_group(scale.fields.size());
+    const RuleGroups groups("clip_by_norm_", scale, one_group, 0, {}, {}, tensors[0]);
     Passes(table, groups, false).step(scale.step, options.clip());
   }
 

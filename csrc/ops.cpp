@@ -4,8 +4,9 @@
 // A step is `norm` (0-d float64) and then a rule of kernels/optim/rules, named by its file; `norm`,
 // `grad_scale` and `found_inf` are read on the device. `arrays` holds what each parameter has
 // beside its gradient, array_counts[i] of them for parameter i; `roles` says what each is for
-// (kernels/optim/table.h). `groups` holds the numbers of csrc/rule_groups.h, a row a parameter
-// group, and `lrs` the rates that are tensors.
+// (kernels/optim/table.h). `groups` holds, group after group, a value for each of the rule's fields
+// (fusedstep._C.rule_fields); lrs[i], a tensor, is the rate of group lr_groups[i]; `seed`, the bits
+// of an unsigned integer, that of all stochastic rounding.
 //
 // The ops with a `table` are for eager mode, where lists of tensors are dear: `table` is the
 // address of a fusedstep._C.TensorTable that remembers the parameters and their arrays. After a
@@ -16,7 +17,8 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
   m.def("clip_by_norm_(Tensor(a!)[] tensors, Tensor norm, float max_norm) -> ()");
   m.def(
       "step_(str rule, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] arrays, "
-      "int[] roles, int[] array_counts, int[] group_sizes, float[] groups, Tensor[] lrs, "
+      "int[] roles, int[] array_counts, int[] group_sizes, float[] groups, int seed, "
+      "Tensor[] lrs, int[] lr_groups, "
       "Tensor? norm=None, Tensor? grad_scale=None, Tensor? found_inf=None, float max_norm=-1.0, "
       "bool skip_nonfinite=False) -> ()");
 
@@ -31,9 +33,9 @@ STABLE_TORCH_LIBRARY(fusedstep, m) {
   m.def("table_refresh(int table, Tensor[] grads, int[] missing) -> bool");
   m.def("table_norm_(int table, Tensor(a!) norm, float norm_type, Tensor? grad_scale) -> ()");
   m.def(
-      "table_step_(int table, str rule, Tensor(a!) param, float[] groups, Tensor[] lrs, "
-      "Tensor(b!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
-      "bool skip_nonfinite) -> ()");
+      "table_step_(int table, str rule, Tensor(a!) param, float[] groups, int seed, Tensor[] lrs, "
+      "int[] lr_groups, Tensor(b!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, "
+      "float max_norm, bool skip_nonfinite) -> ()");
 
   // Adds row order[p] of `rows` to sums[ids[p]], in the order of kernels/lm_head/segment_sum.h.
   // `ids` ascend. On a GPU neither they nor `order` are checked, which would wait for it.

@@ -17,13 +17,13 @@ struct StepOps {
                     const Tensors& arrays, const std::vector<int64_t>& roles,
                     const std::vector<int64_t>& array_counts,
                     const std::vector<int64_t>& group_sizes, const std::vector<double>& groups,
-                    const Tensors& lrs, std::optional<Tensor> norm,
-                    std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
-                    double max_norm, bool skip_nonfinite) {
+                    int64_t seed, const Tensors& lrs, const std::vector<int64_t>& lr_groups,
+                    std::optional<Tensor> norm, std::optional<Tensor> grad_scale,
+                    std::optional<Tensor> found_inf, double max_norm, bool skip_nonfinite) {
     constexpr const char* kFunction = "step_";
     const auto& entry = require_rule(kFunction, rule);
     require(!params.empty(), kFunction, "params", -1, "not be empty", 0);
-    const RuleGroups of_rule(kFunction, entry, groups, lrs, params[0]);
+    const RuleGroups of_rule(kFunction, entry, groups, seed, lrs, lr_groups, params[0]);
     require_length(kFunction, "grads", grads.size(), params.size());
     std::vector<int64_t> positions(params.size());
     std::iota(positions.begin(), positions.end(), 0);
@@ -39,15 +39,15 @@ struct StepOps {
 
   // After table_refresh. norm_type 0: `norm` is given, or not wanted; else it is computed first.
   static void table_step_(int64_t table, const std::string& rule, const Tensor& param,
-                          const std::vector<double>& groups, const Tensors& lrs,
-                          std::optional<Tensor> norm, double norm_type,
-                          std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
-                          double max_norm, bool skip_nonfinite) {
+                          const std::vector<double>& groups, int64_t seed, const Tensors& lrs,
+                          const std::vector<int64_t>& lr_groups, std::optional<Tensor> norm,
+                          double norm_type, std::optional<Tensor> grad_scale,
+                          std::optional<Tensor> found_inf, double max_norm, bool skip_nonfinite) {
     constexpr const char* kFunction = "table_step_";
     auto& tensors = *reinterpret_cast<TensorTable*>(table);
     require(!tensors.empty(), kFunction, "table", -1, "have gradients", "none");
     const auto& entry = require_rule(kFunction, rule);
-    const RuleGroups of_rule(kFunction, entry, groups, lrs, param);
+    const RuleGroups of_rule(kFunction, entry, groups, seed, lrs, lr_groups, param);
     require_states(kFunction, tensors, of_rule);
     const StepOptions options{norm, grad_scale, found_inf, max_norm, skip_nonfinite};
     options.check(kFunction, param);

@@ -1,23 +1,45 @@
 // What a rule is given, and the registry in which each module finds its rules by name.
 //
 // A rule is a file kernels/optim/rules/<stem>.h with the namespace fusedstep::<stem> and in it
-//   Group         the hyperparameters of one parameter group: doubles only, flags as 0 or 1
+//   Group         the hyperparameters of one parameter group: doubles, flags as 0 or 1, each listed
+//                 once by name in fields()
 //   Coefficients  what the inner loop needs of them, combined in double and rounded to T once
 //   Rule          with_variant(group, f) calls f with the variant that the group asks for
 // and a variant has the number of its states, kStates, and two functions: coefficients(group,
-// update) and update(param, grad, state, coefficients), the formula. kernels/optim/rule.cpp.in and
-// kernels/optim/rule.cu.in become a source file for each rule when the modules are built.
+// update) and update(param, grad, state, coefficients), the formula. rule.cpp.in and rule.cu.in
+// become a source file for each rule when the modules are built.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <string_view>
-#include <type_traits>
 #include <vector>
 
 #include "kernels/common/macros.h"
 
 namespace fusedstep {
+
+// A value of a group: its name, which is the one that Python gives it by, and the member.
+template <typename Group>
+struct Field {
+  std::string_view name;
+  double Group::*member;
+};
+
+// The fields of a group and then those of one derived from it.
+template <typename Base, size_t n, typename Group, size_t m>
+constexpr std::array<Field<Group>, n + m> join(const std::array<Field<Base>, n>& base,
+                                               const std::array<Field<Group>, m>& own) {
+  std::array<Field<Group>, n + m> all = {};
+  for (size_t i = 0; i < n; ++i) {
+    all[i] = {base[i].name, base[i].member};
+  }
+  std::copy(own.begin(), own.end(), all.begin() + n);
+  return all;
+}
 
 // One update of one tensor.
 struct Update {
@@ -26,14 +48,20 @@ struct Update {
   double multiplier;  // of the gradient: unscaling, clipping and the sign of `maximize`
 };
 
-// What every rule's groups begin with; 8 bytes each.
+// What every rule's groups begin with.
 struct GroupHead {
-  const float* lr_tensor;  // where it is not null, the rate is read there at every step
   double lr;
   double maximize;
-  double average_decay;  // of the moving average of the parameters
-  double stochastic;     // parameters are rounded to bfloat16 stochastically
-  uint64_t seed;
+  double ema_decay;            // of the moving average of the parameters
+  double stochastic_rounding;  // of parameters, to bfloat16
+  const float* lr_tensor;      // where it is not null, the rate is read there at every step
+  uint64_t seed;               // of all stochastic rounding
+
+  static constexpr auto fields() {
+    return std::array{Field{"lr", &GroupHead::lr}, Field{"maximize", &GroupHead::maximize},
+                      Field{"ema_decay", &GroupHead::ema_decay},
+                      Field{"stochastic_rounding", &GroupHead::stochastic_rounding}};
+  }
 };
 
 template <typename Rule>
@@ -48,12 +76,14 @@ FUSEDSTEP_HD Update update_of(const GroupHead& group, const float* steps_done, d
           .multiplier = group.maximize != 0 ? -multiplier : multiplier};
 }
 
-// What the adapters in csrc/ need to know of a rule; `Step` is the function that runs it.
+// What csrc/ needs to know of a rule; `Step` is the function that runs it.
 template <typename Step>
 struct RuleEntry {
   std::string_view name;
-  size_t group_bytes;  // of GroupOf<Rule>
-  size_t num_fields;   // doubles of Rule::Group
+  std::vector<std::string_view> fields;  // of every rule's groups, then of this one's
+  size_t group_bytes;
+  // Makes a group at `at` of a value for each field, in their order.
+  void (*make_group)(void* at, const double* values, const float* lr_tensor, uint64_t seed);
   int (*num_states)(const void* group);
   Step* step;
 };
@@ -77,6 +107,31 @@ const RuleEntry<Step>* find_rule(std::string_view name) {
 }
 
 template <typename Rule>
+std::vector<std::string_view> field_names() {
+  std::vector<std::string_view> names;
+  for (const auto& field : GroupHead::fields()) {
+    names.push_back(field.name);
+  }
+  for (const auto& field : Rule::Group::fields()) {
+    names.push_back(field.name);
+  }
+  return names;
+}
+
+template <typename Rule>
+void make_group(void* at, const double* values, const float* lr_tensor, uint64_t seed) {
+  auto& group = *new (at) GroupOf<Rule>{};
+  group.head.lr_tensor = lr_tensor;
+  group.head.seed = seed;
+  for (const auto& field : GroupHead::fields()) {
+    group.head.*field.member = *values++;
+  }
+  for (const auto& field : Rule::Group::fields()) {
+    group.rule.*field.member = *values++;
+  }
+}
+
+template <typename Rule>
 int num_states(const void* group) {
   int count = 0;
   Rule::with_variant(static_cast<const GroupOf<Rule>*>(group)->rule,
@@ -87,10 +142,14 @@ int num_states(const void* group) {
 // A variable of this type makes a rule known.
 template <typename Rule, typename Step>
 struct RegisteredRule {
+  using Group = typename Rule::Group;
+  static_assert(Group::fields().size() == 0 ||
+                    sizeof(Group) == Group::fields().size() * sizeof(double),
+                "a member of the rule's Group is missing in its fields()");
+
   RegisteredRule(std::string_view name, Step* step) {
-    using Group = typename Rule::Group;
-    constexpr size_t kFields = std::is_empty_v<Group> ? 0 : sizeof(Group) / sizeof(double);
-    rules<Step>().push_back({name, sizeof(GroupOf<Rule>), kFields, num_states<Rule>, step});
+    rules<Step>().push_back({name, field_names<Rule>(), sizeof(GroupOf<Rule>), make_group<Rule>,
+                             num_states<Rule>, step});
   }
 };
 

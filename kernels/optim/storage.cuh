@@ -116,10 +116,10 @@ struct ChunkParam {
       : param(row.param, row.param_dtype, begin),
         average(row.arrays[kAverage], row.dtypes[kAverage], begin),
         stochastic(false),
-        weights(group.average_decay) {
+        weights(group.ema_decay) {
     if constexpr (!uniform) {
       master = {row.arrays[kMaster], row.dtypes[kMaster], begin};
-      stochastic = group.stochastic != 0 && row.param_dtype == Dtype::kBFloat16 && !master.exists();
+      stochastic = group.stochastic_rounding != 0 && row.param_dtype == Dtype::kBFloat16 && !master.exists();
     }
   }
 

@@ -71,7 +71,7 @@ struct Storage {
       if (row.dtypes[kMaster] == Dtype::kNone) {
         p = load_tile<T>(row.param, row.param_dtype, at, n, p);  // as it was rounded
       }
-      average_tile(array<T>(row.arrays[kAverage], at), p, n, Average<T>(group.average_decay));
+      average_tile(array<T>(row.arrays[kAverage], at), p, n, Average<T>(group.ema_decay));
     }
   }
 
@@ -142,7 +142,7 @@ struct Storage {
   }
 
   bool rounds_stochastically() const {
-    return group.stochastic != 0 && row.param_dtype == Dtype::kBFloat16 &&
+    return group.stochastic_rounding != 0 && row.param_dtype == Dtype::kBFloat16 &&
            row.dtypes[kMaster] == Dtype::kNone;
   }
 

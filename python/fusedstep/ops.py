@@ -1,11 +1,15 @@
-"""What torch.compile and FakeTensor need to know of the ops: results without running them."""
+"""Arguments of the ops in their order, and what torch.compile needs to know of each op."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fusedstep import _C
 
 BLOCK = 128  # kBlock of kernels/optim/quantize.h: elements that share a scale
 
@@ -13,6 +17,22 @@ BLOCK = 128  # kBlock of kernels/optim/quantize.h: elements that share a scale
 def blocks_of(size: int) -> int:
     """How many scales the codes of `size` elements have."""
     return (size + BLOCK - 1) // BLOCK
+
+
+@cache
+def rule_fields(rule: str) -> tuple[str, ...]:
+    """The names of the values that a parameter group of a rule has, in the ops' order."""
+    return tuple(_C.rule_fields(rule))
+
+
+def in_order(rule: str, groups: Sequence[Mapping[str, float]]) -> list[float]:
+    """The values of parameter groups, given by name, as the ops take them: group after group."""
+    fields = rule_fields(rule)
+    for values in groups:
+        if len(values) != len(fields):
+            wrong = sorted(values.keys() ^ set(fields))
+            raise TypeError(f"rule {rule} has the fields {fields}: {wrong} are missing or unknown")
+    return [values[name] for values in groups for name in fields]
 
 
 # The ops that only write: nothing to compute, nothing returned.

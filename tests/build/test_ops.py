@@ -8,15 +8,15 @@ import pytest
 import torch
 from tests.support.tensors import assert_same_bits, make_params, set_grads
 from tests.support.op_arguments import (
-    NUMBERS,
     TABLE_OPTIONS,
+    VALUES,
     arrays_of,
     fresh_arrays,
     randn,
     scalar,
     step_arguments,
     table_arguments,
-    with_numbers,
+    values_of,
 )
 from torch import Tensor
 from torch.library import opcheck
@@ -43,7 +43,7 @@ def test_opcheck_of_step(device: torch.device) -> None:
     opcheck(ops.step_.default, tuple(step_arguments(device)))
     params, grads = randn((3, 4), (5,), device=device), randn((3, 4), (5,), device=device, seed=1)
     plain = arrays_of(*fresh_arrays(params))
-    opcheck(ops.step_.default, ("adam", params, grads, *plain, [2], NUMBERS, []))
+    opcheck(ops.step_.default, ("adam", params, grads, *plain, [2], VALUES, 0, [], []))
 
 
 def test_opcheck_of_the_table_ops(device: torch.device) -> None:
@@ -55,7 +55,7 @@ def test_opcheck_of_the_table_ops(device: torch.device) -> None:
     norm = scalar(0.0, device, torch.float64)
     opcheck(ops.table_norm_.default, (table.address, norm, 2.0, None))
     opcheck(ops.table_step_.default, (table.address, "adam", params[0], *TABLE_OPTIONS))
-    clipped = (NUMBERS, [], norm, 2.0, None, None, 1.0, False)
+    clipped = (VALUES, 0, [], [], norm, 2.0, None, None, 1.0, False)
     opcheck(ops.table_step_.default, (table.address, "adam", params[0], *clipped))
 
 
@@ -69,7 +69,7 @@ def test_step_op_does_what_the_optimizer_does(device: torch.device) -> None:
         optimizer.step()
         grads = [p.grad for p in params]
         norm = ops.total_norm(grads)
-        ops.step_("adam", by_op, grads, *arrays_of(*of_each), [2], NUMBERS, [], norm, max_norm=1.0)
+        ops.step_("adam", by_op, grads, *arrays_of(*of_each), [2], VALUES, 0, [], [], norm, max_norm=1.0)
     for param, other in zip(params, by_op, strict=True):
         assert_same_bits(param, other, "parameter")
     assert [float(step) for *_, step in of_each] == [3.0, 3.0]
@@ -80,18 +80,18 @@ def test_step_op_with_l2_is_adam(device: torch.device) -> None:
     theirs = param.clone().requires_grad_()
     reference = torch.optim.Adam([theirs], weight_decay=0.1)
     arrays = arrays_of(*fresh_arrays([param]))
-    numbers = with_numbers(weight_decay=0.1, decoupled=0.0)
+    values = values_of({"weight_decay": 0.1, "decoupled": 0.0})
     for _ in range(3):
         theirs.grad = grad
         reference.step()
-        ops.step_("adam", [param], [grad], *arrays, [1], numbers, [])
+        ops.step_("adam", [param], [grad], *arrays, [1], values, 0, [], [])
     torch.testing.assert_close(param, theirs.detach())
 
 
 def step_by_ops(params: list[Tensor], grads: list[Tensor], of_each: list[list[Tensor]]) -> Tensor:
     norm = ops.total_norm(grads)
     ops.clip_by_norm_(grads, norm, 1.0)
-    ops.step_("adam", params, grads, *arrays_of(*of_each), [len(params)], NUMBERS, [], norm)
+    ops.step_("adam", params, grads, *arrays_of(*of_each), [len(params)], VALUES, 0, [], [], norm)
     return norm
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support.tensors import assert_same_bits
-from tests.support.op_arguments import TABLE_OPTIONS, randn, step_arguments, table_arguments, with_numbers
+from tests.support.op_arguments import TABLE_OPTIONS, randn, step_arguments, table_arguments, values_of
 from torch import Tensor
 
 from fusedstep import _C
@@ -28,7 +28,8 @@ def swap(index: int, tensor: Callable[[Tensor], Tensor]) -> Callable[[list[Any]]
     return replace(index, lambda tensors: [*tensors[:-1], tensor(tensors[-1])])
 
 
-RULE, PARAMS, GRADS, ARRAYS, ROLES, COUNTS, SIZES, GROUPS, LRS, NORM, SCALE, FOUND = range(12)
+RULE, PARAMS, GRADS, ARRAYS, ROLES, COUNTS, SIZES, GROUPS = range(8)
+SEED, LRS, LR_GROUPS, NORM, SCALE, FOUND = range(8, 14)
 # The arrays of the last parameter: two moments, their maximum, the step.
 LAST_MOMENT, LAST_STEP = 6, 9
 
@@ -51,9 +52,10 @@ WRONG: dict[str, tuple[Callable[[list[Any]], None], str]] = {
     "small groups": (replace(SIZES, lambda x: [1, 1]), "params must have length 2, got 3"),
     "other states": (replace(SIZES, lambda x: [1, 2]), r"params\[2\] must have as many .*, got 3"),
     "more groups": (replace(SIZES, lambda x: [1, 1, 1]), "groups must have length 3, got 2"),
-    "odd numbers": (replace(GROUPS, lambda x: x[1:]), "groups must have 13 numbers .*, got 25"),
-    "no lr": (replace(LRS, lambda x: []), "lrs must have one rate .*, got 0"),
-    "two lrs": (replace(LRS, lambda x: x * 2), "lrs must have length 1, got 2"),
+    "odd values": (replace(GROUPS, lambda x: x[1:]), "groups must have 10 values .*, got 19"),
+    "no lr": (replace(LRS, lambda x: []), "lr_groups must have length 0, got 1"),
+    "two lrs": (replace(LRS, lambda x: x * 2), "lr_groups must have length 2, got 1"),
+    "lr of none": (replace(LR_GROUPS, lambda x: [2]), r"lr_groups\[0\] must be a .*, got 2"),
     "float64 lr": (swap(LRS, Tensor.double), r"lrs\[0\] must be one float32 value, got .*"),
     "long lr": (swap(LRS, lambda x: x.expand(2)), r"lrs\[0\] must be one .*, got 2 values.*"),
     "float64 grad_scale": (replace(SCALE, Tensor.double), "grad_scale must be one float32 .*"),
@@ -177,6 +179,6 @@ def test_table_op_refuses_groups_with_other_states() -> None:
     params, grads, assigned = table_arguments()
     ops.table_assign(table.address, params, *assigned)
     assert ops.table_refresh(table.address, grads, [])
-    numbers = with_numbers(amsgrad=1.0)
+    values = values_of({"amsgrad": 1.0})
     with pytest.raises(RuntimeError, match=r"^table_step_: groups\[0\] must need as many"):
-        ops.table_step_(table.address, "adam", params[0], numbers, *TABLE_OPTIONS[1:])
+        ops.table_step_(table.address, "adam", params[0], values, *TABLE_OPTIONS[1:])

@@ -144,7 +144,7 @@ def test_a_captured_graph_replays_with_new_gradients_and_survives_eager_steps(on
     optimizer.step()
     assert len(on_simt.end_capture()) == 2  # the norm pass and the step pass
     static = [p.grad for p in params[0]]
-    norm = optimizer._norm  # held here; on a GPU the graph's memory pool keeps it
+    norm = optimizer._internals.norm  # held here; on a GPU the graph's memory pool keeps it
 
     for seed in (1, 2):
         for p in params:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fusedstep
 from tests.reference.storage import round_to
-from tests.support.op_arguments import arrays_of, with_numbers
+from tests.support.op_arguments import arrays_of, values_of
 from tests.support.tensors import (
     DTYPES,
     assert_same_bits,
@@ -117,8 +117,8 @@ def test_float32_is_rounded_to_a_half_as_torch_does(
     param = torch.zeros_like(targets, dtype=dtype)
     grad, exp_avg, exp_avg_sq = torch.zeros_like(targets), -targets, torch.zeros_like(targets)
     arrays = arrays_of([exp_avg, exp_avg_sq, torch.zeros((), device=device)])
-    numbers = with_numbers(lr=1.0, beta1=0.5, beta2=0.5, eps=1.0, weight_decay=0.0)
-    torch.ops.fusedstep.step_("adam", [param], [grad], *arrays, [1], numbers, [])
+    values = values_of({"lr": 1.0, "beta1": 0.5, "beta2": 0.5, "eps": 1.0, "weight_decay": 0.0})
+    torch.ops.fusedstep.step_("adam", [param], [grad], *arrays, [1], values, 0, [], [])
     assert_same_bits(param, (0 - 2 * (-targets / 2)).to(dtype), "rounded")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fusedstep
-from fusedstep.optim.newton_schulz import orthogonalize_
+from fusedstep.optim.muon import orthogonalize_
 from tests.reference.clip import decide
 from tests.reference.muon import MuonGroup, muon_descent, muon_direction
 from tests.reference.norm import total_norm

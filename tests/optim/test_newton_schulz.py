@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz as torchs
 
-from fusedstep.optim.newton_schulz import orthogonalize_
+from fusedstep.optim.muon import orthogonalize_
 from tests.support.tensors import DTYPES, LAYOUTS, assert_same_bits, laid_out, make_params, name_of
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fusedstep
-from fusedstep.optim.base import FusedOptimizer
+from fusedstep.optim.optimizer import FusedOptimizer
 from tests.support.optimizers import OPTIMIZERS, Kind, every_kind, every_namesake
 from tests.support.tensors import DTYPES, copies, make_params, set_grads, threads
 from tests.support.twin import Twin

@@ -16,8 +16,8 @@ from tests.support.twin import Twin
 
 
 def table_of(optimizer: fusedstep.AdamW) -> _C.TensorTable:
-    (plan,) = optimizer._plans.values()
-    return plan.table
+    (table,) = optimizer._internals.tables.values()
+    return table.handle
 
 
 def test_is_laid_out_once_although_gradients_move() -> None:

@@ -25,25 +25,23 @@ Clip clip_of(const Setting& setting, const double* norm) {
           .skip_nonfinite = setting.skip_nonfinite};
 }
 
-// Groups of a rule of which the test knows no more than how many numbers it has: each is one that
-// some hyperparameter takes, flags included.
+// Groups of a rule of which the test knows no more than its fields: each value is one that some
+// hyperparameter takes, flags included.
 std::vector<std::byte> random_groups(const Entry& rule, int count, std::mt19937_64& random,
                                      const float* lr) {
   static const double values[] = {0, 0.1, 0.9, 1};
   std::vector<std::byte> groups(static_cast<size_t>(count) * rule.group_bytes);
   for (int g = 0; g < count; ++g) {
-    const GroupHead head{.lr_tensor = random() % 3 == 0 ? lr : nullptr,
-                         .lr = std::ldexp(1.0, -static_cast<int>(random() % 12)),
-                         .maximize = static_cast<double>(random() % 2),
-                         .average_decay = 0.99,
-                         .stochastic = static_cast<double>(random() % 2),
-                         .seed = random()};
-    std::byte* const group = groups.data() + static_cast<size_t>(g) * rule.group_bytes;
-    std::memcpy(group, &head, sizeof(head));
-    for (size_t f = 0; f < rule.num_fields; ++f) {
-      const double value = values[random() % std::size(values)];
-      std::memcpy(group + sizeof(head) + f * sizeof(value), &value, sizeof(value));
+    std::vector<double> of_fields;
+    for (const std::string_view field : rule.fields) {
+      of_fields.push_back(field == "lr"          ? std::ldexp(1.0, -static_cast<int>(random() % 12))
+                          : field == "ema_decay" ? 0.99
+                          : field == "maximize" || field == "stochastic_rounding"
+                              ? static_cast<double>(random() % 2)
+                              : values[random() % std::size(values)]);
     }
+    rule.make_group(groups.data() + static_cast<size_t>(g) * rule.group_bytes, of_fields.data(),
+                    random() % 3 == 0 ? lr : nullptr, random());
   }
   return groups;
 }

@@ -8,23 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedstep.optim.arrays import Role
+from fusedstep.ops import in_order
+from fusedstep.optim.state import Role
 from tests.support.tensors import make_params
 
-# csrc/rule_groups.h, then kernels/optim/rules/adam.h's Group
-NAMES = (
-    *("lr", "lr_is_tensor", "maximize", "average_decay", "stochastic", "seed_low", "seed_high"),
-    *("beta1", "beta2", "eps", "weight_decay", "decoupled", "amsgrad"),
-)
-NUMBERS = [1e-3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.9, 0.999, 1e-8, 1e-2, 1.0, 0.0]
-
-TABLE_OPTIONS = (NUMBERS, [], None, 0.0, None, None, -1.0, False)
+ADAMW = {
+    "lr": 1e-3, "maximize": 0.0, "ema_decay": 0.0, "stochastic_rounding": 0.0, "beta1": 0.9,
+    "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2, "decoupled": 1.0, "amsgrad": 0.0,
+}  # fmt: skip
 
 
-def with_numbers(**changed: float) -> list[float]:
-    values = dict(zip(NAMES, NUMBERS, strict=True))
-    assert changed.keys() <= values.keys()
-    return list((values | changed).values())
+def values_of(*changed: dict[str, float]) -> list[float]:
+    """The values of groups of AdamW, each with what is changed in it."""
+    return in_order("adam", [ADAMW | values for values in changed])
+
+
+VALUES = values_of({})
+TABLE_OPTIONS = (VALUES, 0, [], [], None, 0.0, None, None, -1.0, False)
 
 
 def randn(
@@ -72,9 +72,8 @@ def step_arguments(device: torch.device | str = "cpu") -> list[Any]:
     ]
     of_each[2].insert(2, exp_avg_sqs[2].abs())
     arrays, roles, counts = arrays_of(*of_each)
-    numbers = NUMBERS + with_numbers(amsgrad=1.0, lr_is_tensor=1.0)
     norm = scalar(3.0, device, torch.float64)
     return [
-        "adam", params, grads, arrays, roles, counts, [2, 1], numbers,
-        [scalar(0.01, device)], norm, scalar(2.0, device), scalar(0.0, device), 1.0, True,
+        "adam", params, grads, arrays, roles, counts, [2, 1], values_of({}, {"amsgrad": 1.0}), 0,
+        [scalar(0.01, device)], [1], norm, scalar(2.0, device), scalar(0.0, device), 1.0, True,
     ]  # fmt: skip

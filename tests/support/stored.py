@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from fusedstep import _C
-from fusedstep.optim.arrays import Role, compute_dtype
+from fusedstep.ops import in_order
+from fusedstep.optim.state import Role, compute_dtype
 from tests.support.optimizers import Kind
 from tests.support.tensors import assert_same_bits, make_params
 
 BLOCK = 128  # elements that share a scale: kBlock of kernels/optim/quantize.h
-SEED = 77
+SEED = 2**32 + 77
 SIGNED = {"exp_avg", "grad_avg", "momentum_buffer"}  # what else there is is never negative
 
 
@@ -64,9 +65,10 @@ class Stored:
             p.detach() for p in make_params(*shapes, dtype=form.grad, device=device, seed=1)
         ]
         (group,) = optimizer.param_groups
-        numbers = optimizer._numbers(group, 0)
-        numbers[3:7] = [0.9 if form.average else 0.0, float(form.stochastic), float(SEED), 1.0]
-        self.numbers = numbers
+        values = optimizer._values(group, 0)
+        values["ema_decay"] = 0.9 if form.average else 0.0
+        values["stochastic_rounding"] = float(form.stochastic)
+        self.values = in_order(self.rule, [values])
         names = [name for name in optimizer._state_names(group) if name != "step"]
         self.arrays = [self._arrays_of(p, names, form) for p in self.params]
         self.table = _C.TensorTable()
@@ -103,8 +105,8 @@ class Stored:
         norm = self.params[0].new_empty((), dtype=torch.float64)
         assert torch.ops.fusedstep.table_refresh(self.table.address, self.grads, [])
         op(
-            self.table.address, self.rule, self.params[0], self.numbers, [], norm, 2.0, None,
-            None, 1.0, False,
+            self.table.address, self.rule, self.params[0], self.values, SEED, [], [], norm,
+            2.0, None, None, 1.0, False,
         )  # fmt: skip
         self.norm = norm  # held: a captured step writes it at every replay
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusedstep.optim.arrays import Role, arrays_of, scale_name
-from fusedstep.optim.base import FusedOptimizer
+from fusedstep.optim.optimizer import FusedOptimizer
+from fusedstep.optim.state import Role, arrays_of, scale_name
 from tests.reference import quantize
 from tests.reference.clip import decide
 from tests.reference.forms import Stored, average, bfloat16_bits, load_state, store_state, widen
@@ -97,7 +97,7 @@ class Twin:
 
     def _make_state(self, param: Tensor, options: dict[str, Any]) -> None:
         there, states = self.optimizer.state.get(param, {}), self.states[param]
-        for array in arrays_of(param, self.optimizer._kept(options)):
+        for array in arrays_of(param, self.optimizer._spec(options)):
             name, first = array.name, self.optimizer._initial(array.name, there)
             if array.role == Role.STEP:
                 self.steps.setdefault(param, int(first))
@@ -124,10 +124,10 @@ class Twin:
     def _update(
         self, param: Tensor, grad: np.ndarray, options: dict[str, Any], multiplier: np.float64
     ) -> None:
-        kept, states = self.optimizer._kept(options), self.states[param]
-        if any(array.role == Role.STEP for array in arrays_of(param, kept)):
+        spec, states = self.optimizer._spec(options), self.states[param]
+        if any(array.role == Role.STEP for array in arrays_of(param, spec)):
             self.steps[param] += 1
-        names = [name for name in kept.names if name != "step"]
+        names = [name for name in spec.names if name != "step"]
         with np.errstate(over="ignore"):
             grad = grad.astype(self.values[param].dtype)
         value = states.get("master", self.values[param])
@@ -145,7 +145,7 @@ class Twin:
         if "remainder" in states:
             nearest, states["remainder"] = quantize.split(value)
             self.values[param] = widen(nearest)
-        elif kept.mode.stochastic_rounding:
+        elif spec.mode.stochastic_rounding:
             bits = quantize.round_to_bfloat16_stochastically(value, self._random(param, 0))
             self.values[param] = value = widen(bits)
         else:

@@ -14,6 +14,14 @@ namespace fusedstep::adagrad {
 
 struct Group {
   double lr_decay, weight_decay, eps;
+
+  static constexpr auto fields() {
+    return std::array{
+        Field{"lr_decay", &Group::lr_decay},
+        Field{"weight_decay", &Group::weight_decay},
+        Field{"eps", &Group::eps},
+    };
+  }
 };
 
 template <typename T>

@@ -17,6 +17,17 @@ struct Group {
   double beta1, beta2, eps, weight_decay;
   double decoupled;  // 1: AdamW's decay of the parameter, 0: Adam's addition to the gradient
   double amsgrad;
+
+  static constexpr auto fields() {
+    return std::array{
+        Field{"beta1", &Group::beta1},
+        Field{"beta2", &Group::beta2},
+        Field{"eps", &Group::eps},
+        Field{"weight_decay", &Group::weight_decay},
+        Field{"decoupled", &Group::decoupled},
+        Field{"amsgrad", &Group::amsgrad},
+    };
+  }
 };
 
 template <typename T>

@@ -10,6 +10,14 @@ namespace fusedstep::lion {
 
 struct Group {
   double beta1, beta2, weight_decay;
+
+  static constexpr auto fields() {
+    return std::array{
+        Field{"beta1", &Group::beta1},
+        Field{"beta2", &Group::beta2},
+        Field{"weight_decay", &Group::weight_decay},
+    };
+  }
 };
 
 template <typename T>

@@ -20,6 +20,16 @@ struct Group : adam::Group {  // weight_decay is that of either
   double use_muon;  // 0: AdamW
   double descent;   // 0: the direction, 1: the descent along it
   double ratio;     // of the descent's step to the rate, by the shape of the matrix
+
+  static constexpr auto fields() {
+    return join(adam::Group::fields(), std::array{
+                                           Field{"momentum", &Group::momentum},
+                                           Field{"nesterov", &Group::nesterov},
+                                           Field{"use_muon", &Group::use_muon},
+                                           Field{"descent", &Group::descent},
+                                           Field{"ratio", &Group::ratio},
+                                       });
+  }
 };
 
 template <typename T>

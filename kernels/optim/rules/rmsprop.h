@@ -16,6 +16,16 @@ namespace fusedstep::rmsprop {
 
 struct Group {
   double alpha, eps, weight_decay, momentum, centered;
+
+  static constexpr auto fields() {
+    return std::array{
+        Field{"alpha", &Group::alpha},
+        Field{"eps", &Group::eps},
+        Field{"weight_decay", &Group::weight_decay},
+        Field{"momentum", &Group::momentum},
+        Field{"centered", &Group::centered},
+    };
+  }
 };
 
 template <typename T>

@@ -5,7 +5,9 @@
 
 namespace fusedstep::scale {
 
-struct Group {};
+struct Group {
+  static constexpr std::array<Field<Group>, 0> fields() { return {}; }
+};
 
 template <typename T>
 struct Coefficients {

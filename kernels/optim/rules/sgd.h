@@ -12,6 +12,15 @@ namespace fusedstep::sgd {
 
 struct Group {
   double momentum, dampening, weight_decay, nesterov;
+
+  static constexpr auto fields() {
+    return std::array{
+        Field{"momentum", &Group::momentum},
+        Field{"dampening", &Group::dampening},
+        Field{"weight_decay", &Group::weight_decay},
+        Field{"nesterov", &Group::nesterov},
+    };
+  }
 };
 
 template <typename T>

@@ -1,4 +1,4 @@
-"""Adagrad: Duchi, Hazan and Singer 2011. The formula itself is in kernels/optim/rules/adagrad.h."""
+"""Adagrad. The formula is in kernels/optim/rules/adagrad.h."""
 
 from __future__ import annotations
 
@@ -8,35 +8,51 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fusedstep.optim.arrays import Role, arrays_of
-from fusedstep.optim.base import FusedOptimizer
 from fusedstep.optim.hyperparameters import Group, numbers
-from fusedstep.optim.options import Options
-from fusedstep.optim.state import prepare_state
+from fusedstep.optim.optimizer import FusedOptimizer, Values
+from fusedstep.optim.options import OptionArguments
+from fusedstep.optim.state import Role, arrays_of, prepare_state
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 class Adagrad(FusedOptimizer, torch.optim.Adagrad):
-    """torch.optim.Adagrad with the global-norm clip inside `step()`, in two launches a step.
+    """Adagrad that computes the global norm, clips, decays and updates in one fused step.
 
-    Duchi, Hazan and Singer 2011, section 1.2, the diagonal form,
-    https://jmlr.org/papers/v12/duchi11a.html. As in torch, `eps` is added after the square root,
-    the rate is lr / (1 + (step - 1) * lr_decay), and the constructor makes the state, whose sum
-    begins as its `initial_accumulator_value`, whatever a group says.
+    A drop-in replacement for torch.optim.Adagrad: same arguments, defaults, state and checkpoints.
+    The constructor makes the state. Parameters are float32, float64, bfloat16 or float16, and
+    gradients may have another of these dtypes. State is float32, or float64 for float64 parameters,
+    unless `state_dtype` says otherwise. GradScaler's loss scale is divided out as the gradient is
+    read.
 
-    Arguments, defaults, state and checkpoints are those of torch.optim.Adagrad, and those of
-    fusedstep.optim.Options more. `capturable=False` refuses to be captured in a CUDA graph; torch
-    has no such argument here.
-
-    Parameters are float32, float64, bfloat16 or float16; gradients may be of another of these.
-    State is float32, or float64 for float64 parameters. `fused=False` or `foreach=True` selects
-    torch's own step. GradScaler's loss scale is divided out as the gradient is read.
+    Args:
+        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
+        lr: Learning rate, 0 or more. A tensor is read at every step, on the device if it is there.
+        lr_decay: The rate of step t is `lr / (1 + (t - 1) * lr_decay)`; 0 or more.
+        weight_decay: Coefficient of the parameter that is added to the gradient, 0 or more.
+        initial_accumulator_value: What the sum of squares begins with, whatever a group says; 0 or
+            more.
+        eps: Added to the square root of the sum, 0 or more.
+        foreach: True selects torch's own foreach step, which serves as a reference.
+        maximize: Ascend instead of descend.
+        differentiable: Only with `fused=False`: let autograd differentiate torch's own step.
+        fused: False selects torch's own step.
+        capturable: Allow CUDA graphs to capture the step; torch has no such argument here.
+        **options: See `fusedstep.optim.Options`.
 
     Raises:
-        ValueError, TypeError: `Adagrad: <argument> must <property>, got <value>`; nothing changed.
-        RuntimeError: `differentiable=True`, as torch's fused step.
+        ValueError, TypeError: An argument is out of range or of the wrong type. The message is
+            `Adagrad: <argument> must <property>, got <value>`; nothing is changed.
+        RuntimeError: `differentiable=True` or `foreach=True` with `fused=True`.
+
+    Example:
+        >>> opt = fusedstep.Adagrad(model.parameters(), lr=0.01, max_norm=1.0)
+        >>> loss.backward()
+        >>> opt.step()
+
+    Source: Duchi, Hazan and Singer 2011, section 1.2, the diagonal form,
+    https://jmlr.org/papers/v12/duchi11a.html.
     """
 
     _rule = "adagrad"
@@ -56,31 +72,31 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
         differentiable: bool = False,
         fused: bool | None = None,
         capturable: bool = True,
-        **options: Unpack[Options],
+        **options: Unpack[OptionArguments],
     ) -> None:
         arguments = {
             "lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay, "eps": eps,
             "initial_accumulator_value": initial_accumulator_value, "maximize": maximize,
         }  # fmt: skip
         fused = self._prepare(
-            arguments, foreach=foreach, fused=fused, differentiable=differentiable, options=options
+            arguments, options, foreach=foreach, fused=fused, differentiable=differentiable
         )
         super().__init__(
             params, lr, lr_decay, weight_decay, initial_accumulator_value, eps, foreach,
             maximize=maximize, differentiable=differentiable, fused=fused,
         )  # fmt: skip
         self._add_default("capturable", capturable)
-        if self._native:
+        if self._internals.native:
             self._make_state()
 
     def _make_state(self) -> None:
         """In place of torch's, which rounds the sums of half-precision parameters."""
         self.state.clear()
         for group in self.param_groups:
-            kept = self._kept(group)
+            spec = self._spec(group)
             for param in group["params"]:
                 # A master and an average begin as the parameter, which may still be initialised.
-                arrays = arrays_of(param, kept)
+                arrays = arrays_of(param, spec)
                 made = [a for a in arrays if a.role not in (Role.MASTER, Role.AVERAGE)]
                 prepare_state(param, self.state[param], made, self._initial)
 
@@ -90,6 +106,7 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
     def _initial(self, name: str, state: Mapping[str, Any]) -> float:
         return float(self.defaults["initial_accumulator_value"]) if name == "sum" else 0.0
 
-    def _fields(self, group: Group, index: int | None) -> list[float]:
-        keys = ("lr_decay", "weight_decay", "eps", "initial_accumulator_value")
-        return numbers(type(self).__name__, group, index, keys)[:3]  # the last is in the state
+    def _rule_values(self, group: Group, index: int | None) -> Values:
+        name = type(self).__name__
+        numbers(name, group, index, ("initial_accumulator_value",))  # which is in the state
+        return numbers(name, group, index, ("lr_decay", "weight_decay", "eps"))

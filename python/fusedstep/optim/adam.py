@@ -1,4 +1,4 @@
-"""Adam: Kingma and Ba 2015, Algorithm 1. The formula itself is in kernels/optim/rules/adam.h."""
+"""Adam and AdamW. The formula is in kernels/optim/rules/adam.h."""
 
 from __future__ import annotations
 
@@ -7,50 +7,80 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fusedstep.optim.base import FusedOptimizer
 from fusedstep.optim.hyperparameters import Group, betas, numbers
-from fusedstep.optim.options import Options
+from fusedstep.optim.optimizer import FusedOptimizer, Values
+from fusedstep.optim.options import OptionArguments
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+NEVER_NEGATIVE = frozenset({"exp_avg_sq", "max_exp_avg_sq"})
 
-class AdamRule(FusedOptimizer):
-    """What Adam and AdamW say of their parameter groups."""
+
+def state_names(group: Group) -> tuple[str, ...]:
+    """The entries of a parameter's state."""
+    names = ("step", "exp_avg", "exp_avg_sq")
+    return (*names, "max_exp_avg_sq") if group["amsgrad"] else names
+
+
+def rule_values(function: str, group: Group, index: int | None) -> Values:
+    """The values of the rule's fields, checked."""
+    return {
+        **betas(function, group, index),
+        **numbers(function, group, index, ("eps", "weight_decay")),
+        "decoupled": float(group["decoupled_weight_decay"]),
+        "amsgrad": float(group["amsgrad"]),
+    }
+
+
+class _AdamBase(FusedOptimizer):
+    """What Adam and AdamW have in common: all but the defaults."""
 
     _rule = "adam"
-    _never_negative = frozenset({"exp_avg_sq", "max_exp_avg_sq"})
+    _never_negative = NEVER_NEGATIVE
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
-        names = ("step", "exp_avg", "exp_avg_sq")
-        return (*names, "max_exp_avg_sq") if group["amsgrad"] else names
+        return state_names(group)
 
-    def _fields(self, group: Group, index: int | None) -> list[float]:
-        name = type(self).__name__
-        decoupled, amsgrad = group["decoupled_weight_decay"], group["amsgrad"]
-        return [
-            *betas(name, group, index), *numbers(name, group, index, ("eps", "weight_decay")),
-            float(decoupled), float(amsgrad),
-        ]  # fmt: skip
+    def _rule_values(self, group: Group, index: int | None) -> Values:
+        return rule_values(type(self).__name__, group, index)
 
 
-class Adam(AdamRule, torch.optim.Adam):
-    """torch.optim.Adam with the global-norm clip inside `step()`, in two launches a step.
+class Adam(_AdamBase, torch.optim.Adam):
+    """Adam that computes the global norm, clips, decays and updates in one fused step.
 
-    Kingma and Ba 2015, Algorithm 1, https://arxiv.org/abs/1412.6980; `amsgrad`: Reddi, Kale and
-    Kumar 2018, Algorithm 2. `weight_decay` is added to the gradient; `decoupled_weight_decay=True`
-    makes it AdamW's.
+    A drop-in replacement for torch.optim.Adam: same arguments, defaults, state and checkpoints.
+    Parameters are float32, float64, bfloat16 or float16, and gradients may have another of these
+    dtypes. State is float32, or float64 for float64 parameters, unless `state_dtype` says
+    otherwise. GradScaler's loss scale is divided out as the gradient is read.
 
-    Arguments, defaults, state and checkpoints are those of torch.optim.Adam, and those of
-    fusedstep.optim.Options more.
-
-    Parameters are float32, float64, bfloat16 or float16; gradients may be of another of these.
-    State is float32, or float64 for float64 parameters. `fused=False` or `foreach=True` selects
-    torch's own step. GradScaler's loss scale is divided out as the gradient is read.
+    Args:
+        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
+        lr: Learning rate, 0 or more. A tensor is read at every step, on the device if it is there.
+        betas: Decay rates of the averages of the gradient and of its square, each in [0, 1).
+        eps: Added to the denominator, 0 or more.
+        weight_decay: Coefficient of the parameter that is added to the gradient, 0 or more.
+        amsgrad: Divide by the largest average of the squared gradient so far.
+        foreach: True selects torch's own foreach step, which serves as a reference.
+        maximize: Ascend instead of descend.
+        capturable: Allow CUDA graphs to capture the step.
+        differentiable: Only with `fused=False`: let autograd differentiate torch's own step.
+        fused: False selects torch's own step.
+        decoupled_weight_decay: Decay the parameter itself, as AdamW does.
+        **options: See `fusedstep.optim.Options`.
 
     Raises:
-        ValueError, TypeError: `Adam: <argument> must <property>, got <value>`; nothing changed.
-        RuntimeError: `differentiable=True`, as torch's fused step.
+        ValueError, TypeError: An argument is out of range or of the wrong type. The message is
+            `Adam: <argument> must <property>, got <value>`; nothing is changed.
+        RuntimeError: `differentiable=True` or `foreach=True` with `fused=True`.
+
+    Example:
+        >>> opt = fusedstep.Adam(model.parameters(), lr=1e-3, max_norm=1.0)
+        >>> loss.backward()
+        >>> opt.step()
+
+    Source: Kingma and Ba 2015, Algorithm 1, https://arxiv.org/abs/1412.6980; `amsgrad`: Reddi,
+    Kale and Kumar 2018, Algorithm 2.
     """
 
     def __init__(
@@ -68,7 +98,7 @@ class Adam(AdamRule, torch.optim.Adam):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[OptionArguments],
     ) -> None:
         arguments = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
@@ -76,10 +106,76 @@ class Adam(AdamRule, torch.optim.Adam):
             "decoupled_weight_decay": decoupled_weight_decay,
         }  # fmt: skip
         fused = self._prepare(
-            arguments, foreach=foreach, fused=fused, differentiable=differentiable, options=options
+            arguments, options, foreach=foreach, fused=fused, differentiable=differentiable
         )
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize,
             capturable=capturable, differentiable=differentiable, fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
+        )  # fmt: skip
+
+
+class AdamW(_AdamBase, torch.optim.AdamW):
+    """AdamW that computes the global norm, clips, decays and updates in one fused step.
+
+    A drop-in replacement for torch.optim.AdamW: same arguments, defaults, state and checkpoints.
+    Parameters are float32, float64, bfloat16 or float16, and gradients may have another of these
+    dtypes. State is float32, or float64 for float64 parameters, unless `state_dtype` says
+    otherwise. GradScaler's loss scale is divided out as the gradient is read.
+
+    Args:
+        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
+        lr: Learning rate, 0 or more. A tensor is read at every step, on the device if it is there.
+        betas: Decay rates of the averages of the gradient and of its square, each in [0, 1).
+        eps: Added to the denominator, 0 or more.
+        weight_decay: The parameter is multiplied by `1 - lr * weight_decay` at every step.
+        amsgrad: Divide by the largest average of the squared gradient so far.
+        maximize: Ascend instead of descend.
+        foreach: True selects torch's own foreach step, which serves as a reference.
+        capturable: Allow CUDA graphs to capture the step.
+        differentiable: Only with `fused=False`: let autograd differentiate torch's own step.
+        fused: False selects torch's own step.
+        **options: See `fusedstep.optim.Options`.
+
+    Raises:
+        ValueError, TypeError: An argument is out of range or of the wrong type. The message is
+            `AdamW: <argument> must <property>, got <value>`; nothing is changed.
+        RuntimeError: `differentiable=True` or `foreach=True` with `fused=True`.
+
+    Example:
+        >>> groups = fusedstep.param_groups(model, weight_decay=0.1)
+        >>> opt = fusedstep.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), max_norm=1.0)
+        >>> loss.backward()
+        >>> opt.step()
+
+    Source: Loshchilov and Hutter 2019, Algorithm 2, https://arxiv.org/abs/1711.05101; `amsgrad`:
+    Reddi, Kale and Kumar 2018, Algorithm 2.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        **options: Unpack[OptionArguments],
+    ) -> None:
+        arguments = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
+            "amsgrad": amsgrad, "maximize": maximize, "decoupled_weight_decay": True,
+        }  # fmt: skip
+        fused = self._prepare(
+            arguments, options, foreach=foreach, fused=fused, differentiable=differentiable
+        )
+        super().__init__(
+            params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach,
+            capturable=capturable, differentiable=differentiable, fused=fused,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Checkpoints: what may be loaded, with its precision kept, and what is exported to torch."""
+"""Checkpoints: what may be loaded, without rounding, and what is exported to torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from torch import Tensor
 
 from fusedstep.checks import refuse
 from fusedstep.distributed import local
-from fusedstep.optim.arrays import CODES, Kept, arrays_of, compute_dtype, scale_name
-from fusedstep.optim.modes import KEYS
-from fusedstep.optim.state import decoded, encoded, require_state
+from fusedstep.optim.options import MODE_KEYS
+from fusedstep.optim.state import (
+    CODES,
+    StateSpec,
+    arrays_of,
+    compute_dtype,
+    decoded,
+    encoded,
+    require_state,
+    scale_name,
+)
 
 State = Mapping[str, Any]  # a parameter's entries
 
@@ -21,9 +29,11 @@ State = Mapping[str, Any]  # a parameter's entries
 OF_MODES = {"master": "master='float32'", "remainder": "master='remainder'", "ema": "ema_decay"}
 
 
-def require_loadable(function: str, label: str, param: Tensor, saved: State, kept: Kept) -> None:
+def require_loadable(
+    function: str, label: str, param: Tensor, saved: State, spec: StateSpec
+) -> None:
     """Refuses the saved state of a parameter where it is of another mode or shape, or damaged."""
-    arrays = arrays_of(param, kept)
+    arrays = arrays_of(param, spec)
     needed = {array.name for array in arrays}
     steps = _require_count(function, label, saved.get("step"))
     for name, value in saved.items():
@@ -33,9 +43,9 @@ def require_loadable(function: str, label: str, param: Tensor, saved: State, kep
         if name in OF_MODES and name not in needed:
             refuse(function, where, f"not be there without {OF_MODES[name]}", value.dtype)
         coded = value.dtype in CODES or _is_scale(name, saved)
-        if coded and kept.mode.state_dtype != "int8":
+        if coded and spec.mode.state_dtype != "int8":
             refuse(function, where, "not be there without state_dtype='int8'", value.dtype)
-    for name in kept.names:
+    for name in spec.names:
         if steps > 0 and name != "step" and saved.get(name) is None:
             refuse(function, f"state of {label}['{name}']", "be there after a step", None)
     require_state(function, label, param, saved, arrays)
@@ -58,9 +68,9 @@ def _require_count(function: str, label: str, step: Any) -> float:
     return number
 
 
-def restored(param: Tensor, saved: State, kept: Kept) -> dict[str, Tensor]:
+def restored(param: Tensor, saved: State, spec: StateSpec) -> dict[str, Tensor]:
     """The entries that torch's cast to the parameter's dtype has spoilt, from what was saved."""
-    arrays = {array.name: array for array in arrays_of(param, kept)}
+    arrays = {array.name: array for array in arrays_of(param, spec)}
     entries: dict[str, Tensor] = {}
     for name, value in saved.items():
         if not isinstance(value, Tensor) or name == "step":
@@ -77,7 +87,7 @@ def restored(param: Tensor, saved: State, kept: Kept) -> dict[str, Tensor]:
     return entries
 
 
-def exported(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def exported(optimizer: torch.optim.Optimizer, not_in_torch: frozenset[str]) -> dict[str, Any]:
     """The optimizer's state_dict() in the form of its namesake in torch.optim."""
     state_dict = optimizer.state_dict()
     ours: set[str] = set()
@@ -89,11 +99,11 @@ def exported(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         {
             key: value
             for key, value in group.items()
-            if key not in KEYS and not (key in ours and value == optimizer.defaults[key])
+            if key not in MODE_KEYS and not (key in ours and value == optimizer.defaults[key])
         }
         for group in state_dict["param_groups"]
     ]
-    left_out = optimizer._not_torchs | OF_MODES.keys()
+    left_out = not_in_torch | OF_MODES.keys()
     state = {
         key: {
             name: _plain(name, entries)

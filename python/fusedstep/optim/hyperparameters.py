@@ -25,12 +25,14 @@ def parameter_labels(group: Mapping[str, Any], where: str = "params", first: int
     return [f"{where}[{name!r}]" for name in names]
 
 
-def numbers(function: str, group: Group, index: int | None, keys: Sequence[str]) -> list[float]:
-    """The values of `keys`, each 0 or more."""
-    values = [group[key] for key in keys]
-    for value in values:
+def numbers(
+    function: str, group: Group, index: int | None, keys: Sequence[str]
+) -> dict[str, float]:
+    """The values of `keys` by name, each 0 or more."""
+    values = {key: group[key] for key in keys}
+    for value in values.values():
         if not (type(value) is float and value >= 0):
-            return [require_number(function, label(index, key), group[key]) for key in keys]
+            return {k: require_number(function, label(index, k), group[k]) for k in keys}
     return values
 
 
@@ -44,16 +46,17 @@ def signed(function: str, group: Group, index: int | None, key: str) -> float:
     return require_number(function, label(index, key), value, "be a number")
 
 
-def betas(function: str, group: Group, index: int | None) -> list[float]:
-    """The two values of "betas", each at least 0 and below 1."""
+def betas(function: str, group: Group, index: int | None) -> dict[str, float]:
+    """The two values of "betas", beta1 and beta2, each at least 0 and below 1."""
     try:
         beta1, beta2 = group["betas"]
     except (TypeError, ValueError):
         refuse(function, label(index, "betas"), "be a pair of numbers", repr(group["betas"]))
     if type(beta1) is type(beta2) is float and 0 <= beta1 < 1 and 0 <= beta2 < 1:
-        return [beta1, beta2]
+        return {"beta1": beta1, "beta2": beta2}
     where = label(index, "betas")
-    return [require_beta(function, f"{where}[{k}]", b) for k, b in enumerate((beta1, beta2))]
+    checked = [require_beta(function, f"{where}[{k}]", b) for k, b in enumerate((beta1, beta2))]
+    return dict(zip(("beta1", "beta2"), checked, strict=True))
 
 
 def read_on_device(lr: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Lion: Chen et al. 2023, Algorithm 2. The formula itself is in kernels/optim/rules/lion.h."""
+"""Lion. The formula is in kernels/optim/rules/lion.h."""
 
 from __future__ import annotations
 
@@ -6,40 +6,47 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fusedstep.optim.base import FusedOptimizer
 from fusedstep.optim.hyperparameters import Group, betas, numbers
-from fusedstep.optim.options import Options
+from fusedstep.optim.optimizer import FusedOptimizer, Values
+from fusedstep.optim.options import OptionArguments
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 class Lion(FusedOptimizer):
-    """Lion with the global-norm clip inside `step()`, in two launches a step.
+    """Lion that computes the global norm, clips, decays and updates in one fused step.
 
-    Chen et al. 2023, Algorithm 2, https://arxiv.org/abs/2302.06675: the sign of a moving average
-    makes the update, so that `lr` wants to be 3 to 10 times smaller than AdamW's, and
-    `weight_decay`, which is multiplied by `lr`, as much larger. torch.optim has no Lion.
+    The update is the sign of a moving average, so `lr` should be 3 to 10 times smaller than
+    AdamW's, and `weight_decay`, which is multiplied by `lr`, larger by the same factor. torch.optim
+    has no Lion. Parameters are float32, float64, bfloat16 or float16, and gradients may have
+    another of these dtypes. State is float32, or float64 for float64 parameters, unless
+    `state_dtype` says otherwise. GradScaler's loss scale is divided out as the gradient is read.
 
     Args:
-        params: tensors, named tensors or groups, as for any optimizer of torch.
-        lr: the rate, 0 or more; a tensor is read at every step.
-        betas: of the average that makes the update and of the one that is kept, `exp_avg`.
-        weight_decay: of the parameter itself, by lr * weight_decay a step.
-        maximize: go up.
-        capturable: False refuses to be captured in a CUDA graph.
-        options: those of fusedstep.optim.Options.
-
-    Parameters are float32, float64, bfloat16 or float16; gradients may be of another of these.
-    State is float32, or float64 for float64 parameters. GradScaler's loss scale is divided out as
-    the gradient is read.
+        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
+        lr: Learning rate, 0 or more. A tensor is read at every step, on the device if it is there.
+        betas: Decay rates of the average that makes the update and of the one that is kept as
+            `exp_avg`, each in [0, 1).
+        weight_decay: The parameter is multiplied by `1 - lr * weight_decay` at every step.
+        maximize: Ascend instead of descend.
+        capturable: Allow CUDA graphs to capture the step.
+        **options: See `fusedstep.optim.Options`.
 
     Raises:
-        ValueError, TypeError: `Lion: <argument> must <property>, got <value>`; nothing changed.
+        ValueError, TypeError: An argument is out of range or of the wrong type. The message is
+            `Lion: <argument> must <property>, got <value>`; nothing is changed.
+
+    Example:
+        >>> opt = fusedstep.Lion(model.parameters(), lr=1e-4, weight_decay=1.0, max_norm=1.0)
+        >>> loss.backward()
+        >>> opt.step()
+
+    Source: Chen et al. 2023, Algorithm 2, https://arxiv.org/abs/2302.06675.
     """
 
     _rule = "lion"
-    _not_torchs = frozenset({"step"})
+    _not_in_torch = frozenset({"step"})
 
     def __init__(
         self,
@@ -50,18 +57,18 @@ class Lion(FusedOptimizer):
         *,
         maximize: bool = False,
         capturable: bool = True,
-        **options: Unpack[Options],
+        **options: Unpack[OptionArguments],
     ) -> None:
         defaults = {
             "lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize,
             "capturable": capturable,
         }  # fmt: skip
-        self._prepare(defaults, foreach=None, fused=None, differentiable=False, options=options)
+        self._prepare(defaults, options)
         super().__init__(params, defaults)
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("exp_avg",)
 
-    def _fields(self, group: Group, index: int | None) -> list[float]:
+    def _rule_values(self, group: Group, index: int | None) -> Values:
         name = type(self).__name__
-        return [*betas(name, group, index), *numbers(name, group, index, ("weight_decay",))]
+        return betas(name, group, index) | numbers(name, group, index, ("weight_decay",))

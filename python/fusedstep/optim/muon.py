@@ -1,28 +1,30 @@
-"""Muon: Jordan 2024. The formula itself is in kernels/optim/rules/muon.h and newton_schulz.py."""
+"""Muon, and AdamW for what is no matrix. The elementwise part is in kernels/optim/rules/muon.h.
+
+A step has three parts. The first pass steps the parameters of AdamW's groups and writes, in the
+place of each matrix, the direction of its momentum. Newton-Schulz iterations make the directions
+orthogonal, in batches. The second pass moves the matrices along them.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import chain
 from numbers import Real
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_count
 from fusedstep.distributed import Place, is_dtensor
-from fusedstep.optim.adam import AdamRule
-from fusedstep.optim.base import FusedOptimizer, float32_on
-from fusedstep.optim.hyperparameters import (
-    Group,
-    label,
-    numbers,
-    parameter_labels,
-    read_on_device,
-)
-from fusedstep.optim.muon_plan import DescentPlan, MuonPlan, require_matrix
-from fusedstep.optim.newton_schulz import orthogonalize_
-from fusedstep.optim.options import Options
+from fusedstep.ops import rule_fields
+from fusedstep.optim import adam
+from fusedstep.optim.hyperparameters import Group, label, numbers, parameter_labels
+from fusedstep.optim.optimizer import FusedOptimizer, Values
+from fusedstep.optim.options import Mode, OptionArguments
+from fusedstep.optim.state import Initial, StateSpec
+from fusedstep.optim.tables import Entry, Groups, State, Table
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -39,53 +41,64 @@ ADAMW = {
     "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False,
     "decoupled_weight_decay": True,
 }  # fmt: skip
+# A group has the fields of both kinds of step; those of the other kind stay zero.
+UNUSED = dict.fromkeys(rule_fields("muon"), 0.0)
+# Elements of a batch of matrices: its iterates and Gram matrices take up to 600 MB.
+MAX_ELEMENTS = 2**26
 
 
 class Muon(FusedOptimizer, torch.optim.Muon):
-    """torch.optim.Muon with the global-norm clip inside `step()`, and AdamW for what is no matrix.
+    """Muon that computes the global norm, clips, decays and updates in one step, with AdamW beside.
 
-    Jordan 2024, https://kellerjordan.github.io/posts/muon/, for the hidden layers' matrices:
-    momentum, whose direction is made orthogonal by Newton-Schulz iterations in bfloat16, batched
-    over matrices of one shape. Groups with `use_muon=False` are stepped by AdamW, bit for bit
-    that of fusedstep.AdamW: embeddings, heads, gains and biases.
-
-        fusedstep.Muon([
-            {"params": hidden_matrices},
-            {"params": everything_else, "use_muon": False, "lr": 3e-4, "betas": (0.9, 0.95)},
-        ], lr=0.02, weight_decay=0.01, max_norm=1.0)
+    For the hidden layers' matrices: momentum, whose direction is made orthogonal by Newton-Schulz
+    iterations in bfloat16, batched over matrices of one shape. Groups with `use_muon=False` are
+    stepped by AdamW, bit for bit that of fusedstep.AdamW: embeddings, heads, gains and biases.
 
     The norm, the clip, AdamW and Muon's momentum run as in every optimizer here, two launches per
     combination of dtypes (directions are bfloat16); then come the matrix products of each shape and
-    one more launch, which moves the matrices.
+    one more launch, which moves the matrices. State has torch's names, so checkpoints can be
+    exchanged with torch.optim.Muon. In addition a direction is kept for each matrix, in bfloat16.
+    Parameters are float32, float64, bfloat16 or float16, and gradients may have another of these
+    dtypes. State is float32, or float64 for float64 parameters, unless `state_dtype` says
+    otherwise. DTensors are refused.
 
     Args:
-        params: tensors, named tensors or groups. Those of Muon are [m, n]. The arguments below are
-            Muon's; a group with `use_muon=False` takes `lr`, `betas`, `eps`, `weight_decay`,
-            `amsgrad` and, where it does not say, torch.optim.AdamW's defaults for them.
-        lr: the rate, 0 or more; a tensor is read at every step.
-        weight_decay: of the parameter itself, by lr * weight_decay a step.
-        momentum: the share of the average that is kept at a step.
-        nesterov: the direction is the average as it would be after this gradient once more.
-        ns_coefficients: a, b, c of the iteration X <- a X + (b G + c G^2) X, G = X X^T.
-        eps: the smallest Frobenius norm that a direction is divided by.
-        ns_steps: iterations, 0 to 99.
-        adjust_lr_fn: the step's ratio to `lr`: "original" (None too) sqrt(max(1, m / n)),
-            "match_rms_adamw" 0.2 sqrt(max(m, n)), "spectral_unclamped" sqrt(m / n).
-        maximize: go up, in every group that does not say otherwise.
-        options: those of fusedstep.optim.Options; `stochastic_rounding` is for groups with
-            `use_muon=False` alone.
+        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups. Muon's
+            parameters are matrices [m, n]. The arguments that follow are Muon's; a group with
+            `use_muon=False` takes `lr`, `betas`, `eps`, `weight_decay` and `amsgrad`, and has
+            torch.optim.AdamW's defaults for them.
+        lr: Learning rate, 0 or more. A tensor is read at every step, on the device if it is there.
+        weight_decay: The parameter is multiplied by `1 - lr * weight_decay` at every step.
+        momentum: Decay rate of the average of the gradients, 0 or more.
+        nesterov: Use Nesterov momentum.
+        ns_coefficients: a, b and c of the iteration X <- a X + (b G + c G^2) X with G = X X^T.
+        eps: Smallest Frobenius norm that a direction is divided by, 0 or more.
+        ns_steps: Number of iterations, 0 to 99.
+        adjust_lr_fn: Ratio of the step to `lr` for a matrix [m, n]. None or `"original"`:
+            sqrt(max(1, m / n)); `"match_rms_adamw"`: 0.2 sqrt(max(m, n)); `"spectral_unclamped"`:
+            sqrt(m / n).
+        maximize: Ascend instead of descend, in every group that does not say otherwise.
+        **options: See `fusedstep.optim.Options`.
 
-    Parameters are float32, float64, bfloat16 or float16; gradients may be of another of these.
-    State is float32, or float64 for float64 parameters, and named as in torch, with whose
-    checkpoints it can be exchanged. Beside it a direction is kept for each matrix, in bfloat16.
+    `stochastic_rounding` is for groups with `use_muon=False` alone.
 
     Raises:
-        ValueError, TypeError: `Muon: <argument> must <property>, got <value>`; nothing changed.
+        ValueError, TypeError: An argument is out of range or of the wrong type. The message is
+            `Muon: <argument> must <property>, got <value>`; nothing is changed.
+
+    Example:
+        >>> opt = fusedstep.Muon([
+        ...     {"params": hidden_matrices},
+        ...     {"params": the_rest, "use_muon": False, "lr": 3e-4, "betas": (0.9, 0.95)},
+        ... ], lr=0.02, weight_decay=0.01, max_norm=1.0)
+        >>> loss.backward()
+        >>> opt.step()
+
+    Source: Jordan 2024, https://kellerjordan.github.io/posts/muon/.
     """
 
     _rule = "muon"
-    _never_negative = AdamRule._never_negative
-    _plan: ClassVar = MuonPlan
+    _never_negative = adam.NEVER_NEGATIVE
 
     def __init__(
         self,
@@ -100,21 +113,29 @@ class Muon(FusedOptimizer, torch.optim.Muon):
         adjust_lr_fn: str | None = None,
         *,
         maximize: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[OptionArguments],
     ) -> None:
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov,
             "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn, "maximize": maximize, "use_muon": True,
         }  # fmt: skip
-        self._prepare(defaults, foreach=None, fused=None, differentiable=False, options=options)
-        # Not by way of torch.optim.Muon's constructor, which refuses what AdamW is there for.
+        self._prepare(defaults, options)
+        # torch.optim.Muon's constructor refuses what AdamW's groups are for.
         super(torch.optim.Muon, self).__init__(params, defaults)
 
-    # --- groups -----------------------------------------------------------------------------
+    # --- groups ----------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch.optim.Optimizer's; a group with `use_muon=False` is AdamW's."""
+        """Adds a parameter group, as torch.optim.Optimizer does.
+
+        Args:
+            param_group: `{"params": tensors}` and whatever differs from the defaults; with
+                `use_muon=False` the defaults are AdamW's.
+
+        Raises:
+            ValueError, TypeError: The step would refuse the group. It is not added.
+        """
         if isinstance(param_group, dict):
             _complete(param_group)
         super().add_param_group(param_group)
@@ -126,7 +147,7 @@ class Muon(FusedOptimizer, torch.optim.Muon):
 
     def _require_matrices(self, index: int) -> None:
         name, group = type(self).__name__, self.param_groups[index]
-        if group["use_muon"] and self._chosen["mode"].of(group).stochastic_rounding:
+        if group["use_muon"] and self.options.mode.of(group).stochastic_rounding:
             # Directions and parameters are rounded in two launches; one count of steps is not two.
             refuse(name, label(index, "stochastic_rounding"), "be False where use_muon", True)
         labels = parameter_labels(group, f"param_groups[{index}]['params']")
@@ -134,7 +155,7 @@ class Muon(FusedOptimizer, torch.optim.Muon):
             if is_dtensor(param):  # its products would need all of it
                 refuse(name, where, "be a plain tensor", type(param).__name__, TypeError)
             if group["use_muon"]:
-                require_matrix(name, where, param)
+                _require_matrix(name, where, param)
 
     def _completed(self, saved: Group) -> Group:
         saved = dict(saved)
@@ -147,53 +168,174 @@ class Muon(FusedOptimizer, torch.optim.Muon):
         super().__setstate__(state)
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
-        return ("momentum_buffer",) if group["use_muon"] else AdamRule._state_names(self, group)
+        return ("momentum_buffer",) if group["use_muon"] else adam.state_names(group)
 
-    def _fields(self, group: Group, index: int | None) -> list[float]:
+    def _rule_values(self, group: Group, index: int | None) -> Values:
         name, use_muon = type(self).__name__, group["use_muon"]
         if not isinstance(use_muon, bool):
             got = type(use_muon).__name__
             refuse(name, label(index, "use_muon"), "be True or False", got, TypeError)
         if not use_muon:
-            return [*AdamRule._fields(self, group, index), 0.0, 0.0, 0.0, 0.0, 0.0]
-        decay, momentum, _ = numbers(name, group, index, ("weight_decay", "momentum", "eps"))
+            return UNUSED | adam.rule_values(name, group, index)
+        numbers(name, group, index, ("eps",))
         _require_iteration(name, group, index)
-        of_adamw = [0.0, 0.0, 0.0, decay, 1.0, 0.0]
-        return [*of_adamw, momentum, float(group["nesterov"]), 1.0, 0.0, 0.0]
+        values = numbers(name, group, index, ("weight_decay", "momentum"))
+        return UNUSED | values | {"nesterov": float(group["nesterov"]), "use_muon": 1.0}
 
-    # --- the step ---------------------------------------------------------------------------
+    # --- the step --------------------------------------------------------------------------------
 
-    def _write(self, work: dict[Place, MuonPlan], values: list[float]) -> None:
-        super()._write(work, values)  # AdamW's part, and Muon's directions
-        for place, plan in work.items():
+    def _write(self, active: dict[Place, Table], values: list[Values]) -> None:
+        super()._write(active, values)  # AdamW's part, and the directions
+        for table in active.values():
+            assert isinstance(table, DirectionTable)
             iterations: dict[tuple[Any, ...], list[Tensor]] = {}
             for group, directions in zip(
-                self.param_groups, plan.directions(self.param_groups), strict=True
+                self.param_groups, table.written_directions(self.param_groups), strict=True
             ):
                 if directions:
                     key = (tuple(group["ns_coefficients"]), group["ns_steps"], float(group["eps"]))
                     iterations.setdefault(key, []).extend(directions)
-            for iteration, directions in iterations.items():
-                orthogonalize_(directions, *iteration)
+            for (coefficients, steps, eps), directions in iterations.items():
+                orthogonalize_(directions, coefficients, steps, eps)
             if iterations:
-                self._descend(place.device, plan.descent, values)
+                self._descend(table.descent, values)
 
-    def _descend(self, device: torch.device, plan: DescentPlan, values: list[float]) -> None:
+    def _descend(self, table: DescentTable, values: list[Values]) -> None:
         """Moves the matrices, unless the step is skipped: the same decision, made once more."""
-        width = len(values) // len(self.param_groups)
-        rows, rates = [], []
-        for g, (m, n) in plan.kinds:
-            group = self.param_groups[g]
+        groups = [self.param_groups[g] for g, _ in table.kinds]
+        of_kinds = []
+        for (g, (m, n)), group in zip(table.kinds, groups, strict=True):
             ratio = RATIOS[group["adjust_lr_fn"] or "original"](m, n) if m and n else 0.0
-            rows += [*values[g * width : (g + 1) * width - 2], 1.0, ratio]
-            if read_on_device(group["lr"]):
-                rates.append(float32_on(device, group["lr"]))
-        norm = None if self._norm is None else self._norm.to(device)
-        self._table_op(
-            plan.table.address, self._rule, plan.params[0], rows, rates, norm, 0.0, None,
-            self._scalar("found_inf", device), -1.0, self.nonfinite != "propagate",
-        )  # fmt: skip
-        plan.finish()
+            of_kinds.append(values[g] | {"descent": 1.0, "ratio": ratio})
+        norm = self._internals.norm
+        norm = None if norm is None else norm.to(table.place.device)
+        self._run_rule(table, groups, of_kinds, norm)  # clipped and unscaled in the first pass
+
+
+# --- the tables of the two passes -----------------------------------------------------------------
+
+
+class DirectionTable(Table):
+    """The table of the first pass: matrices are represented by their directions.
+
+    A direction has its parameter's shape and layout and is bfloat16, which the matrix products
+    read, or float64 for a float64 parameter. It is no state: every step writes it anew. It is kept
+    because the C++ table, and CUDA graphs, point to it.
+    """
+
+    def __init__(self, function: str, place: Place) -> None:
+        self.descent = DescentTable(function, place)
+        self._directions: dict[Tensor, Tensor] = {}
+        super().__init__(function, place)
+
+    def rebuild(
+        self, groups: list[list[Entry]], specs: list[StateSpec], state: State, initial: Initial
+    ) -> None:
+        matrices = [
+            group if "momentum_buffer" in spec.names else []
+            for group, spec in zip(groups, specs, strict=True)
+        ]
+        for entry in chain.from_iterable(matrices):
+            _require_matrix(self.function, *entry[:2])  # a checkpoint may have made it Muon's
+        old = self._directions
+        self._directions = {
+            entry.param: _direction_of(entry.param, old.get(entry.param))
+            for entry in chain.from_iterable(matrices)
+        }
+        here = [
+            spec._replace(mode=Mode(spec.mode.state_dtype), average=False) if of_muon else spec
+            for spec, of_muon in zip(specs, matrices, strict=True)
+        ]
+        super().rebuild(groups, here, state, initial)
+        self.descent.rebuild_for(matrices, self._directions, specs, state, initial)
+
+    def _data_of(self, param: Tensor) -> Tensor:
+        return self._directions.get(param, param)
+
+    def was_replaced(self) -> bool:
+        return super().was_replaced() or self.descent.was_replaced()
+
+    def bind_grads(self) -> bool:
+        self.descent.bind_grads()
+        return super().bind_grads()
+
+    def refresh(self) -> bool:
+        return super().refresh() and self._refresh_descent()
+
+    def refresh_by_copies(self) -> bool:
+        return super().refresh_by_copies() and self._refresh_descent()
+
+    def _refresh_descent(self) -> bool:
+        """Before the first pass, so that nothing is refused between the two."""
+        return not self.descent.has_grads or self.descent.refresh()
+
+    def written_directions(self, groups: Groups) -> list[list[Tensor]]:
+        """For each parameter group, the directions that this step wrote."""
+        return [
+            [
+                self._directions[param]
+                for param in group["params"]
+                if param in self._directions and param.grad is not None
+            ]
+            for group in groups
+        ]
+
+    def release(self) -> None:
+        super().release()
+        self.descent.release()
+
+
+class DescentTable(Table):
+    """The table of the second pass: matrices, with their orthogonal directions as gradients.
+
+    Those of one parameter group and one shape are a group of it, as the step's ratio to the rate
+    depends on the shape.
+    """
+
+    def rebuild_for(
+        self,
+        groups: list[list[Entry]],
+        directions: dict[Tensor, Tensor],
+        specs: list[StateSpec],
+        state: State,
+        initial: Initial,
+    ) -> None:
+        """Lists the matrices that have state, `groups` being those of the optimizer."""
+        self._directions = directions
+        by_kind: dict[tuple[int, torch.Size], list[Entry]] = {}
+        for g, group in enumerate(groups):
+            for entry in group:
+                by_kind.setdefault((g, entry.param.shape), []).append(entry)
+        self.kinds = list(by_kind)  # of each group here: the optimizer's group and the shape
+        # The first pass kept the momentum; what a master and an average follow is done here.
+        here = [specs[g]._replace(names=()) for g, _ in self.kinds]
+        self.rebuild(list(by_kind.values()), here, state, initial)
+
+    @property
+    def has_grads(self) -> bool:
+        """Whether a matrix has a gradient now."""
+        return bool(self._grads)
+
+    def _gradients(self) -> list[Tensor | None]:
+        return [None if p.grad is None else self._directions[p] for p in self._owners]
+
+
+Muon._table_type = DirectionTable
+
+
+def _direction_of(param: Tensor, old: Tensor | None) -> Tensor:
+    """Zeros, or what there is already where it fits."""
+    dtype = torch.float64 if param.dtype == torch.float64 else torch.bfloat16
+    new = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+    fits = (
+        old is not None
+        and (old.device, old.shape, old.stride()) == (new.device, new.shape, new.stride())
+        and old.dtype == dtype
+    )
+    return old if old is not None and fits else new
+
+
+# --- what Muon's groups are asked to be -----------------------------------------------------------
 
 
 def _complete(group: dict[str, Any]) -> None:
@@ -201,6 +343,13 @@ def _complete(group: dict[str, Any]) -> None:
     if not group.get("use_muon", True):
         for name, value in ADAMW.items():
             group.setdefault(name, value)
+
+
+def _require_matrix(function: str, argument: str, param: Tensor) -> None:
+    """Muon steps nothing else."""
+    if param.dim() != 2:
+        must = "have two dimensions, or be in a group with use_muon=False"
+        refuse(function, argument, must, tuple(param.shape))
 
 
 def _require_iteration(name: str, group: Group, index: int | None) -> None:
@@ -217,3 +366,52 @@ def _require_iteration(name: str, group: Group, index: int | None) -> None:
     if ratio is not None and not (isinstance(ratio, str) and ratio in RATIOS):
         must = f"be None or one of {', '.join(RATIOS)}"
         refuse(name, label(index, "adjust_lr_fn"), must, repr(ratio))
+
+
+# --- Newton-Schulz --------------------------------------------------------------------------------
+
+
+def orthogonalize_(
+    matrices: Sequence[Tensor],
+    coefficients: tuple[float, float, float],
+    steps: int,
+    eps: float,
+    max_elements: int = MAX_ELEMENTS,
+) -> None:
+    """Replaces each U S V^T by U S' V^T with S' near 1, in bfloat16.
+
+    The quintic iteration X <- a X + (b G + c G^2) X with G = X X^T, from X / max(|X|, eps), of
+    Jordan 2024, https://kellerjordan.github.io/posts/muon/, with the products, the roundings and
+    the transposing of tall matrices of torch.optim.Muon; matrices of one shape share a batch.
+
+    Args:
+        matrices: [m, n] on one device, of any shapes, dtypes and layouts; written.
+        coefficients: a, b, c.
+        steps: iterations.
+        eps: the smallest Frobenius norm to divide by.
+        max_elements: of a batch; a matrix with more makes one of its own.
+    """
+    by_shape: dict[torch.Size, list[Tensor]] = {}
+    for matrix in matrices:
+        if matrix.numel() > 0:
+            by_shape.setdefault(matrix.shape, []).append(matrix)
+    for shape, equal in by_shape.items():
+        count = max(1, max_elements // shape.numel())
+        for begin in range(0, len(equal), count):
+            chunk = equal[begin : begin + count]
+            batch = torch.stack([matrix.bfloat16() for matrix in chunk])
+            torch._foreach_copy_(chunk, _iterate(batch, coefficients, steps, eps).unbind())
+
+
+def _iterate(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """The iteration on a batch [k, m, n] of bfloat16, which is overwritten."""
+    a, b, c = coefficients
+    tall = x.size(1) > x.size(2)
+    x = x.mT if tall else x  # the smaller Gram matrix
+    norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    x.div_(norm.clamp_(min=eps))  # so that no singular value exceeds 1
+    for _ in range(steps):
+        gram = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x

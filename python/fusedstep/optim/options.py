@@ -1,10 +1,13 @@
-"""The arguments that torch's classes lack: checked when they are set, readable as attributes."""
+"""The options that every optimizer has and torch's do not: defaults, meaning, checks."""
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, TypedDict
 
 import torch
+from torch import Tensor
 
 from fusedstep.checks import (
     refuse,
@@ -13,42 +16,110 @@ from fusedstep.checks import (
     require_norm_type,
     require_number,
 )
-from fusedstep.optim.modes import Mode, require_mode
+from fusedstep.distributed import is_dtensor
 
 NONFINITE = ("propagate", "skip", "error")
+STATE_DTYPES = (None, torch.bfloat16, "int8")
+MASTERS = (None, "float32", "remainder")
 
 
-class Options(TypedDict, total=False):
-    """The keyword arguments of every optimizer, beside those of its namesake in torch.optim.
+@dataclass(frozen=True)
+class Options:
+    """Keyword arguments of every optimizer, in addition to those of its namesake in torch.optim.
 
-    max_norm: clip all groups' gradients together to this norm (in units of the gradient) inside
-        `step()`, by torch's coefficient min(1, max_norm / (norm + 1e-6)). `.grad` itself is not
-        rewritten. None: no clip. Of DTensors it is the norm of the whole on all meshes, the same on
-        every rank; all ranks of a mesh make every step. Plain tensors count as they are here.
-    norm_type: 2, 1 or inf.
-    nonfinite: "propagate" as torch; "skip": where a gradient or the norm is not finite,
-        parameters, state and step counts stay as they were, decided on the device; "error":
-        RuntimeError in that case, nothing changed (this waits for the device).
-    state_dtype: what the rule's state is kept in. None: float32, or float64 for float64 parameters;
-        torch.bfloat16: half of that, rounded stochastically; "int8": a quarter, as codes with a
-        float32 scale for each 128 elements in memory, in an entry `<name>_scale` beside it. Not
-        for float64 parameters; "int8" not for DTensors.
-    master: where a bfloat16 parameter keeps the float32 value that is updated. "float32": in a copy
-        (4 bytes an element; what is written to the parameter from outside is overwritten by the
-        next step); "remainder": the 16 bits that the parameter lacks of it (2 bytes; the parameter
-        is the nearest bfloat16, ties away from zero; what is written from outside counts, up to
-        those bits). None: nowhere, each update is rounded to nearest.
-    stochastic_rounding: without a master, bfloat16 parameters are rounded up or down by chance,
-        so that updates below half a bfloat16's last bit are not lost but right in the mean.
-    seed: in [0, 2^64), of all stochastic rounding: the same seed gives the same bits on every
-        device, for any number of threads. A checkpoint has the count of steps, from which the
-        numbers go on, not the seed. The shards of a DTensor use the same random numbers.
-    ema_decay: in [0, 1): keep an exponential moving average of the parameters, updated in the same
-        pass; see `ema_parameters` and `swap_ema`. None: no average.
+    An optimizer's `options` attribute holds them, checked. Each is also an attribute of the
+    optimizer itself; `max_norm`, `norm_type` and `nonfinite` may be set between steps. A checkpoint
+    does not change options.
 
-    A parameter group may have a `state_dtype`, `master` and `stochastic_rounding` of its own, such
-    as {"params": norms, "master": None}. Like all options, they are not changed by a checkpoint.
+    Args:
+        max_norm: Clip the gradients of all groups together to this global norm, in units of the
+            gradient, inside `step()`. The coefficient is torch's,
+            `min(1, max_norm / (norm + 1e-6))`. `.grad` is not rewritten. For DTensors the norm is
+            that of the whole tensors over all meshes, the same on every rank, so all ranks of a
+            mesh must make every step. None: do not clip.
+        norm_type: Order of the norm: 2, 1 or inf.
+        nonfinite: What a step does if a gradient or the norm is not finite. `"propagate"`: what
+            torch does. `"skip"`: leave parameters, state and step counts unchanged; this is decided
+            on the device. `"error"`: raise RuntimeError and change nothing; this waits for the
+            device.
+        state_dtype: Dtype of the optimizer's state. None: float32, or float64 for float64
+            parameters. `torch.bfloat16`: rounded stochastically. `"int8"`: 8-bit codes with a
+            float32 scale for every 128 elements in memory, kept in an entry `<name>_scale`. Not for
+            float64 parameters; `"int8"` not for DTensors. A parameter group may override it.
+        master: Where a bfloat16 parameter keeps the float32 value that is updated. `"float32"`: in
+            a copy of 4 bytes an element; values written to the parameter by others are overwritten
+            by the next step. `"remainder"`: in the 16 bits that the parameter lacks, 2 bytes an
+            element; the parameter is the nearest bfloat16, with ties away from zero, and values
+            written to it by others count. None: nowhere; every update is rounded to the nearest
+            bfloat16. A parameter group may override it.
+        stochastic_rounding: Without a master, round bfloat16 parameters stochastically, so that
+            updates smaller than half of a bfloat16's last bit are not lost. A parameter group may
+            override it.
+        seed: Seed of all stochastic rounding, in [0, 2**64). The same seed gives the same bits on
+            every device and for any number of threads. A checkpoint holds the step counts, from
+            which the random numbers continue, but not the seed. All shards of a DTensor use the
+            same random numbers.
+        ema_decay: Keep an exponential moving average of the parameters with this decay, in
+            [0, 1), updated in the same pass. See `ema_parameters` and `swap_ema`. None: no average.
+
+    Example:
+        >>> opt = fusedstep.AdamW(model.parameters(), max_norm=1.0, state_dtype="int8")
+        >>> opt.options.max_norm
+        1.0
     """
+
+    max_norm: float | None = None
+    norm_type: float = 2.0
+    nonfinite: str = "propagate"
+    state_dtype: torch.dtype | str | None = None
+    master: str | None = None
+    stochastic_rounding: bool = False
+    seed: int = 0
+    ema_decay: float | None = None
+
+    @property
+    def mode(self) -> Mode:
+        """How groups that say nothing else keep parameters and state."""
+        return Mode(self.state_dtype, self.master, self.stochastic_rounding)
+
+    @property
+    def seed_bits(self) -> int:
+        """The signed integer with the bits of `seed`, which is what the ops take."""
+        return self.seed - 2**64 if self.seed >= 2**63 else self.seed
+
+    def checked(self, function: str, native: bool) -> Options:
+        """These options with numbers as floats and the like; refuses what is out of range.
+
+        `native`: whether the step is fusedstep's; torch's own takes none of the options.
+        """
+        if self.nonfinite not in NONFINITE:
+            must = f"be one of {', '.join(NONFINITE)}"
+            refuse(function, "nonfinite", must, repr(self.nonfinite))
+        mode = require_mode(function, self.mode)
+        max_norm, decay = self.max_norm, self.ema_decay
+        checked = Options(
+            max_norm=None if max_norm is None else require_number(function, "max_norm", max_norm),
+            norm_type=require_norm_type(function, self.norm_type),
+            nonfinite=self.nonfinite,
+            seed=require_count(function, "seed", self.seed, below=2**64),
+            ema_decay=None if decay is None else require_beta(function, "ema_decay", decay),
+            **mode._asdict(),
+        )
+        for field in fields(Options) if not native else ():
+            value = getattr(checked, field.name)
+            if value != field.default and field.name != "norm_type":  # means nothing by itself
+                torchs = "fused=False or foreach=True selects torch's own step"
+                must = f"be {field.default!r} where {torchs}"
+                refuse(function, field.name, must, repr(value))
+        return checked
+
+    def changed(self, function: str, native: bool, **changes: Any) -> Options:
+        """These options with some replaced, checked."""
+        return replace(self, **changes).checked(function, native)
+
+
+class OptionArguments(TypedDict, total=False):
+    """The fields of `Options` as keyword arguments, for type checkers."""
 
     max_norm: float | None
     norm_type: float
@@ -60,113 +131,60 @@ class Options(TypedDict, total=False):
     ema_decay: float | None
 
 
-class OptionAttributes:
-    """The options as attributes of the optimizer; the clip and `nonfinite` may be set later."""
+class Mode(NamedTuple):
+    """How parameters and state are kept: the options that a parameter group may override."""
 
-    def _set_options(
-        self,
-        native: bool,
-        *,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        nonfinite: str = "propagate",
-        state_dtype: torch.dtype | str | None = None,
-        master: str | None = None,
-        stochastic_rounding: bool = False,
-        seed: int = 0,
-        ema_decay: float | None = None,
-    ) -> None:
-        """Comes before the constructor of torch's class; `native`: the step is ours."""
-        self._native = native
-        # One object and not an attribute each: the trainers' wrappers inherit the setters below and
-        # find this by looking the name up in the optimizer they wrap.
-        self._chosen: dict[str, Any] = {"swapped": False}
-        self.max_norm = max_norm
-        self.norm_type = norm_type
-        self.nonfinite = nonfinite
-        self._set_mode(Mode(state_dtype, master, stochastic_rounding))
-        self._set_seed(seed)
-        self._set_ema_decay(ema_decay)
+    state_dtype: torch.dtype | str | None = None
+    master: str | None = None
+    stochastic_rounding: bool = False
 
-    @property
-    def max_norm(self) -> float | None:
-        """The global norm to clip to in `step()`, in units of the gradient; None: no clip."""
-        return self._chosen["max_norm"]
+    def of(self, group: Mapping[str, Any]) -> Mode:
+        """This mode with what `group` overrides."""
+        if group.keys().isdisjoint(MODE_KEYS):
+            return self
+        return Mode(*(group.get(key, value) for key, value in zip(MODE_KEYS, self, strict=True)))
 
-    @max_norm.setter
-    def max_norm(self, value: float | None) -> None:
-        self._refuse_beside_torch("max_norm", value, None)
-        if value is not None:
-            value = require_number(type(self).__name__, "max_norm", value)
-        self._chosen["max_norm"] = value
 
-    @property
-    def norm_type(self) -> float:
-        """The order of the norm: 2, 1 or inf."""
-        return self._chosen["norm_type"]
+MODE_KEYS = Mode._fields
 
-    @norm_type.setter
-    def norm_type(self, value: float) -> None:
-        self._chosen["norm_type"] = require_norm_type(type(self).__name__, value)
 
-    @property
-    def nonfinite(self) -> str:
-        """What a step does where a gradient or the norm is not finite."""
-        return self._chosen["nonfinite"]
+def require_mode(function: str, mode: Mode, where: str = "{}") -> Mode:
+    """The mode with None for torch.float32; `where` makes a message's argument from a key."""
+    state_dtype, master, stochastic = mode
+    if state_dtype == torch.float32:
+        state_dtype = None
+    if state_dtype not in STATE_DTYPES:
+        must = "be None, torch.bfloat16 or 'int8'"
+        refuse(function, where.format("state_dtype"), must, repr(state_dtype))
+    if master not in MASTERS:
+        refuse(function, where.format("master"), "be None, 'float32' or 'remainder'", repr(master))
+    if not isinstance(stochastic, bool):
+        must, got = "be True or False", repr(stochastic)
+        refuse(function, where.format("stochastic_rounding"), must, got, TypeError)
+    if stochastic and master is not None:
+        must = f"be False where master={master!r} keeps what rounding loses"
+        refuse(function, where.format("stochastic_rounding"), must, stochastic)
+    return Mode(state_dtype, master, stochastic)
 
-    @nonfinite.setter
-    def nonfinite(self, value: str) -> None:
-        if value not in NONFINITE:
-            must = f"be one of {', '.join(NONFINITE)}"
-            refuse(type(self).__name__, "nonfinite", must, repr(value))
-        self._refuse_beside_torch("nonfinite", value, "propagate")
-        self._chosen["nonfinite"] = value
 
-    @property
-    def state_dtype(self) -> torch.dtype | str | None:
-        """What state is kept in where a group does not say otherwise; None: as it is computed."""
-        return self._chosen["mode"].state_dtype
+def require_mode_of(function: str, label: str, param: Tensor, mode: Mode) -> None:
+    """Refuses a parameter that cannot be kept in this mode."""
+    why = None
+    if mode.master is not None:
+        why = f"master={mode.master!r}"
+    elif mode.stochastic_rounding:
+        why = "stochastic_rounding=True"
+    if why is not None and param.dtype != torch.bfloat16:
+        refuse(function, label, f"be bfloat16 where {why}", param.dtype)
+    if mode.state_dtype is not None and param.dtype == torch.float64:
+        must = f"not be float64 where state_dtype={mode.state_dtype!r}"
+        refuse(function, label, must, param.dtype)
+    if mode.state_dtype == "int8" and is_dtensor(param):
+        must = "be a plain tensor where state_dtype='int8', whose scales have no shards"
+        refuse(function, label, must, "a DTensor", TypeError)
 
-    @property
-    def master(self) -> str | None:
-        """Where the float32 values of bfloat16 parameters are, if a group says nothing else."""
-        return self._chosen["mode"].master
 
-    @property
-    def stochastic_rounding(self) -> bool:
-        """Whether bfloat16 parameters are rounded by chance, if a group says nothing else."""
-        return self._chosen["mode"].stochastic_rounding
-
-    def _set_mode(self, mode: Mode) -> None:
-        mode = require_mode(type(self).__name__, mode)
-        for key, value, default in zip(Mode._fields, mode, Mode(), strict=True):
-            self._refuse_beside_torch(key, value, default)
-        self._chosen["mode"] = mode
-
-    @property
-    def seed(self) -> int:
-        """The seed of all stochastic rounding."""
-        low, high = self._chosen["seed_halves"]
-        return int(high) << 32 | int(low)
-
-    def _set_seed(self, value: int) -> None:
-        value = require_count(type(self).__name__, "seed", value, below=2**64)
-        self._refuse_beside_torch("seed", value, 0)
-        # A float64, which the ops take, holds 32 bits of an integer, not 64.
-        self._chosen["seed_halves"] = (float(value & 0xFFFFFFFF), float(value >> 32))
-
-    @property
-    def ema_decay(self) -> float | None:
-        """What the average of the parameters keeps of itself at each step; None: no average."""
-        return self._chosen["ema_decay"]
-
-    def _set_ema_decay(self, value: float | None) -> None:
-        self._refuse_beside_torch("ema_decay", value, None)
-        if value is not None:
-            value = require_beta(type(self).__name__, "ema_decay", value)
-        self._chosen["ema_decay"] = value
-
-    def _refuse_beside_torch(self, argument: str, value: Any, default: Any) -> None:
-        if not self._native and value != default:
-            must = f"be {default!r} where fused=False or foreach=True asks for torch's own step"
-            refuse(type(self).__name__, argument, must, repr(value))
+def with_mode_of(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The group `saved` of a checkpoint with the mode of the group `own`."""
+    kept = {key: value for key, value in saved.items() if key not in MODE_KEYS}
+    return kept | {key: own[key] for key in MODE_KEYS if key in own}

@@ -1,4 +1,4 @@
-"""RMSprop: Tieleman and Hinton 2012, lecture 6e. Formula: kernels/optim/rules/rmsprop.h."""
+"""RMSprop, centered or not, with or without momentum. Formula: kernels/optim/rules/rmsprop.h."""
 
 from __future__ import annotations
 
@@ -8,32 +8,52 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
-from fusedstep.optim.base import FusedOptimizer
 from fusedstep.optim.hyperparameters import Group, label, numbers
-from fusedstep.optim.options import Options
+from fusedstep.optim.optimizer import FusedOptimizer, Values
+from fusedstep.optim.options import OptionArguments
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 class RMSprop(FusedOptimizer, torch.optim.RMSprop):
-    """torch.optim.RMSprop with the global-norm clip inside `step()`, in two launches a step.
+    """RMSprop that computes the global norm, clips, decays and updates in one fused step.
 
-    Tieleman and Hinton 2012, Neural Networks for Machine Learning, lecture 6e; `centered`: Graves
-    2013, equations 38 to 40, https://arxiv.org/abs/1308.0850. As in torch, `eps` is added after the
-    square root. `momentum` and `centered` may be switched on between steps.
+    A drop-in replacement for torch.optim.RMSprop: same arguments, defaults, state and checkpoints.
+    `momentum` and `centered` may be switched on between steps. torch has no fused RMSprop, so its
+    class takes no `fused`; here it means what it means for the other optimizers. Parameters are
+    float32, float64, bfloat16 or float16, and gradients may have another of these dtypes. State is
+    float32, or float64 for float64 parameters, unless `state_dtype` says otherwise. GradScaler's
+    loss scale is divided out as the gradient is read.
 
-    Arguments, defaults, state and checkpoints are those of torch.optim.RMSprop, and those of
-    fusedstep.optim.Options more. torch has no fused step here: `fused` is this project's, as in the
-    other optimizers.
-
-    Parameters are float32, float64, bfloat16 or float16; gradients may be of another of these.
-    State is float32, or float64 for float64 parameters. `fused=False` or `foreach=True` selects
-    torch's own step. GradScaler's loss scale is divided out as the gradient is read.
+    Args:
+        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
+        lr: Learning rate, 0 or more. A tensor is read at every step, on the device if it is there.
+        alpha: Decay rate of the average of the squared gradient, 0 or more.
+        eps: Added to the square root of that average, also where it is centered; 0 or more.
+        weight_decay: Coefficient of the parameter that is added to the gradient, 0 or more.
+        momentum: Factor of the momentum buffer, 0 or more; 0: no buffer.
+        centered: Divide by the standard deviation: subtract the squared average of the gradient.
+            Not with a `state_dtype` that rounds what is subtracted.
+        capturable: Allow CUDA graphs to capture the step.
+        foreach: True selects torch's own foreach step, which serves as a reference.
+        maximize: Ascend instead of descend.
+        differentiable: Only with `fused=False`: let autograd differentiate torch's own step.
+        fused: False selects torch's own step.
+        **options: See `fusedstep.optim.Options`.
 
     Raises:
-        ValueError, TypeError: `RMSprop: <argument> must <property>, got <value>`; nothing changed.
-        RuntimeError: `differentiable=True`, as torch's fused steps.
+        ValueError, TypeError: An argument is out of range or of the wrong type. The message is
+            `RMSprop: <argument> must <property>, got <value>`; nothing is changed.
+        RuntimeError: `differentiable=True` or `foreach=True` with `fused=True`.
+
+    Example:
+        >>> opt = fusedstep.RMSprop(model.parameters(), lr=1e-3, momentum=0.9, max_norm=1.0)
+        >>> loss.backward()
+        >>> opt.step()
+
+    Source: Tieleman and Hinton 2012, Neural Networks for Machine Learning, lecture 6e; `centered`:
+    Graves 2013, equations 38 to 40, https://arxiv.org/abs/1308.0850.
     """
 
     _rule = "rmsprop"
@@ -54,14 +74,14 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         differentiable: bool = False,
         *,
         fused: bool | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[OptionArguments],
     ) -> None:
         arguments = {
             "lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay,
             "momentum": momentum, "centered": centered, "maximize": maximize,
         }  # fmt: skip
         self._prepare(
-            arguments, foreach=foreach, fused=fused, differentiable=differentiable, options=options
+            arguments, options, foreach=foreach, fused=fused, differentiable=differentiable
         )
         super().__init__(
             params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize,
@@ -74,12 +94,12 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         names += ["grad_avg"] * bool(group["centered"])
         return tuple(names)
 
-    def _fields(self, group: Group, index: int | None) -> list[float]:
+    def _rule_values(self, group: Group, index: int | None) -> Values:
         name, centered = type(self).__name__, group["centered"]
-        state_dtype = self._chosen["mode"].of(group).state_dtype
+        state_dtype = self.options.mode.of(group).state_dtype
         if centered and state_dtype is not None:
             # square_avg - grad_avg^2, a small difference, would round below zero: its root is NaN.
             must = f"be False where state_dtype={state_dtype!r} rounds what it subtracts"
             refuse(name, label(index, "centered"), must, centered)
         keys = ("alpha", "eps", "weight_decay", "momentum")
-        return [*numbers(name, group, index, keys), float(centered)]
+        return numbers(name, group, index, keys) | {"centered": float(centered)}

@@ -1,4 +1,4 @@
-"""SGD with momentum, dampening and Nesterov's. The formula is in kernels/optim/rules/sgd.h."""
+"""SGD with momentum, dampening and Nesterov momentum. Formula: kernels/optim/rules/sgd.h."""
 
 from __future__ import annotations
 
@@ -9,38 +9,55 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
-from fusedstep.optim.base import FusedOptimizer
 from fusedstep.optim.hyperparameters import Group, numbers, signed
-from fusedstep.optim.options import Options
+from fusedstep.optim.optimizer import FusedOptimizer, Values
+from fusedstep.optim.options import OptionArguments
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 class SGD(FusedOptimizer, torch.optim.SGD):
-    """torch.optim.SGD with the global-norm clip inside `step()`, in two launches a step.
+    """SGD that computes the global norm, clips, decays and updates in one fused step.
 
-    Momentum: Polyak 1964; `nesterov`: Sutskever, Martens, Dahl and Hinton 2013, section 2, in
-    torch's form, whose buffer begins as the first gradient, undampened. A moving average of the
-    gradients is `dampening=momentum`.
+    A drop-in replacement for torch.optim.SGD: same arguments, defaults, state and checkpoints.
+    In addition to `momentum_buffer`, a parameter's state has `step`, the number of the buffer's
+    updates, from which the device knows the first one; torch ignores it. Without momentum there is
+    no state. Parameters are float32, float64, bfloat16 or float16, and gradients may have another
+    of these dtypes. State is float32, or float64 for float64 parameters, unless `state_dtype` says
+    otherwise. GradScaler's loss scale is divided out as the gradient is read.
 
-    Arguments, defaults, state and checkpoints are those of torch.optim.SGD, and those of
-    fusedstep.optim.Options more. Beside `momentum_buffer` there is `step`, the number of its
-    updates, so that the device can tell a first one; torch does not mind it. Without momentum there
-    is no state. `capturable=False` refuses to be captured in a CUDA graph; torch has no such
-    argument here.
-
-    Parameters are float32, float64, bfloat16 or float16; gradients may be of another of these.
-    State is float32, or float64 for float64 parameters. `fused=False` or `foreach=True` selects
-    torch's own step. GradScaler's loss scale is divided out as the gradient is read.
+    Args:
+        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
+        lr: Learning rate, 0 or more. A tensor is read at every step, on the device if it is there.
+        momentum: Factor of the momentum buffer, 0 or more; 0: no buffer.
+        dampening: The buffer takes `1 - dampening` of a gradient, but all of the first one. With
+            `dampening=momentum` it is a moving average of the gradients.
+        weight_decay: Coefficient of the parameter that is added to the gradient, 0 or more.
+        nesterov: Use Nesterov momentum; needs momentum and no dampening.
+        maximize: Ascend instead of descend.
+        foreach: True selects torch's own foreach step, which serves as a reference.
+        differentiable: Only with `fused=False`: let autograd differentiate torch's own step.
+        fused: False selects torch's own step.
+        capturable: Allow CUDA graphs to capture the step; torch has no such argument here.
+        **options: See `fusedstep.optim.Options`.
 
     Raises:
-        ValueError, TypeError: `SGD: <argument> must <property>, got <value>`; nothing changed.
-        RuntimeError: `differentiable=True`, as torch's fused step.
+        ValueError, TypeError: An argument is out of range or of the wrong type. The message is
+            `SGD: <argument> must <property>, got <value>`; nothing is changed.
+        RuntimeError: `differentiable=True` or `foreach=True` with `fused=True`.
+
+    Example:
+        >>> opt = fusedstep.SGD(model.parameters(), lr=0.1, momentum=0.9, max_norm=1.0)
+        >>> loss.backward()
+        >>> opt.step()
+
+    Source: Polyak 1964; `nesterov`: Sutskever, Martens, Dahl and Hinton 2013, section 2, in torch's
+    form.
     """
 
     _rule = "sgd"
-    _not_torchs = frozenset({"step"})
+    _not_in_torch = frozenset({"step"})
 
     def __init__(
         self,
@@ -56,14 +73,14 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         differentiable: bool = False,
         fused: bool | None = None,
         capturable: bool = True,
-        **options: Unpack[Options],
+        **options: Unpack[OptionArguments],
     ) -> None:
         arguments = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
             "nesterov": nesterov, "maximize": maximize,
         }  # fmt: skip
         fused = self._prepare(
-            arguments, foreach=foreach, fused=fused, differentiable=differentiable, options=options
+            arguments, options, foreach=foreach, fused=fused, differentiable=differentiable
         )
         super().__init__(
             params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize,
@@ -78,10 +95,11 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         # A buffer that torch made has had its first update, though nothing counted it.
         return float(name == "step" and state.get("momentum_buffer") is not None)
 
-    def _fields(self, group: Group, index: int | None) -> list[float]:
+    def _rule_values(self, group: Group, index: int | None) -> Values:
         name, nesterov = type(self).__name__, group["nesterov"]
-        momentum, weight_decay = numbers(name, group, index, ("momentum", "weight_decay"))
+        values = numbers(name, group, index, ("momentum", "weight_decay"))
         dampening = signed(name, group, index, "dampening")
-        if index is None and nesterov and (momentum == 0 or dampening != 0):  # later on, as torch
+        if index is None and nesterov and (values["momentum"] == 0 or dampening != 0):
+            # Between steps it is not refused, as in torch.
             refuse(name, "nesterov", "be False without momentum or with dampening", nesterov)
-        return [momentum, dampening, weight_decay, float(nesterov)]
+        return values | {"dampening": dampening, "nesterov": float(nesterov)}

@@ -117,9 +117,9 @@ STABLE_TORCH_LIBRARY(fusedstep_simt, m) {
   m.def("total_norm(Tensor[] tensors, float norm_type, Tensor? grad_scale) -> Tensor");
   m.def("clip_by_norm_(Tensor(a!)[] tensors, Tensor norm, float max_norm) -> ()");
   m.def(
-      "table_step_(int table, str rule, Tensor(a!) param, float[] groups, Tensor[] lrs, "
-      "Tensor(b!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, float max_norm, "
-      "bool skip_nonfinite) -> ()");
+      "table_step_(int table, str rule, Tensor(a!) param, float[] groups, int seed, Tensor[] lrs, "
+      "int[] lr_groups, Tensor(b!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, "
+      "float max_norm, bool skip_nonfinite) -> ()");
   m.def("segment_sum_(Tensor(a!) sums, Tensor rows, Tensor order, Tensor ids) -> ()");
   m.def("softmax_losses(Tensor logits, Tensor tokens) -> Tensor");
   m.def("softmax_directions_(Tensor(a!) logits, Tensor tokens) -> Tensor");

@@ -1,0 +1,548 @@
+"""FusedOptimizer: what every optimizer does in addition to its rule, on top of torch's class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.optim.optimizer as torch_optimizer
+from torch import Tensor
+
+from fusedstep.checks import refuse, require_dense
+from fusedstep.distributed import Place, local, norm_over_ranks
+from fusedstep.ops import in_order
+from fusedstep.optim import checkpoint
+from fusedstep.optim.hyperparameters import Group, numbers, parameter_labels, read_on_device
+from fusedstep.optim.options import (
+    OptionArguments,
+    Options,
+    require_mode,
+    require_mode_of,
+    with_mode_of,
+)
+from fusedstep.optim.state import StateSpec
+from fusedstep.optim.tables import Table, Tables
+
+_STEP = torch.ops.fusedstep.table_step_.default
+_NORM = torch.ops.fusedstep.table_norm_.default
+
+Values = dict[str, float]  # a value for each field of the rule, by name
+
+
+@dataclass
+class Internals:
+    """What an optimizer has in addition to torch's attributes.
+
+    It is one object because wrappers such as Lightning's inherit the setters below: they find it
+    through the optimizer that they wrap, and change it there.
+    """
+
+    options: Options
+    native: bool  # the step is ours, not torch's
+    tables: Tables
+    norm: Tensor | None = None  # of the last step: 0-d float64
+    ema_swapped_in: bool = False
+
+
+class FusedOptimizer(torch.optim.Optimizer):
+    """Base class of all optimizers: replaces the step of a class of torch.optim, nothing else.
+
+    It comes before torch's class in the list of bases. With `fused=False` or `foreach=True` the
+    step is torch's own, which serves as the reference. A subclass names its rule and describes
+    parameter groups to it, in the methods and attributes that follow.
+    """
+
+    _rule: ClassVar[str]  # the stem of its file in kernels/optim/rules
+    _never_negative: ClassVar[frozenset[str]] = frozenset()  # states whose codes need no sign
+    _not_in_torch: ClassVar[frozenset[str]] = frozenset()  # states that torch's class lacks
+    _table_type: ClassVar[type[Table]] = Table
+    _internals: Internals
+
+    def _state_names(self, group: Group) -> tuple[str, ...]:
+        """The entries of a parameter's state: "step" if the rule counts, then the rule's states."""
+        raise TypeError(f"{type(self).__name__} does not say what state its parameters have")
+
+    def _rule_values(self, group: Group, index: int | None) -> Values:
+        """The values of the rule's own fields by name, checked.
+
+        `index` is the group's, None for the constructor's arguments: it is for messages.
+        """
+        raise TypeError(f"{type(self).__name__} does not say what values its rule has")
+
+    def _initial(self, name: str, state: Mapping[str, Any]) -> float:
+        """What the entry `name` of a parameter's state begins with; `state`: those there are."""
+        return 0.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Completes the class's docstring: the options are explained where the others are."""
+        super().__init_subclass__(**kwargs)
+        if cls.__doc__ and Options.__doc__:
+            marker = "        **options: See `fusedstep.optim.Options`.\n"
+            arguments = Options.__doc__.split("    Args:\n")[1].split("\n    Example:")[0]
+            cls.__doc__ = cls.__doc__.replace(marker, arguments.rstrip() + "\n")
+
+    # --- construction and options ----------------------------------------------------------------
+
+    def _prepare(
+        self,
+        arguments: Group,
+        options: OptionArguments,
+        *,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: bool = False,
+    ) -> bool | None:
+        """Checks a constructor's arguments before torch's class sees them; returns its `fused`."""
+        native = fused is not False and not (foreach and not fused)
+        name = type(self).__name__
+        checked = Options(**options).checked(name, native)
+        self._internals = Internals(checked, native, Tables(name, self._table_type))
+        self._step_supports_amp_scaling = native
+        if native:
+            self._values(arguments, None)
+            if differentiable:
+                raise RuntimeError("`fused` does not support `differentiable`")
+            if foreach:
+                raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        return True if native else fused
+
+    def _add_default(self, name: str, value: Any) -> None:
+        """Gives every group an entry that torch's class does not have, where the step is ours."""
+        if not self._internals.native:
+            return
+        self.defaults[name] = value
+        for group in self.param_groups:
+            group.setdefault(name, value)
+
+    @property
+    def options(self) -> Options:
+        """The options of this optimizer, checked."""
+        return self._internals.options
+
+    def _set_option(self, **changes: Any) -> None:
+        internals = self._internals
+        name = type(self).__name__
+        internals.options = internals.options.changed(name, internals.native, **changes)
+
+    @property
+    def max_norm(self) -> float | None:
+        """The global norm to clip to in `step()`, in units of the gradient; None: do not clip."""
+        return self.options.max_norm
+
+    @max_norm.setter
+    def max_norm(self, value: float | None) -> None:
+        self._set_option(max_norm=value)
+
+    @property
+    def norm_type(self) -> float:
+        """The order of the norm: 2, 1 or inf."""
+        return self.options.norm_type
+
+    @norm_type.setter
+    def norm_type(self, value: float) -> None:
+        self._set_option(norm_type=value)
+
+    @property
+    def nonfinite(self) -> str:
+        """What a step does where a gradient or the norm is not finite."""
+        return self.options.nonfinite
+
+    @nonfinite.setter
+    def nonfinite(self, value: str) -> None:
+        self._set_option(nonfinite=value)
+
+    @property
+    def state_dtype(self) -> torch.dtype | str | None:
+        """The dtype of the state of groups that do not override it; None: as it is computed."""
+        return self.options.state_dtype
+
+    @property
+    def master(self) -> str | None:
+        """Where groups that do not override it keep float32 values of bfloat16 parameters."""
+        return self.options.master
+
+    @property
+    def stochastic_rounding(self) -> bool:
+        """Whether bfloat16 parameters of groups that do not override it round stochastically."""
+        return self.options.stochastic_rounding
+
+    @property
+    def seed(self) -> int:
+        """The seed of all stochastic rounding."""
+        return self.options.seed
+
+    @property
+    def ema_decay(self) -> float | None:
+        """The decay of the moving average of the parameters; None: no average."""
+        return self.options.ema_decay
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """The norm before clipping in the last step with gradients: 0-d float32 on their device.
+
+        For DTensors it is that of the whole tensors, with the same bits on every rank. None before
+        the first step and where neither `max_norm` nor `nonfinite` asks for a norm.
+        """
+        norm = self._internals.norm
+        return None if norm is None else norm.to(torch.float32)
+
+    # --- the step --------------------------------------------------------------------------------
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Performs one update.
+
+        Args:
+            closure: A function that reevaluates the model and returns the loss, as in torch.optim.
+
+        Returns:
+            The loss that `closure` returned, or None.
+        """
+        if torch.compiler.is_compiling():
+            return self._step_outside_graph(*args, **kwargs)
+        # torch's wrapper costs as much as the rest of a small step; it is for hooks and profilers.
+        watched = (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+        )
+        step = self._watched_step if watched else self._plain_step
+        return step(*args, **kwargs)
+
+    step.hooked = True  # type: ignore[attr-defined]  # tells torch.optim not to wrap it again
+
+    def _plain_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if not self._internals.native:
+            torchs: Any = super().step
+            step = torchs.__func__
+            step = step.__wrapped__ if getattr(step, "hooked", False) else step  # hooks run once
+            return step(self, closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self._update()
+        return loss
+
+    _watched_step = torch.optim.Optimizer.profile_hook_step(_plain_step)
+
+    @torch._disable_dynamo
+    def _step_outside_graph(self, *args: Any, **kwargs: Any) -> Any:
+        """A compiled function breaks here: addresses are compared and tables kept, eagerly."""
+        return self.step(*args, **kwargs)
+
+    def _update(self) -> None:
+        self._require_own_values()
+        values = [self._values(group, g) for g, group in enumerate(self.param_groups)]
+        specs = [self._spec(group) for group in self.param_groups]
+        tables = self._internals.tables
+        with tables.ready(self.param_groups, self.state, specs, self._initial) as active:
+            if active or tables.shared:
+                self._write(active, values)  # all that can be refused has been
+
+    def _values(self, group: Group, index: int | None) -> Values:
+        """The values of all fields of a parameter group by name, checked."""
+        on_device = read_on_device(group["lr"])
+        rate = {"lr": 0.0} if on_device else numbers(type(self).__name__, group, index, ("lr",))
+        options = self.options
+        return {
+            **self._rule_values(group, index),
+            **rate,
+            "maximize": float(group["maximize"]),
+            "ema_decay": options.ema_decay or 0.0,
+            "stochastic_rounding": float(options.mode.of(group).stochastic_rounding),
+        }
+
+    def _spec(self, group: Group) -> StateSpec:
+        """What state the parameters of a group have."""
+        options = self.options
+        names, mode = self._state_names(group), options.mode.of(group)
+        return StateSpec(names, self._never_negative, mode, options.ema_decay is not None)
+
+    def _write(self, active: dict[Place, Table], values: list[Values]) -> None:
+        """The norm, where one is wanted, and the rule, over all tables that have gradients."""
+        self._require_capturable(active)
+        options, tables = self.options, self._internals.tables
+        wants_norm = options.max_norm is not None or options.nonfinite != "propagate"
+        if wants_norm and tables.flattened:
+            must, got = "be a DTensor (fully_shard) where a norm is asked for", "an FSDP1 slice"
+            refuse(type(self).__name__, tables.flattened, must, got, TypeError)
+        several = len(active) > 1 or tables.shared
+        total = self._norm_of_places(active) if wants_norm and several else None
+        for place, table in active.items():
+            norm, norm_type = None, 0.0  # 0: the op computes no norm
+            if total is not None:
+                norm = total.to(place.device)
+            elif wants_norm:
+                norm = torch.empty((), dtype=torch.float64, device=place.device)
+                norm_type = options.norm_type
+            grad_scale = self._scalar("grad_scale", place.device)
+            self._run_rule(
+                table, self.param_groups, values, norm, norm_type, grad_scale, options.max_norm
+            )
+            total = norm if total is None else total
+        self._internals.norm = total
+        if options.nonfinite == "error":
+            self._raise_nonfinite()
+
+    def _run_rule(
+        self,
+        table: Table,
+        groups: Sequence[Mapping[str, Any]],
+        values: Sequence[Values],
+        norm: Tensor | None,
+        norm_type: float = 0.0,
+        grad_scale: Tensor | None = None,
+        max_norm: float | None = None,
+    ) -> None:
+        """The op over one table; groups[g], with values[g], is group g of the table."""
+        device, options = table.place.device, self.options
+        lr_groups = [g for g, group in enumerate(groups) if read_on_device(group["lr"])]
+        _STEP(
+            table.handle.address, self._rule, table.params[0], in_order(self._rule, values),
+            options.seed_bits, [float32_on(device, groups[g]["lr"]) for g in lr_groups], lr_groups,
+            norm, norm_type, grad_scale, self._scalar("found_inf", device),
+            -1.0 if max_norm is None else max_norm, options.nonfinite != "propagate",
+        )  # fmt: skip
+        table.commit()
+
+    def _norm_of_places(self, active: dict[Place, Table]) -> Tensor:
+        """The norm over several devices and ranks: 0-d float64 on the first device.
+
+        Ranks may differ in which DTensors have gradients, but not in how often they communicate.
+        """
+        norms = {
+            place: torch.zeros((), dtype=torch.float64, device=place.device)
+            for place in (*self._internals.tables.shared, *active)
+        }
+        for place, table in active.items():
+            scale = self._scalar("grad_scale", place.device)
+            _NORM(table.handle.address, norms[place], self.norm_type, scale)
+        return norm_over_ranks(norms, self.norm_type)
+
+    def _scalar(self, name: str, device: torch.device) -> Tensor | None:
+        """GradScaler's `grad_scale` or `found_inf`, where it has set one, on `device`."""
+        value = getattr(self, name, None)
+        return None if value is None else float32_on(device, value)
+
+    def _raise_nonfinite(self) -> None:
+        found_inf = getattr(self, "found_inf", None)
+        skipped_by_scaler = found_inf is not None and bool(found_inf)
+        norm = math.nan if self.grad_norm is None else float(self.grad_norm)
+        if not math.isfinite(norm) and not skipped_by_scaler:
+            raise RuntimeError(
+                f"{type(self).__name__}: the gradients' norm must be finite where "
+                f"nonfinite='error', got {norm}; nothing was changed"
+            )
+
+    def _require_capturable(self, active: dict[Place, Table]) -> None:
+        on_gpu = any(place.device.type == "cuda" for place in active)
+        if not on_gpu or not torch.cuda.is_current_stream_capturing():
+            return
+        name, rest = type(self).__name__, "while a CUDA graph is captured, got"
+        if not all(group.get("capturable", True) for group in self.param_groups):
+            raise RuntimeError(f"{name}: capturable must be True in every group {rest} False")
+        if self.nonfinite == "error":
+            raise RuntimeError(f"{name}: nonfinite must be 'propagate' or 'skip' {rest} 'error'")
+
+    # --- the moving average of the parameters ----------------------------------------------------
+
+    def ema_parameters(self) -> list[Tensor]:
+        """Returns the moving averages in the order of the parameters, group after group.
+
+        Each has its parameter's shape and is float32, or float64 for a float64 parameter. It is
+        the tensor that the next step writes to. A parameter that never stepped stands for itself.
+
+        Raises:
+            ValueError: `ema_decay` is None.
+        """
+        if self.options.ema_decay is None:
+            refuse(type(self).__name__, "ema_decay", "be set for there to be averages", None)
+        params = (param for group in self.param_groups for param in group["params"])
+        return [self.state.get(param, {}).get("ema", param) for param in params]
+
+    @contextmanager
+    def swap_ema(self) -> Iterator[None]:
+        """Context in which the parameters hold their moving averages, rounded to their dtype.
+
+        Afterwards they are what they were, bit for bit, however the block ends; what is written to
+        them inside is lost. Masters and remainders are not touched. It takes the memory of a second
+        set of parameters. `step()` is refused inside.
+
+        Raises:
+            ValueError: `ema_decay` is None.
+            RuntimeError: The averages are swapped in already.
+
+        Example:
+            >>> with opt.swap_ema():
+            ...     validate(model)
+        """
+        self._require_own_values()
+        averages = self.ema_parameters()
+        params = [param for group in self.param_groups for param in group["params"]]
+        pairs = [(p, a) for p, a in zip(params, averages, strict=True) if a is not p]
+        kept = [param.detach().clone() for param, _ in pairs]
+        internals = self._internals
+        internals.ema_swapped_in = True
+        try:
+            with torch.no_grad():
+                for param, average in pairs:
+                    param.copy_(average)
+            yield
+        finally:
+            with torch.no_grad():
+                for (param, _), values in zip(pairs, kept, strict=True):
+                    param.copy_(values)
+            internals.ema_swapped_in = False
+
+    def _require_own_values(self) -> None:
+        if self._internals.ema_swapped_in:
+            raise RuntimeError(
+                f"{type(self).__name__}: parameters must hold their own values, got their averages "
+                "(swap_ema is in effect)"
+            )
+
+    # --- groups, copies, checkpoints -------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group, as torch.optim.Optimizer does.
+
+        Args:
+            param_group: `{"params": tensors}` and what differs from the defaults, including
+                `state_dtype`, `master` and `stochastic_rounding`.
+
+        Raises:
+            ValueError, TypeError: The step would refuse the group. It is not added.
+        """
+        super().add_param_group(param_group)
+        if not self._internals.native:
+            return
+        try:
+            name, group = type(self).__name__, self.param_groups[-1]
+            where = f"param_groups[{len(self.param_groups) - 1}]"
+            mode = require_mode(name, self.options.mode.of(group), where + "['{}']")
+            group.update({key: value for key, value in mode._asdict().items() if key in group})
+            labels = parameter_labels(group, f"{where}['params']")
+            for label, param in zip(labels, group["params"], strict=True):
+                require_dense(name, label, local(param))
+                require_mode_of(name, label, param, mode)
+            self._values(group, len(self.param_groups) - 1)
+            for option, value in (("fused", True), ("differentiable", False)):
+                if option in group and group[option] is None:
+                    group[option] = value  # a group that torch's class has filled says None
+                if group.get(option, value) != value:
+                    must = f"be {value}, as for the whole optimizer"
+                    refuse(name, f"{where}['{option}']", must, group[option])
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        internals = self._internals
+        ours = {"_options": internals.options, "_native": internals.native}
+        return super().__getstate__() | ours
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes over a pickle's attributes, or from torch's `load_state_dict` groups and state."""
+        state = dict(state)
+        if "_options" in state:
+            tables = Tables(type(self).__name__, self._table_type)
+            self._internals = Internals(state.pop("_options"), state.pop("_native"), tables)
+        super().__setstate__(state)
+        self._internals.tables.forget()  # but keep them: captured graphs may point to them
+        self._internals.norm = None
+        if self._internals.native:
+            self._step_supports_amp_scaling = True
+            for group in self.param_groups:  # a checkpoint may come from another implementation
+                group.update({k: v for k, v in (("fused", True), ("foreach", None)) if k in group})
+                for name, value in self.defaults.items():
+                    group.setdefault(name, value)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a checkpoint, as torch.optim.Optimizer does, without rounding its state.
+
+        torch casts all state to the parameter's dtype, which would round the float32 moments of a
+        bfloat16 parameter. Here floating-point state, such as torch.optim saves, is converted to
+        what the optimizer keeps (`state_dtype`), and everything else is taken bit for bit. The
+        options stay those of this optimizer.
+
+        Args:
+            state_dict: From `state_dict()` of this class or of its namesake in torch.optim.
+
+        Raises:
+            ValueError, TypeError: The checkpoint is of another mode or shape, or damaged; nothing
+                changed. `to_torch_state_dict` makes one that every mode loads.
+        """
+        loaded: dict[str, Any] = {}
+        # Registered last, this sees the dictionary as the user's own hooks leave it.
+        before = self.register_load_state_dict_pre_hook(
+            lambda _, final: self._accept(final, loaded)
+        )
+        # And this runs before the user's hooks look at what was loaded.
+        after = self.register_load_state_dict_post_hook(
+            lambda _: self._restore_precision(loaded), prepend=True
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _accept(self, final: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
+        """The dictionary with our modes instead of its own; refuses state that does not fit."""
+        own, groups = self.param_groups, final["param_groups"]
+        if self._internals.native and _sizes(groups) == _sizes(own):  # torch refuses other sizes
+            groups = list(map(with_mode_of, own, groups))
+            count = 0
+            for g, group in enumerate(groups):
+                completed = self._completed(group)
+                self._values(completed, g)
+                spec = self._spec(completed)
+                labels = parameter_labels(own[g], first=count)
+                count += len(labels)
+                for label, param, key in zip(
+                    labels, own[g]["params"], group["params"], strict=True
+                ):
+                    saved = final["state"].get(key, {})
+                    checkpoint.require_loadable(type(self).__name__, label, param, saved, spec)
+            final = final | {"param_groups": groups}
+        loaded.update(final)
+        return final
+
+    def _completed(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """A group of a checkpoint with what it leaves out, as it will be loaded."""
+        return self.defaults | saved
+
+    def _restore_precision(self, loaded: dict[str, Any]) -> None:
+        if not self._internals.native:
+            return
+        for own, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
+            spec = self._spec(own)
+            for param, key in zip(own["params"], saved["params"], strict=True):
+                entries = checkpoint.restored(param, loaded["state"].get(key, {}), spec)
+                if entries:
+                    self.state[param].update(entries)
+
+    def to_torch_state_dict(self) -> dict[str, Any]:
+        """Returns a `state_dict()` that torch's namesake loads, and every mode of this optimizer.
+
+        State is decoded to float32 (float64 for float64 parameters). Masters, averages and whatever
+        else torch does not have are left out. Lion, which has no namesake, returns that of Lion
+        without modes.
+        """
+        return checkpoint.exported(self, self._not_in_torch)
+
+
+def float32_on(device: torch.device, value: Tensor) -> Tensor:
+    """`value` as float32 on `device`, without waiting for a GPU unless the CPU is to read it."""
+    return value.to(device, torch.float32, non_blocking=device.type == "cuda")
+
+
+def _sizes(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]

@@ -1,0 +1,320 @@
+"""The tensor tables of an optimizer, kept between steps: one for each place its parameters are at.
+
+The life of a table:
+
+    Tables.is_current   are parameters and states still the objects that it was made from?
+    Tables.rebuild      no: check everything, make missing state, assign all of it anew
+    Table.bind_grads    note which gradients there are; a table without any takes no part
+    Table.refresh       compare every address with the C++ table; False: rebuild after all
+    (the ops)           read and write what the C++ table lists
+    Table.commit        copy back what had gaps, tell autograd what was written
+    Table.release       let go of gradients and copies: between steps their memory is not ours
+
+The C++ table outlives rebuilds, because a captured CUDA graph may still point to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fusedstep import _C
+from fusedstep.checks import refuse, require_dense
+from fusedstep.distributed import (
+    Place,
+    is_dtensor,
+    is_flattened,
+    local,
+    place_of,
+    refuse_mixture,
+    require_mesh_of,
+    require_placed,
+    shard_like,
+)
+from fusedstep.optim.hyperparameters import parameter_labels
+from fusedstep.optim.options import require_mode_of
+from fusedstep.optim.state import Initial, StateSpec, arrays_of, prepare_state, require_state
+from fusedstep.overlap import in_layout_of, is_dense, is_plain, refuse_overlap
+
+Groups = Sequence[Mapping[str, Any]]  # an optimizer's param_groups
+State = dict[Tensor, dict[str, Tensor]]  # an optimizer's state
+
+_GRAD = attrgetter("grad")
+_REFRESH = torch.ops.fusedstep.table_refresh.default
+
+
+class Entry(NamedTuple):
+    """A parameter that a table lists."""
+
+    label: str  # how messages call it
+    param: Tensor
+    position: int  # in the optimizer's list of parameters
+
+
+class Table:
+    """The parameters at one place that have state, group after group, and their C++ table."""
+
+    def __init__(self, function: str, place: Place) -> None:
+        self.function = function
+        self.place = place
+        self.handle = _C.TensorTable()
+        self.params: list[Tensor] = []  # what the kernels write: the owners' memory lying here
+        self._entries: list[Entry] = []
+        self._owners: list[Tensor] = []  # the optimizer's parameters, DTensors included
+        self._states: list[dict[str, Tensor]] = []
+        self._state_keys: tuple[str, ...] = ()
+        self._state_tensors: list[Tensor] = []
+        self._strided: list[int] = []  # indices of parameters whose elements have gaps
+        self.release()
+
+    # --- what subclasses may read and write instead of the parameters themselves ---------------
+
+    def _data_of(self, param: Tensor) -> Tensor:
+        """The tensor that the kernels update in the place of a parameter: its memory here."""
+        return local(param)
+
+    def _gradients(self) -> list[Tensor | None]:
+        """The gradient of each parameter, as the kernels read it; None where there is none."""
+        if self.place.mesh is None:
+            return list(map(_GRAD, self._owners))
+        return [None if e.param.grad is None else self._shard_of_grad(e) for e in self._entries]
+
+    def _shard_of_grad(self, entry: Entry) -> Tensor:
+        """The part of a gradient that belongs to the shard of its parameter.
+
+        All ranks take part where a gradient is placed differently from its parameter. They do so
+        once in a step, even where one of them has to rebuild its table.
+        """
+        param, grad = entry.param, entry.param.grad
+        assert grad is not None
+        require_mesh_of(self.function, f"{entry.label}.grad", param, grad)
+        if grad.placements == param.placements:
+            return local(grad)
+        if grad not in self._redistributed:
+            self._redistributed[grad] = shard_like(param, grad)
+        return self._redistributed[grad]
+
+    # --- the life of a table ---------------------------------------------------------------------
+
+    def rebuild(
+        self,
+        groups: list[list[Entry]],
+        specs: list[StateSpec],
+        state: State,
+        initial: Initial,
+    ) -> None:
+        """Lists the parameters of each group, already checked; specs[g]: what state they have."""
+        self._entries = list(chain.from_iterable(groups))
+        self._owners = [entry.param for entry in self._entries]
+        self.params = list(map(self._data_of, self._owners))
+        self._strided = [i for i, param in enumerate(self.params) if not is_dense(param)]
+        arrays = [
+            arrays_of(entry.param, spec)
+            for group, spec in zip(groups, specs, strict=True)
+            for entry in group
+        ]
+        for param, needed in zip(self._owners, arrays, strict=True):
+            if needed:
+                prepare_state(param, state[param], needed, initial)
+        self._states = [state.get(param, {}) for param in self._owners]
+        self._state_keys = tuple({array.name: None for array in chain.from_iterable(arrays)})
+        self._state_tensors = [s[k] for s in self._states for k in self._state_keys if k in s]
+        self._assigned = (
+            [local(s[a.name]) for s, n in zip(self._states, arrays, strict=True) for a in n],
+            [array.role for array in chain.from_iterable(arrays)],
+            [len(needed) for needed in arrays],
+            [len(group) for group in groups],
+            [entry.position for entry in self._entries],
+        )
+        if not self._strided:
+            self._assign(self.params)
+
+    def _assign(self, params: list[Tensor]) -> None:
+        torch.ops.fusedstep.table_assign(self.handle.address, params, *self._assigned)
+
+    def was_replaced(self) -> bool:
+        """Whether somebody put another tensor into the state, or other memory under a DTensor."""
+        if self.place.mesh is not None:
+            shards = list(map(local, self._owners))
+            if not _C.same_items(shards, self.params):
+                return True
+        return not _C.same_objects(self._states, self._state_keys, self._state_tensors)
+
+    def bind_grads(self) -> bool:
+        """Notes the gradients there are now; False where there is none."""
+        grads = self._gradients()
+        self._grads = [grad for grad in grads if grad is not None]
+        self._missing: list[int] = []
+        self._written = self._owners
+        if len(self._grads) < len(grads):
+            self._missing = [i for i, grad in enumerate(grads) if grad is None]
+            self._written = [p for p, g in zip(self._owners, grads, strict=True) if g is not None]
+        return bool(self._grads)
+
+    def refresh(self) -> bool:
+        """Brings the C++ table up to date, writing nothing; False where it no longer fits."""
+        return self.refresh_by_copies() if self._strided else self._refresh(self._grads)
+
+    def refresh_by_copies(self) -> bool:
+        """`refresh` with gapless copies of parameters that have gaps and of unusual gradients."""
+        params = list(self.params)
+        for i in self._strided:
+            params[i] = torch.empty_like(params[i]).copy_(params[i])
+        missing = set(self._missing)
+        with_grad = (param for i, param in enumerate(params) if i not in missing)
+        grads = [
+            grad if is_plain(grad, param.stride()) else in_layout_of(param, grad)
+            for param, grad in zip(with_grad, self._grads, strict=True)
+        ]
+        self._copies = params
+        self._grads = grads  # held until the kernels have read them
+        self._assign(params)
+        return self._refresh(grads)
+
+    def _refresh(self, grads: list[Tensor]) -> bool:
+        try:
+            return bool(_REFRESH(self.handle.address, grads, self._missing))
+        except NotImplementedError:  # what the dispatcher raises for gradients without a kernel
+            return False
+
+    def commit(self) -> None:
+        """After the kernels: copies go back; autograd is told, so that a stale backward raises."""
+        for i in self._strided:
+            self.params[i].copy_(self._copies[i])
+        torch.autograd.graph.increment_version(self._written)
+
+    def release(self) -> None:
+        """Lets go of gradients and copies."""
+        self._grads: list[Tensor] = []
+        self._written: list[Tensor] = []
+        self._copies: list[Tensor] = []
+        self._redistributed: dict[Tensor, Tensor] = {}
+
+
+class Tables(dict[Place, Table]):
+    """The tables by place: a device and, for DTensors, their mesh and how they are sharded.
+
+    `function` is how messages call the optimizer, `kind` the class of its tables.
+    """
+
+    def __init__(self, function: str, kind: type[Table] = Table) -> None:
+        self._function = function
+        self._kind = kind
+        self._params: list[Tensor] = []
+        self._group_sizes: list[int] = []
+        self._stateless: list[Tensor] = []  # parameters that never had a gradient
+        self._states: list[dict[str, Tensor]] = []  # which users may clear or refill
+        self._specs: list[StateSpec] = []
+        self.shared: list[Place] = []  # places of DTensors, which other ranks have as well
+        self.flattened: str | None = None  # an FSDP1 slice; the other ranks' slices are unknown
+
+    def is_current(self, groups: Groups, state: State, specs: list[StateSpec]) -> bool:
+        """Whether parameters and states are the objects that the tables were made from.
+
+        Tensors that moved in memory under the same object are for `Table.refresh` to notice.
+        """
+        lists = [group["params"] for group in groups]
+        return (
+            bool(self)
+            and _C.same_items(list(chain.from_iterable(lists)), self._params)
+            and self._group_sizes == list(map(len, lists))
+            and _C.same_items(list(state.values()), self._states)
+            and (not self._stateless or all(param.grad is None for param in self._stateless))
+            and not any(table.was_replaced() for table in self.values())
+            and self._specs == specs
+        )
+
+    def rebuild(
+        self, groups: Groups, state: State, specs: list[StateSpec], initial: Initial
+    ) -> None:
+        """Checks parameters, gradients and states, then makes the states and tables they need.
+
+        specs[g]: what state the parameters of group g have.
+        """
+        self.forget()  # should anything below be refused, the next step must look again
+        labels: list[str] = []
+        params: list[Tensor] = []
+        stateless: list[Tensor] = []
+        by_place: dict[Place, list[list[Entry]]] = {}
+        for g, group in enumerate(groups):
+            of_group = parameter_labels(group, first=len(params))
+            labels += of_group
+            for label, param in zip(of_group, group["params"], strict=True):
+                params.append(param)
+                self._require_steppable(label, param, specs[g])
+                if param.grad is None and not state.get(param):
+                    stateless.append(param)
+                    continue
+                there = state.get(param, {})
+                require_state(self._function, label, param, there, arrays_of(param, specs[g]))
+                here = by_place.setdefault(place_of(param), [[] for _ in groups])
+                here[g].append(Entry(label, param, len(params) - 1))
+        refuse_mixture(self._function, labels, params)
+        for here in by_place.values():
+            entries = list(chain.from_iterable(here))
+            shards = [local(entry.param) for entry in entries]
+            refuse_overlap(self._function, [entry.label for entry in entries], shards)
+
+        for place, here in by_place.items():
+            if place not in self:
+                self[place] = self._kind(self._function, place)
+            self[place].rebuild(here, specs, state, initial)
+        for place in self.keys() - by_place.keys():
+            del self[place]
+        self.shared = list(dict.fromkeys(place_of(p) for p in params if is_dtensor(p)))
+        slices = (name for name, p in zip(labels, params, strict=True) if is_flattened(p))
+        self.flattened = next(slices, None)
+        self._params, self._stateless, self._specs = params, stateless, specs
+        self._group_sizes = [len(group["params"]) for group in groups]
+        self._states = list(state.values())
+
+    def _require_steppable(self, label: str, param: Tensor, spec: StateSpec) -> None:
+        """Refuses a parameter, or a gradient of one, that the kernels cannot read and write."""
+        shard = local(param)
+        require_dense(self._function, label, shard)
+        require_placed(self._function, label, param)
+        if not is_plain(shard, shard.stride()):
+            refuse(self._function, label, "hold its values in memory", "a lazy negation or zero")
+        grad, name = param.grad, f"{label}.grad"
+        if grad is not None:
+            require_dense(self._function, name, local(grad))
+            require_mesh_of(self._function, name, param, grad)
+            if grad.device != param.device:
+                must = f"be on {param.device}, as its parameter"
+                refuse(self._function, name, must, grad.device)
+            if grad.shape != param.shape:
+                must = f"have its parameter's shape {tuple(param.shape)}"
+                refuse(self._function, name, must, tuple(grad.shape))
+        require_mode_of(self._function, label, param, spec.mode)
+
+    @contextmanager
+    def ready(
+        self, groups: Groups, state: State, specs: list[StateSpec], initial: Initial
+    ) -> Iterator[dict[Place, Table]]:
+        """Context with the tables of the places where there are gradients, ready for the ops."""
+        current = self.is_current(groups, state, specs)
+        active = self._bind_grads() if current else {}
+        try:
+            if not current or not all(table.refresh() for table in active.values()):
+                self.rebuild(groups, state, specs, initial)
+                active = self._bind_grads()
+                for table in active.values():
+                    if not table.refresh() and not table.refresh_by_copies():
+                        raise RuntimeError(f"{self._function}: a table refused checked tensors")
+            yield active
+        finally:
+            for table in active.values():
+                table.release()
+
+    def _bind_grads(self) -> dict[Place, Table]:
+        return {place: table for place, table in self.items() if table.bind_grads()}
+
+    def forget(self) -> None:
+        """Makes the next step rebuild; the C++ tables stay for the graphs that use them."""
+        self._params = []
