@@ -45,10 +45,11 @@ def require_count(
     """`value` as an int of at least `least` and less than `below`; NumPy's integers count too."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         refuse(function, argument, "be an int", f"{type(value).__name__} {value!r}", TypeError)
-    if value < least or (below is not None and value >= below):
+    count = int(value)
+    if count < least or (below is not None and count >= below):
         end = "" if below is None else f" and below {below}"
         refuse(function, argument, f"be at least {least}{end}", value)
-    return int(value)
+    return count
 
 
 def require_beta(function: str, argument: str, value: Any) -> float:

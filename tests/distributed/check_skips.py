@@ -7,7 +7,7 @@ import math
 import torch
 
 import fusedstep
-from fusedstep.distributed import placed_like
+from fusedstep.optim.distributed import placed_like
 from tests.distributed.pair import Pair, make_model, shard, whole
 from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check, of_all_ranks
 

@@ -14,7 +14,7 @@ from fusedstep.optim.options import OptionArguments
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-NEVER_NEGATIVE = frozenset({"exp_avg_sq", "max_exp_avg_sq"})
+NEVER_NEGATIVE: frozenset[str] = frozenset({"exp_avg_sq", "max_exp_avg_sq"})
 
 
 def state_names(group: Group) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
-from fusedstep.distributed import local
+from fusedstep.optim.distributed import local
 from fusedstep.optim.options import MODE_KEYS
 from fusedstep.optim.state import (
     CODES,

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_count
-from fusedstep.distributed import Place, is_dtensor
 from fusedstep.ops import rule_fields
 from fusedstep.optim import adam
+from fusedstep.optim.distributed import Place, is_dtensor
 from fusedstep.optim.hyperparameters import Group, label, numbers, parameter_labels
 from fusedstep.optim.optimizer import FusedOptimizer, Values
 from fusedstep.optim.options import Mode, OptionArguments

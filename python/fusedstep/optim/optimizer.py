@@ -13,9 +13,9 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_dense
-from fusedstep.distributed import Place, local, norm_over_ranks
 from fusedstep.ops import in_order
 from fusedstep.optim import checkpoint
+from fusedstep.optim.distributed import Place, local, norm_over_ranks
 from fusedstep.optim.hyperparameters import Group, numbers, parameter_labels, read_on_device
 from fusedstep.optim.options import (
     OptionArguments,
@@ -61,6 +61,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     _not_in_torch: ClassVar[frozenset[str]] = frozenset()  # states that torch's class lacks
     _table_type: ClassVar[type[Table]] = Table
     _internals: Internals
+    _step_supports_amp_scaling: bool  # which GradScaler asks for
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         """The entries of a parameter's state: "step" if the rule counts, then the rule's states."""
@@ -209,7 +210,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             or self._optimizer_step_post_hooks
             or torch_optimizer._global_optimizer_pre_hooks
             or torch_optimizer._global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
+            or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
         )
         step = self._watched_step if watched else self._plain_step
         return step(*args, **kwargs)
@@ -232,7 +233,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     _watched_step = torch.optim.Optimizer.profile_hook_step(_plain_step)
 
-    @torch._disable_dynamo
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def _step_outside_graph(self, *args: Any, **kwargs: Any) -> Any:
         """A compiled function breaks here: addresses are compared and tables kept, eagerly."""
         return self.step(*args, **kwargs)

@@ -16,7 +16,7 @@ from fusedstep.checks import (
     require_norm_type,
     require_number,
 )
-from fusedstep.distributed import is_dtensor
+from fusedstep.optim.distributed import is_dtensor
 
 NONFINITE = ("propagate", "skip", "error")
 STATE_DTYPES = (None, torch.bfloat16, "int8")

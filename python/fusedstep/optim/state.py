@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
-from fusedstep.distributed import local, placed_like, require_placement_of
 from fusedstep.ops import blocks_of
+from fusedstep.optim.distributed import local, placed_like, require_placement_of
+from fusedstep.optim.memory import gapless, in_layout_of, memory_layout, same_strides
 from fusedstep.optim.options import Mode
-from fusedstep.overlap import gapless, in_layout_of, memory_layout, same_strides
 
 
 class Role(IntEnum):
@@ -69,7 +69,8 @@ def arrays_of(param: Tensor, spec: StateSpec) -> list[Array]:
             arrays.append(Array(Role.STATE + k, name, code))
             arrays.append(Array(Role.SCALE + k, scale_name(name), torch.float32))
         else:
-            arrays.append(Array(Role.STATE + k, name, mode.state_dtype or computed))
+            stored = mode.state_dtype if isinstance(mode.state_dtype, torch.dtype) else computed
+            arrays.append(Array(Role.STATE + k, name, stored))
     if mode.master == "float32":
         arrays.append(Array(Role.MASTER, "master", torch.float32))
     elif mode.master == "remainder":
@@ -173,7 +174,8 @@ def _prepare_array(
 def _prepare_codes(
     param: Tensor, state: dict[str, Any], array: Array, first: Mapping[str, float]
 ) -> None:
-    codes, scales = state.get(array.name), state.get(scale_name(array.name))
+    codes: Tensor | None = state.get(array.name)
+    scales: Tensor = state.get(scale_name(array.name), torch.empty(0))
     if codes is None:  # all elements are alike: one tells the code and the scale of all
         one = torch.tensor(first[array.name], dtype=torch.float32, device="cpu")
         code, scale = encoded(one, one, array.dtype)
@@ -203,4 +205,4 @@ def encoded(param: Tensor, value: Tensor, code: torch.dtype) -> tuple[Tensor, Te
 def decoded(codes: Tensor, scales: Tensor) -> Tensor:
     """The float32 values, in the layout and on the device of `codes`."""
     values = torch.ops.fusedstep.decode_state(gapless(codes.cpu()), scales.cpu().contiguous())
-    return values.to(codes.device)
+    return cast(Tensor, values.to(codes.device))

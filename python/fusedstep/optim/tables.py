@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fusedstep import _C
 from fusedstep.checks import refuse, require_dense
-from fusedstep.distributed import (
+from fusedstep.optim.distributed import (
     Place,
     is_dtensor,
     is_flattened,
@@ -38,9 +38,9 @@ from fusedstep.distributed import (
     shard_like,
 )
 from fusedstep.optim.hyperparameters import parameter_labels
+from fusedstep.optim.memory import in_layout_of, is_dense, is_plain, refuse_overlap
 from fusedstep.optim.options import require_mode_of
 from fusedstep.optim.state import Initial, StateSpec, arrays_of, prepare_state, require_state
-from fusedstep.overlap import in_layout_of, is_dense, is_plain, refuse_overlap
 
 Groups = Sequence[Mapping[str, Any]]  # an optimizer's param_groups
 State = dict[Tensor, dict[str, Tensor]]  # an optimizer's state
@@ -71,7 +71,12 @@ class Table:
         self._state_keys: tuple[str, ...] = ()
         self._state_tensors: list[Tensor] = []
         self._strided: list[int] = []  # indices of parameters whose elements have gaps
-        self.release()
+        # Of one step: gradients, their owners, indices of parameters without one, and copies.
+        self._grads: list[Tensor] = []
+        self._written: list[Tensor] = []
+        self._missing: list[int] = []
+        self._copies: list[Tensor] = []
+        self._redistributed: dict[Tensor, Tensor] = {}
 
     # --- what subclasses may read and write instead of the parameters themselves ---------------
 
@@ -93,8 +98,9 @@ class Table:
         """
         param, grad = entry.param, entry.param.grad
         assert grad is not None
+        assert is_dtensor(param)
         require_mesh_of(self.function, f"{entry.label}.grad", param, grad)
-        if grad.placements == param.placements:
+        if is_dtensor(grad) and grad.placements == param.placements:
             return local(grad)
         if grad not in self._redistributed:
             self._redistributed[grad] = shard_like(param, grad)
@@ -150,7 +156,7 @@ class Table:
         """Notes the gradients there are now; False where there is none."""
         grads = self._gradients()
         self._grads = [grad for grad in grads if grad is not None]
-        self._missing: list[int] = []
+        self._missing = []
         self._written = self._owners
         if len(self._grads) < len(grads):
             self._missing = [i for i, grad in enumerate(grads) if grad is None]
@@ -191,10 +197,7 @@ class Table:
 
     def release(self) -> None:
         """Lets go of gradients and copies."""
-        self._grads: list[Tensor] = []
-        self._written: list[Tensor] = []
-        self._copies: list[Tensor] = []
-        self._redistributed: dict[Tensor, Tensor] = {}
+        self._grads, self._written, self._copies, self._redistributed = [], [], [], {}
 
 
 class Tables(dict[Place, Table]):

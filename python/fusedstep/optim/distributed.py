@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class Place(NamedTuple):
@@ -21,9 +24,10 @@ class Place(NamedTuple):
     sharded: tuple[int, ...] = ()  # mesh dimensions along which ranks hold different elements
 
 
-def is_dtensor(tensor: Any) -> bool:
+def is_dtensor(tensor: Any) -> TypeGuard[DTensor]:
     """Whether this is a DTensor, as fully_shard and tensor parallelism make of parameters."""
-    module = sys.modules.get("torch.distributed.tensor")  # dear to import; without it there is none
+    # The module is slow to import, and where nobody has imported it there are none.
+    module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
@@ -35,9 +39,9 @@ def local(tensor: Tensor) -> Tensor:
     """
     if not is_dtensor(tensor):
         return tensor
-    shard = tensor._local_tensor
-    on_its_way = type(shard) is not Tensor and hasattr(shard, "wait")  # AsyncCollectiveTensor
-    return shard.wait() if on_its_way else shard
+    shard: Any = tensor._local_tensor
+    pending = type(shard) is not Tensor and hasattr(shard, "wait")  # an AsyncCollectiveTensor
+    return cast(Tensor, shard.wait() if pending else shard)
 
 
 def place_of(tensor: Tensor) -> Place:
@@ -58,8 +62,9 @@ def shard_like(param: Tensor, tensor: Tensor) -> Tensor:
     done over the ranks (Partial). Such a one is communicated, as by torch's optimizers; all ranks
     of the mesh get here.
     """
-    if is_dtensor(tensor) and tensor.placements != param.placements:
-        tensor = tensor.detach().redistribute(placements=param.placements)
+    if is_dtensor(param) and is_dtensor(tensor) and tensor.placements != param.placements:
+        detached = cast("DTensor", tensor.detach())
+        return local(detached.redistribute(placements=param.placements))
     return local(tensor)
 
 
@@ -70,7 +75,7 @@ def settled(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import Replicate
 
     placements = [Replicate() if p.is_partial() else p for p in tensor.placements]
-    return tensor.detach().redistribute(placements=placements)
+    return cast("DTensor", tensor.detach()).redistribute(placements=placements)
 
 
 def placed_like(param: Tensor, shard: Tensor) -> Tensor:
@@ -124,7 +129,7 @@ def _gather(values: Tensor, mesh: Any, dim: int) -> Tensor:
 
 
 def _norm(norms: list[Tensor], norm_type: float) -> Tensor:
-    return torch.ops.fusedstep.total_norm(norms, norm_type)
+    return cast(Tensor, torch.ops.fusedstep.total_norm(norms, norm_type))
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -149,7 +154,7 @@ def require_mesh_of(function: str, argument: str, param: Tensor, tensor: Tensor)
         kinds = ("a DTensor", "a plain tensor")
         kind, got = kinds if is_dtensor(param) else reversed(kinds)
         refuse(function, argument, f"be {kind}, as its parameter", got, TypeError)
-    if is_dtensor(param) and param.device_mesh != tensor.device_mesh:
+    if is_dtensor(param) and is_dtensor(tensor) and param.device_mesh != tensor.device_mesh:
         must = f"be on its parameter's mesh {param.device_mesh}"
         refuse(function, argument, must, tensor.device_mesh)
 
@@ -157,7 +162,7 @@ def require_mesh_of(function: str, argument: str, param: Tensor, tensor: Tensor)
 def require_placement_of(function: str, argument: str, param: Tensor, tensor: Tensor) -> None:
     """And state is divided among the ranks as its parameter is."""
     require_mesh_of(function, argument, param, tensor)
-    if is_dtensor(param) and param.placements != tensor.placements:
+    if is_dtensor(param) and is_dtensor(tensor) and param.placements != tensor.placements:
         must = f"be placed as its parameter, {param.placements}"
         refuse(function, argument, must, tensor.placements)
 

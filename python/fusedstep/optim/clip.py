@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_dense, require_norm_type, require_number
-from fusedstep.distributed import (
+from fusedstep.optim.distributed import (
     Place,
     is_dtensor,
     local,
@@ -22,7 +22,7 @@ from fusedstep.distributed import (
     settled,
     shard_like,
 )
-from fusedstep.overlap import gapless, refuse_overlap
+from fusedstep.optim.memory import gapless, refuse_overlap
 
 Shards = dict[Place, list[Tensor]]  # what lies here of the tensors of each place
 
@@ -109,23 +109,26 @@ def clip_grad_norm_(
 
 def _gradients(function: str, parameters: list[Tensor]) -> tuple[list[str], list[Tensor], Shards]:
     """All gradients, checked, with their names, and the part of each that lies here by place."""
-    names, owners = [], []
+    names: list[str] = []
+    owners: list[Tensor] = []
+    grads: list[Tensor] = []
     for i, parameter in enumerate(parameters):
         if not isinstance(parameter, Tensor):
             refuse(function, f"parameters[{i}]", "be a tensor", type(parameter).__name__, TypeError)
         if parameter.grad is not None:
             names.append(f"parameters[{i}].grad")
             owners.append(parameter)
-            require_dense(function, names[-1], local(parameter.grad))
-            require_mesh_of(function, names[-1], parameter, parameter.grad)
+            grads.append(parameter.grad)
+            require_dense(function, names[-1], local(grads[-1]))
+            require_mesh_of(function, names[-1], parameter, grads[-1])
         require_placed(function, f"parameters[{i}]", parameter)
     refuse_mixture(function, [f"parameters[{i}]" for i in range(len(parameters))], parameters)
     # Ranks may differ in which parameters have gradients, but not in how often they communicate.
     shards: Shards = {place_of(p): [] for p in parameters if is_dtensor(p)}
-    for owner in owners:
-        place = place_of(owner if is_dtensor(owner) else owner.grad)
-        shards.setdefault(place, []).append(shard_like(owner, owner.grad))
-    return names, [owner.grad for owner in owners], shards
+    for owner, grad in zip(owners, grads, strict=True):
+        place = place_of(owner if is_dtensor(owner) else grad)
+        shards.setdefault(place, []).append(shard_like(owner, grad))
+    return names, grads, shards
 
 
 def _norm(shards: Shards, norm_type: float) -> Tensor:
