@@ -19,7 +19,7 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 import fusedstep
 from fusedstep.linalg import decompositions
-from fusedstep.optim import optimizer as optimizer_module
+from fusedstep.optim import step as step_module
 from fusedstep.optim.optimizer import FusedOptimizer
 from python.buildtools.rules import write_sources
 from tests.support.tensors import assert_same_bits, make_params
@@ -74,7 +74,7 @@ def on_simt(simt: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     simt.seed(1)
     simt.finish()
     simt.fail_next("")
-    monkeypatch.setattr(optimizer_module, "_STEP", simt.table_step_.default)
+    monkeypatch.setattr(step_module, "_STEP", simt.table_step_.default)
     return simt
 
 
@@ -110,7 +110,7 @@ def twins(
 def step_on_cpu(optimizer: FusedOptimizer) -> None:
     with pytest.MonkeyPatch.context() as patch:
         op = torch.ops.fusedstep.table_step_.default
-        patch.setattr(optimizer_module, "_STEP", op)
+        patch.setattr(step_module, "_STEP", op)
         optimizer.step()
 
 

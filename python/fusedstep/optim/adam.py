@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fusedstep.optim.hyperparameters import Group, betas, numbers
-from fusedstep.optim.optimizer import FusedOptimizer, Values
+from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import OptionArguments
+from fusedstep.optim.step import Values
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

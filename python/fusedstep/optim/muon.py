@@ -21,9 +21,10 @@ from fusedstep.ops import rule_fields
 from fusedstep.optim import adam
 from fusedstep.optim.distributed import Place, is_dtensor
 from fusedstep.optim.hyperparameters import Group, label, numbers, parameter_labels
-from fusedstep.optim.optimizer import FusedOptimizer, Values
+from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import Mode, OptionArguments
 from fusedstep.optim.state import Initial, StateSpec
+from fusedstep.optim.step import Values, run_rule
 from fusedstep.optim.tables import Entry, Groups, State, Table
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ class Muon(FusedOptimizer, torch.optim.Muon):
             of_kinds.append(values[g] | {"descent": 1.0, "ratio": ratio})
         norm = self._internals.norm
         norm = None if norm is None else norm.to(table.place.device)
-        self._run_rule(table, groups, of_kinds, norm)  # clipped and unscaled in the first pass
+        run_rule(self, table, groups, of_kinds, norm)  # clipped and unscaled in the first pass
 
 
 # --- the tables of the two passes -----------------------------------------------------------------

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,9 +12,8 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_dense
-from fusedstep.ops import in_order
-from fusedstep.optim import checkpoint
-from fusedstep.optim.distributed import Place, local, norm_over_ranks
+from fusedstep.optim import checkpoint, step
+from fusedstep.optim.distributed import Place, local
 from fusedstep.optim.hyperparameters import Group, numbers, parameter_labels, read_on_device
 from fusedstep.optim.options import (
     OptionArguments,
@@ -25,12 +23,8 @@ from fusedstep.optim.options import (
     with_mode_of,
 )
 from fusedstep.optim.state import StateSpec
+from fusedstep.optim.step import Values
 from fusedstep.optim.tables import Table, Tables
-
-_STEP = torch.ops.fusedstep.table_step_.default
-_NORM = torch.ops.fusedstep.table_norm_.default
-
-Values = dict[str, float]  # a value for each field of the rule, by name
 
 
 @dataclass
@@ -212,17 +206,18 @@ class FusedOptimizer(torch.optim.Optimizer):
             or torch_optimizer._global_optimizer_post_hooks
             or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
         )
-        step = self._watched_step if watched else self._plain_step
-        return step(*args, **kwargs)
+        perform = self._watched_step if watched else self._plain_step
+        return perform(*args, **kwargs)
 
     step.hooked = True  # type: ignore[attr-defined]  # tells torch.optim not to wrap it again
 
     def _plain_step(self, closure: Callable[[], Any] | None = None) -> Any:
         if not self._internals.native:
-            torchs: Any = super().step
-            step = torchs.__func__
-            step = step.__wrapped__ if getattr(step, "hooked", False) else step  # hooks run once
-            return step(self, closure)
+            bound: Any = super().step
+            torchs = bound.__func__
+            if getattr(torchs, "hooked", False):
+                torchs = torchs.__wrapped__  # so that hooks run once
+            return torchs(self, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -267,90 +262,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         return StateSpec(names, self._never_negative, mode, options.ema_decay is not None)
 
     def _write(self, active: dict[Place, Table], values: list[Values]) -> None:
-        """The norm, where one is wanted, and the rule, over all tables that have gradients."""
-        self._require_capturable(active)
-        options, tables = self.options, self._internals.tables
-        wants_norm = options.max_norm is not None or options.nonfinite != "propagate"
-        if wants_norm and tables.flattened:
-            must, got = "be a DTensor (fully_shard) where a norm is asked for", "an FSDP1 slice"
-            refuse(type(self).__name__, tables.flattened, must, got, TypeError)
-        several = len(active) > 1 or tables.shared
-        total = self._norm_of_places(active) if wants_norm and several else None
-        for place, table in active.items():
-            norm, norm_type = None, 0.0  # 0: the op computes no norm
-            if total is not None:
-                norm = total.to(place.device)
-            elif wants_norm:
-                norm = torch.empty((), dtype=torch.float64, device=place.device)
-                norm_type = options.norm_type
-            grad_scale = self._scalar("grad_scale", place.device)
-            self._run_rule(
-                table, self.param_groups, values, norm, norm_type, grad_scale, options.max_norm
-            )
-            total = norm if total is None else total
-        self._internals.norm = total
-        if options.nonfinite == "error":
-            self._raise_nonfinite()
-
-    def _run_rule(
-        self,
-        table: Table,
-        groups: Sequence[Mapping[str, Any]],
-        values: Sequence[Values],
-        norm: Tensor | None,
-        norm_type: float = 0.0,
-        grad_scale: Tensor | None = None,
-        max_norm: float | None = None,
-    ) -> None:
-        """The op over one table; groups[g], with values[g], is group g of the table."""
-        device, options = table.place.device, self.options
-        lr_groups = [g for g, group in enumerate(groups) if read_on_device(group["lr"])]
-        _STEP(
-            table.handle.address, self._rule, table.params[0], in_order(self._rule, values),
-            options.seed_bits, [float32_on(device, groups[g]["lr"]) for g in lr_groups], lr_groups,
-            norm, norm_type, grad_scale, self._scalar("found_inf", device),
-            -1.0 if max_norm is None else max_norm, options.nonfinite != "propagate",
-        )  # fmt: skip
-        table.commit()
-
-    def _norm_of_places(self, active: dict[Place, Table]) -> Tensor:
-        """The norm over several devices and ranks: 0-d float64 on the first device.
-
-        Ranks may differ in which DTensors have gradients, but not in how often they communicate.
-        """
-        norms = {
-            place: torch.zeros((), dtype=torch.float64, device=place.device)
-            for place in (*self._internals.tables.shared, *active)
-        }
-        for place, table in active.items():
-            scale = self._scalar("grad_scale", place.device)
-            _NORM(table.handle.address, norms[place], self.norm_type, scale)
-        return norm_over_ranks(norms, self.norm_type)
-
-    def _scalar(self, name: str, device: torch.device) -> Tensor | None:
-        """GradScaler's `grad_scale` or `found_inf`, where it has set one, on `device`."""
-        value = getattr(self, name, None)
-        return None if value is None else float32_on(device, value)
-
-    def _raise_nonfinite(self) -> None:
-        found_inf = getattr(self, "found_inf", None)
-        skipped_by_scaler = found_inf is not None and bool(found_inf)
-        norm = math.nan if self.grad_norm is None else float(self.grad_norm)
-        if not math.isfinite(norm) and not skipped_by_scaler:
-            raise RuntimeError(
-                f"{type(self).__name__}: the gradients' norm must be finite where "
-                f"nonfinite='error', got {norm}; nothing was changed"
-            )
-
-    def _require_capturable(self, active: dict[Place, Table]) -> None:
-        on_gpu = any(place.device.type == "cuda" for place in active)
-        if not on_gpu or not torch.cuda.is_current_stream_capturing():
-            return
-        name, rest = type(self).__name__, "while a CUDA graph is captured, got"
-        if not all(group.get("capturable", True) for group in self.param_groups):
-            raise RuntimeError(f"{name}: capturable must be True in every group {rest} False")
-        if self.nonfinite == "error":
-            raise RuntimeError(f"{name}: nonfinite must be 'propagate' or 'skip' {rest} 'error'")
+        """Computes the norm and updates all that the tables list; Muon does more."""
+        step.update(self, active, values)
 
     # --- the moving average of the parameters ----------------------------------------------------
 
@@ -538,11 +451,6 @@ class FusedOptimizer(torch.optim.Optimizer):
         without modes.
         """
         return checkpoint.exported(self, self._not_in_torch)
-
-
-def float32_on(device: torch.device, value: Tensor) -> Tensor:
-    """`value` as float32 on `device`, without waiting for a GPU unless the CPU is to read it."""
-    return value.to(device, torch.float32, non_blocking=device.type == "cuda")
 
 
 def _sizes(groups: list[dict[str, Any]]) -> list[int]:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fusedstep.checks import refuse
 from fusedstep.optim.hyperparameters import Group, numbers, signed
-from fusedstep.optim.optimizer import FusedOptimizer, Values
+from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import OptionArguments
+from fusedstep.optim.step import Values
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
