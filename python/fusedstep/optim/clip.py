@@ -1,4 +1,4 @@
-"""The global norm and the stand-alone clip, under torch.nn.utils' names."""
+"""get_total_norm and clip_grad_norm_, which have their names and meaning from torch.nn.utils."""
 
 from __future__ import annotations
 
@@ -33,23 +33,30 @@ def get_total_norm(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
 ) -> Tensor:
-    """The norm of all elements of all tensors, as torch.nn.utils.get_total_norm.
+    """Returns the norm of all elements of all tensors, like torch.nn.utils.get_total_norm.
 
     Args:
-        tensors: float32, float64, bfloat16 or float16, of any shape and on any devices. DTensors
-            may be on several meshes; every rank of those must make the call.
-        norm_type: 2, 1 or inf.
-        error_if_nonfinite: RuntimeError where the norm is NaN or infinite (waits for the device).
-        foreach: taken for torch's sake; there is one implementation.
+        tensors: A tensor or an iterable of tensors: float32, float64, bfloat16 or float16, of any
+            shape and on any devices. DTensors may be on several meshes; every rank of those must
+            make the call.
+        norm_type: Order of the norm: 2, 1 or inf.
+        error_if_nonfinite: Raise RuntimeError if the norm is NaN or infinite. This waits for the
+            device.
+        foreach: Accepted for compatibility with torch, without effect.
 
     Returns:
-        0-d float32 on the first tensor's device, whatever the tensors' dtypes: the same bits for
-        any number of threads and on any device (the order is in kernels/optim/norm.h). 0 on the
-        CPU for an empty list. Of DTensors it is the norm of the whole, a plain tensor with the same
-        bits on every rank.
+        A 0-d float32 tensor on the first tensor's device, whatever the tensors' dtypes. It has the
+        same bits for any number of threads and on any device; kernels/optim/norm.h defines the
+        order of summation. For an empty list it is 0 on the CPU. For DTensors it is the norm of the
+        whole tensors, a plain tensor with the same bits on every rank.
 
     Raises:
         ValueError, TypeError: `get_total_norm: tensors[i] must <property>, got <value>`.
+        RuntimeError: The norm is not finite and `error_if_nonfinite` is True.
+
+    Example:
+        >>> fusedstep.get_total_norm([torch.tensor([3.0]), torch.tensor([4.0])])
+        tensor(5.)
     """
     function = "get_total_norm"
     listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
@@ -72,21 +79,31 @@ def clip_grad_norm_(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
 ) -> Tensor:
-    """Scales the gradients in place to a global norm of at most `max_norm`, as torch.nn.utils'.
+    """Scales gradients in place to a global norm of at most `max_norm`, like torch.nn.utils.
+
+    An optimizer with `max_norm` clips inside `step()`, which reads the gradients once less.
 
     Args:
-        parameters: tensors whose `.grad`, where there is one, is clipped; all together. DTensors as
-            in `get_total_norm`.
-        max_norm: in units of the gradient; the factor is min(1, max_norm / (norm + 1e-6)).
-        norm_type, error_if_nonfinite, foreach: as in `get_total_norm`; nothing is scaled where it
-            raises.
+        parameters: A tensor or an iterable of tensors whose `.grad`, if there is one, is clipped,
+            all together. They may be DTensors, as in `get_total_norm`.
+        max_norm: Largest norm, in units of the gradient, 0 or more. The factor is
+            `min(1, max_norm / (norm + 1e-6))`.
+        norm_type: Order of the norm: 2, 1 or inf.
+        error_if_nonfinite: Raise RuntimeError, with no gradient changed, if the norm is NaN or
+            infinite. This waits for the device.
+        foreach: Accepted for compatibility with torch, without effect.
 
     Returns:
-        The norm before clipping: 0-d float32 on the first gradient's device.
+        The norm before clipping, a 0-d float32 tensor on the first gradient's device.
 
     Raises:
         ValueError, TypeError: `clip_grad_norm_: <argument>[i] must <property>, got <value>`, with
             no gradient changed.
+        RuntimeError: The norm is not finite and `error_if_nonfinite` is True.
+
+    Example:
+        >>> loss.backward()
+        >>> norm = fusedstep.clip_grad_norm_(model.parameters(), max_norm=1.0)
     """
     function = "clip_grad_norm_"
     listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)

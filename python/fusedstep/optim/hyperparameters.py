@@ -1,4 +1,4 @@
-"""The numbers of a parameter group, checked: read at every step, so the usual case comes first."""
+"""Checked values of a parameter group, read at every step, so the usual case comes first."""
 
 from __future__ import annotations
 

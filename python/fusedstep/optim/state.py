@@ -18,7 +18,7 @@ from fusedstep.optim.options import Mode
 
 
 class Role(IntEnum):
-    """enum Role of kernels/optim/table.h."""
+    """What an array is for, as in enum Role of kernels/optim/table.h."""
 
     STATE = 0  # and the next two
     SCALE = 3  # and the next two
@@ -37,10 +37,10 @@ class Array:
 
 
 class StateSpec(NamedTuple):
-    """What is kept of the parameters of a group; equal ones need the same arrays."""
+    """What state the parameters of a group have; equal specs need the same arrays."""
 
-    names: tuple[str, ...]  # of the rule's states, "step" among them where the rule counts
-    never_negative: frozenset[str]  # names of states that may have codes without a sign
+    names: tuple[str, ...]  # of the rule's states, with "step" where the rule counts
+    never_negative: frozenset[str]  # states whose codes need no sign
     mode: Mode
     average: bool
 
@@ -49,12 +49,12 @@ CODES = (torch.int8, torch.uint8)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype a parameter is computed in, and its state kept in where nothing else is asked."""
+    """The dtype that a parameter is computed in, and the default dtype of its state."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def scale_name(name: str) -> str:
-    """The entry with the scales of the state `name`, where that is kept in codes."""
+    """The entry that holds the scales of the state `name` if that is kept in codes."""
     return f"{name}_scale"
 
 
@@ -77,7 +77,7 @@ def arrays_of(param: Tensor, spec: StateSpec) -> list[Array]:
         arrays.append(Array(Role.MASTER, "remainder", torch.int16))
     if spec.average:
         arrays.append(Array(Role.AVERAGE, "ema", computed))
-    # The random numbers of an update are told apart by its number.
+    # The number of the step is a key of the random numbers.
     rounds = mode.stochastic_rounding or (mode.state_dtype is not None and states)
     if "step" in spec.names or rounds:
         arrays.append(Array(Role.STEP, "step", torch.float32))
