@@ -62,7 +62,7 @@ test-trainers: setup $(TRAINERS)/installed ## train with Lightning and transform
 
 .PHONY: bench
 bench: setup ## time the step against torch's; ARGS="..."
-	$(PY) bench/step.py $(ARGS)
+	$(PY) -m bench.step $(ARGS)
 
 .PHONY: precision
 precision: setup ## train with smaller state and bfloat16 parameters: loss, bytes, time; ARGS="..."
@@ -74,7 +74,7 @@ lm-head: setup ## solve the last layer instead of training it: loss, time, reaso
 
 .PHONY: plot
 plot: setup ## draw all runs of `make bench`
-	$(PY) bench/plot.py $(ARGS)
+	$(PY) -m bench.plot $(ARGS)
 
 .PHONY: cuda-report
 cuda-report: setup ## compile the CUDA kernels and check registers, spills and load widths
@@ -83,7 +83,7 @@ cuda-report: setup ## compile the CUDA kernels and check registers, spills and l
 # No virtual environment and no network: PYTHON has torch and what a build needs.
 .PHONY: gpu-check
 gpu-check: ## prove and time everything on this machine's GPU, with PYTHON (python3)
-	$(PYTHON) bench/gpu_check.py $(ARGS)
+	$(PYTHON) -m bench.gpu_check $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/lint ## check the format of all code and run ruff

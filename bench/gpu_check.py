@@ -1,6 +1,6 @@
 """Proves and times everything on this machine's GPU: the build, the tests, the bits, the speed.
 
-    python bench/gpu_check.py      at most 8 minutes, no network; ends in one table
+    python -m bench.gpu_check      at most 8 minutes, no network; ends in one table
 
 Uses the Python it runs under. Logs go to build/gpu-check, the results to bench/results/gpu-*.json;
 copies of both to the folder $OUT where that is set. Status 0 where all passed, 1 where something
@@ -20,13 +20,10 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from gpu.parts import parts
-from gpu.rows import Row, table
-from gpu.runner import Part, Run, run_all, run_command
-from micro.origin import ROOT, commit
-
-sys.path.insert(0, str(ROOT))
-
+from bench.gpu.parts import parts
+from bench.gpu.rows import Row, table
+from bench.gpu.runner import Part, Run, run_all, run_command
+from bench.record import RESULTS, ROOT, commit
 from python.buildtools import cuda
 
 SECONDS = 480
@@ -70,11 +67,8 @@ class Results:
 
 def device_facts() -> dict:
     """The first GPU and the versions, asked in a process of its own."""
-    paths = os.pathsep.join(str(ROOT / name) for name in ("python", "bench"))
-    command = [sys.executable, "-m", "gpu.device"]
-    result = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "bench.gpu.device"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"gpu-check: {sys.executable} cannot ask for the GPU:\n{result.stderr}")
     return json.loads(result.stdout)
@@ -98,12 +92,12 @@ def check(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--seconds", type=float, default=SECONDS, help="limit for all parts")
     seconds = parser.parse_args().seconds
     out = Path(os.environ["OUT"]) if os.environ.get("OUT") else None
     logs = ROOT / "build" / "gpu-check"
-    return check(device_facts(), ROOT / "bench" / "results", logs, out, seconds, run_command)
+    return check(device_facts(), RESULTS, logs, out, seconds, run_command)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Times least squares of the last layer against plain torch, in turns, with the floor beside.
+"""Times least squares of the last layer against plain torch, in turns, with a floor.
 
-    python bench/least_squares.py                  every case on every device, about a minute
-    python bench/least_squares.py --case small --seconds 5 --no-record
+    python -m bench.least_squares                  every case on every device, about a minute
+    python -m bench.least_squares --case small --seconds 5 --no-record
 
-Torch's side is the best form of it: a float64 Gram matrix, index_add_, a Cholesky factor, its
-inverse and one product. The floor is half of that Gram matrix, the product, and one reading of the
-hidden states and writing of the sums and the weight, at the rates of torch's float64 product and
-copy in the same process. Each run is appended to bench/results/least_squares.csv.
+Torch's side is the fastest way to write it: a float64 Gram matrix, index_add_, a Cholesky factor,
+its inverse and one product. The floor is the time of half of that Gram matrix and the product, and
+of reading the hidden states and writing the sums and the weight once, at the rates of torch's
+float64 product and copy in the same process. Each run is appended to
+bench/results/least_squares.csv.
 """
 
 from __future__ import annotations
@@ -14,9 +15,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from micro.command import compare, copy_rate, product_rate, run
 from torch import Tensor
 
+from bench.measure import (
+    Benchmark,
+    compare,
+    copy_rate,
+    product_rate,
+    run,
+    timing_columns,
+)
+from bench.record import Row
 from fusedstep.lm_head import LeastSquares, least_squares
 
 RATE_SIZE = 1024  # of the matrices whose product gives the rate
@@ -24,7 +33,7 @@ RATE_SIZE = 1024  # of the matrices whose product gives the rate
 
 @dataclass(frozen=True)
 class Case:
-    """Hidden states [tokens, width], float32; token v comes as often as 1 / (v + 1)."""
+    """Hidden states [tokens, width], float32; token v has a probability like 1 / (v + 1)."""
 
     name: str
     tokens: int
@@ -67,33 +76,32 @@ def rates(device: torch.device) -> tuple[float, float]:
     return product_rate(device, RATE_SIZE, torch.float64), copy_rate(device)
 
 
-def measure(case: Case, device: torch.device, seconds: float, rate: tuple[float, float]) -> dict:
+def measure(case: Case, device: torch.device, seconds: float, rate: tuple[float, float]) -> Row:
     hidden, tokens = case.batch(device)
     solver = LeastSquares(case.width, case.vocabulary, device=device)
     solver.update(hidden, tokens)
     truth = solver.solve()
     error = (least_squares(hidden, tokens, case.vocabulary) - truth).abs().max() / truth.abs().max()
+    medians = compare(
+        lambda: least_squares(hidden, tokens, case.vocabulary),
+        lambda: case.torch_solution(hidden, tokens),
+        device,
+        seconds,
+    )
+    floor = case.operations / rate[0] + case.bytes / rate[1]
     return {
         "case": case.name,
         "tokens": case.tokens,
         "vocabulary": case.vocabulary,
         "width": case.width,
-        **compare(
-            lambda: least_squares(hidden, tokens, case.vocabulary),
-            lambda: case.torch_solution(hidden, tokens),
-            device,
-            seconds,
-            target=case.target,
-            floor_ms=1e3 * (case.operations / rate[0] + case.bytes / rate[1]),
-        ),
+        **timing_columns(medians, target=case.target, floor_ms=1e3 * floor),
         "rounding": f"{float(error):.1e}",
     }
 
 
 def main() -> None:
-    columns = ("case", "device", "tokens", "vocabulary", "width", "torch_ms", "our_ms", "ratio")
-    columns += ("target", "floor_ms", "rounding")
-    run("least_squares", __doc__, CASES, rates, measure, columns)
+    columns = "case device tokens vocabulary width torch_ms our_ms ratio target floor_ms rounding"
+    run(Benchmark("least_squares", str(__doc__), CASES, rates, measure, columns.split()))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Times Newton's root-finding steps for the last layer against plain torch, in turns.
 
-    python bench/newton.py                    every case on every device, about a minute
-    python bench/newton.py --case recalculated --seconds 5 --no-record
+    python -m bench.newton                    every case on every device, about a minute
+    python -m bench.newton --case recalculated --seconds 5 --no-record
 
 Both sides know that a token's gradient has rank 1, return the new weights and the mean loss before
-and after, and leave the given weights alone. "recalculated" is against a loop that updates the
-weights in place token by token, "components" against all logits at once. The floor is what the
-float32 products cost that no such step can avoid, at the rate of torch's own in the same process.
+and after, and leave the given weights alone. "recalculated" is timed against a loop that updates
+the weights in place token by token, "components" against all logits at once. The floor is the time
+of the float32 products that no such step can avoid, at the rate of torch's in the same process.
 Each run is appended to bench/results/newton.csv.
 """
 
@@ -16,10 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from micro.command import compare, product_rate, run
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from bench.measure import Benchmark, compare, product_rate, run, timing_columns
+from bench.record import Row
 from fusedstep import lm_head
 
 RATE_SIZE = 2048  # of the matrices whose product gives the rate
@@ -27,7 +28,7 @@ Method = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def torch_recalculated(weight: Tensor, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """A token after another: logits, loss, and a rank-1 update of all weights in place."""
+    """Token after token: logits, loss, and a rank-1 update of all weights in place."""
     weight = weight.clone()
     before = cross_entropy(hidden @ weight.T, tokens)
     for x, token in zip(hidden, tokens.tolist(), strict=True):
@@ -51,7 +52,7 @@ def torch_components(weight: Tensor, hidden: Tensor, tokens: Tensor) -> tuple[Te
 
 @dataclass(frozen=True)
 class Case:
-    """Random hidden vectors and tokens, and weights as small as a fresh layer's."""
+    """Random hidden vectors and tokens, and weights as small as those of a new layer."""
 
     name: str
     ours: Method
@@ -83,40 +84,36 @@ CASES = (
 
 
 def difference(case: Case, problem: tuple[Tensor, Tensor, Tensor]) -> float:
-    """Of the two sides' steps, relative to the step."""
+    """Between the two sides' steps, relative to the step."""
     ours, theirs = (side(*problem)[0] for side in (case.ours, case.theirs))
     return float((ours - theirs).norm() / (theirs - problem[0]).norm())
 
 
-def measure(case: Case, device: torch.device, seconds: float, rate: float) -> dict:
+def measure(case: Case, device: torch.device, seconds: float, rate: float) -> Row:
     problem = case.problem(device)
+    medians = compare(lambda: case.ours(*problem), lambda: case.theirs(*problem), device, seconds)
     return {
         "case": case.name,
         "tokens": case.tokens,
         "vocabulary": case.vocabulary,
         "width": case.width,
-        **compare(
-            lambda: case.ours(*problem),
-            lambda: case.theirs(*problem),
-            device,
-            seconds,
-            target=case.target,
-            floor_ms=1e3 * case.operations / rate,
-        ),
+        **timing_columns(medians, target=case.target, floor_ms=1e3 * case.operations / rate),
         "difference": f"{difference(case, problem):.1e}",
     }
 
 
 def main() -> None:
-    columns = ("case", "device", "tokens", "vocabulary", "width", "torch_ms", "our_ms", "ratio")
+    columns = "case device tokens vocabulary width torch_ms our_ms ratio target floor_ms difference"
     run(
-        "newton",
-        __doc__,
-        CASES,
-        lambda device: product_rate(device, RATE_SIZE, torch.float32),
-        measure,
-        (*columns, "target", "floor_ms", "difference"),
-        "one step, medians in turns",
+        Benchmark(
+            "newton",
+            str(__doc__),
+            CASES,
+            lambda device: product_rate(device, RATE_SIZE, torch.float32),
+            measure,
+            columns.split(),
+            "one step, medians in turns",
+        )
     )
 
 

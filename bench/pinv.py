@@ -1,10 +1,10 @@
-"""Times fusedstep.pinv and lstsq against torch's, in turns, with the floor and both errors beside.
+"""Times fusedstep.pinv and lstsq against torch's, in turns, with a floor and both errors.
 
-    python bench/pinv.py                      every case on every device, about two minutes
-    python bench/pinv.py --case sequences --seconds 5 --no-record
+    python -m bench.pinv                      every case on every device, about two minutes
+    python -m bench.pinv --case sequences --seconds 5 --no-record
 
-The floor is what the operations of a Gram matrix, its Cholesky inverse and one product cost at the
-rate that torch multiplies float64 matrices at in the same process. Each run is appended to
+The floor is the time that a Gram matrix, its Cholesky inverse and one product need at the rate of
+torch's float64 matrix product, measured in the same process. Each run is appended to
 bench/results/pinv.csv.
 """
 
@@ -14,24 +14,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from micro.command import compare, product_rate, run
 from torch import Tensor
 
 import fusedstep
+from bench.measure import Benchmark, compare, product_rate, run, timing_columns
+from bench.record import Row
 
-SAMPLE = 16  # matrices whose error is looked at
+SAMPLE = 16  # matrices whose error is computed
 RATE_SIZE = 1024  # of the matrices whose product gives the rate
 
 
 @dataclass(frozen=True)
 class Case:
-    """Random matrices of this shape; `rank` below the full one makes them products of two."""
+    """Random matrices of this shape; with a `rank`, products of two."""
 
     name: str
     shape: tuple[int, int, int]
     dtype: torch.dtype = torch.float32
     rank: int | None = None
-    columns: int | None = None  # of a right-hand side: least squares instead of the inverse
+    columns: int | None = None  # of a right-hand side: least squares instead of an inverse
     target: float | None = None  # wanted ratio of torch's time to ours
 
     def matrices(self, device: torch.device) -> Tensor:
@@ -46,7 +47,7 @@ class Case:
         return (left @ right).to(device, self.dtype)
 
     def sides(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """fusedstep's function and torch's: least squares by what torch has for any rank."""
+        """fusedstep's function and torch's; for least squares, the one that takes any rank."""
         if self.columns is None:
             return fusedstep.pinv, torch.linalg.pinv
 
@@ -62,7 +63,7 @@ class Case:
 
     def right_side(self, A: Tensor) -> Tensor:
         steps = torch.arange(1, A.shape[-2] + 1, device=A.device, dtype=A.dtype)
-        return steps.sin()[:, None].expand(len(A), -1, self.columns)
+        return steps.sin()[:, None].expand(len(A), -1, self.columns or 1)
 
     @property
     def operations(self) -> float:
@@ -86,7 +87,7 @@ CASES = (
 
 
 def error(solve: Callable[[Tensor], Tensor], truth: Tensor, A: Tensor) -> str:
-    """The largest relative error of a matrix; "" for float64, of which the truth is not known."""
+    """The largest relative error of a matrix; "" for float64, for which there is no reference."""
     if A.dtype == torch.float64:
         return ""
     difference = solve(A).double() - truth
@@ -94,18 +95,11 @@ def error(solve: Callable[[Tensor], Tensor], truth: Tensor, A: Tensor) -> str:
     return f"{float(relative.max()):.1e}"
 
 
-def measure(case: Case, device: torch.device, seconds: float, rate: float) -> dict:
+def measure(case: Case, device: torch.device, seconds: float, rate: float) -> Row:
     A = case.matrices(device)
     ours, theirs = case.sides()
-    floor_ms = 1e3 * case.operations / rate
-    times = compare(
-        lambda: ours(A),
-        lambda: theirs(A),
-        device,
-        seconds,
-        target=case.target,
-        floor_ms=floor_ms,
-    )
+    floor = case.operations / rate
+    medians = compare(lambda: ours(A), lambda: theirs(A), device, seconds)
     few = A[:SAMPLE]
     rtol = torch.finfo(case.dtype).eps * max(A.shape[-2:])
     truth = torch.linalg.pinv(few.double(), rtol=rtol)
@@ -115,23 +109,24 @@ def measure(case: Case, device: torch.device, seconds: float, rate: float) -> di
         "case": case.name,
         "shape": "x".join(map(str, case.shape)),
         "dtype": str(case.dtype).removeprefix("torch."),
-        **times,
-        "of_floor": f"{float(times['our_ms']) / floor_ms:.3g}",
+        **timing_columns(medians, target=case.target, floor_ms=1e3 * floor),
+        "of_floor": f"{medians.ours / floor:.3g}",
         "our_error": error(ours, truth, few),
         "torch_error": error(theirs, truth, few),
     }
 
 
 def main() -> None:
-    columns = ("case", "device", "shape", "dtype", "torch_ms", "our_ms", "ratio", "target")
-    columns += ("floor_ms", "our_error", "torch_error")
+    columns = "case device shape dtype torch_ms our_ms ratio target floor_ms our_error torch_error"
     run(
-        "pinv",
-        __doc__,
-        CASES,
-        lambda device: product_rate(device, RATE_SIZE, torch.float64),
-        measure,
-        columns,
+        Benchmark(
+            "pinv",
+            str(__doc__),
+            CASES,
+            lambda device: product_rate(device, RATE_SIZE, torch.float64),
+            measure,
+            columns.split(),
+        )
     )
 
 

@@ -1,7 +1,9 @@
-"""Draws bench/results/step.png from bench/results/step.csv: every run of bench/step.py there is.
+"""Draws bench/results/step.png from bench/results/step.csv, which has all runs of bench.step.
+
+    python -m bench.plot
 
 Left: the latest ratio of the other side's time to ours for each machine, case, optimizer and mode,
-with its target. Right: how each ratio went from run to run.
+with its target. Right: each ratio from run to run.
 """
 
 from __future__ import annotations
@@ -9,13 +11,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # before pyplot: no screen needed
-
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from micro.record import CSV, read
+from matplotlib.figure import Figure
+
+from bench.record import read_csv, write_png
+from bench.step import CSV
 
 Series = dict[tuple[str, str], list[dict[str, str]]]
 
@@ -69,24 +69,21 @@ def draw_history(axes: Axes, found: Series) -> None:
 def draw(rows: list[dict[str, str]], path: Path) -> None:
     """Both panels for these lines of the CSV, written to `path`."""
     found = series(rows)
-    figure, axes = plt.subplots(
-        1, 2, figsize=(14, max(3, 1 + 0.5 * len(found))), layout="constrained"
-    )
-    draw_latest(axes[0], found)
-    draw_history(axes[1], found)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figure = Figure(figsize=(14, max(3, 1 + 0.5 * len(found))), dpi=120, layout="constrained")
+    latest, history = figure.subplots(1, 2)
+    draw_latest(latest, found)
+    draw_history(history, found)
+    write_png(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--csv", type=Path, default=CSV)
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--csv", type=Path, default=CSV, help="results of bench.step")
     options = parser.parse_args()
     if not options.csv.exists():
-        raise SystemExit(f"bench/plot.py: no {options.csv}: run bench/step.py first")
+        raise SystemExit(f"bench.plot: no {options.csv}: run `python -m bench.step` first")
     path = options.csv.with_suffix(".png")
-    draw(read(options.csv), path)
+    draw(read_csv(options.csv), path)
     print(path)
 
 

@@ -1,12 +1,12 @@
-"""Times loss and gradient of rows of logits against plain torch, in turns, with the floor beside.
+"""Times loss and gradient of rows of logits against plain torch, in turns, with a floor.
 
-    python bench/softmax.py                    every case on every device, about a minute
-    python bench/softmax.py --case row --seconds 5 --no-record
+    python -m bench.softmax                    every case on every device, about a minute
+    python -m bench.softmax --case row --seconds 5 --no-record
 
 Both sides give each row's loss and |p - e_y|², and leave p - e_y behind (ours divided by 1 - p_y);
-"losses" are losses alone. "row" is what a token of a sequential method needs. The floor is one
-reading of the logits and one writing, where there is one, at the rate of torch's copy in the same
-process. Each run is appended to bench/results/softmax.csv.
+"losses" computes losses alone. "row" is what a sequential method needs for one token. The floor is
+the time to read the logits once, and to write them once where they change, at the rate of torch's
+copy in the same process. Each run is appended to bench/results/softmax.csv.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from micro.command import compare, copy_rate, run
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from bench.measure import Benchmark, compare, copy_rate, run, timing_columns
+from bench.record import Row
 from fusedstep.lm_head.softmax import directions_, token_losses
 
 
@@ -37,7 +38,7 @@ class Case:
         return logits.to(device), tokens.to(device)
 
     def ours(self, logits: Tensor, tokens: Tensor) -> None:
-        """Over the logits: what it leaves there takes as long as what it found."""
+        """In place: later calls read what earlier ones wrote, which takes as long."""
         (directions_ if self.gradient else token_losses)(logits, tokens)
 
     def theirs(self, logits: Tensor, tokens: Tensor) -> None:
@@ -59,27 +60,20 @@ CASES = (
 )
 
 
-def measure(case: Case, device: torch.device, seconds: float, rate: float) -> dict:
+def measure(case: Case, device: torch.device, seconds: float, rate: float) -> Row:
     ours, theirs = case.problem(device), case.problem(device)
-    floor = 1e3 * case.bytes / rate
+    medians = compare(lambda: case.ours(*ours), lambda: case.theirs(*theirs), device, seconds)
     return {
         "case": case.name,
         "rows": case.rows,
         "vocabulary": case.vocabulary,
-        **compare(
-            lambda: case.ours(*ours),
-            lambda: case.theirs(*theirs),
-            device,
-            seconds,
-            target=None,
-            floor_ms=floor,
-        ),
+        **timing_columns(medians, target=None, floor_ms=1e3 * case.bytes / rate),
     }
 
 
 def main() -> None:
-    columns = ("case", "device", "rows", "vocabulary", "torch_ms", "our_ms", "ratio", "floor_ms")
-    run("softmax", __doc__, CASES, copy_rate, measure, columns)
+    columns = ["case", "device", "rows", "vocabulary", "torch_ms", "our_ms", "ratio", "floor_ms"]
+    run(Benchmark("softmax", str(__doc__), CASES, copy_rate, measure, columns))
 
 
 if __name__ == "__main__":

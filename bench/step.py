@@ -1,15 +1,15 @@
-"""Times clip + step, fusedstep's one call against torch's two, on the CPU and a GPU if any.
+"""Times clip + step: fusedstep's one call against torch's two, on the CPU and a GPU if any.
 
-    python bench/step.py                          every optimizer, about three minutes
-    python bench/step.py --device cpu --rule rmsprop --case mlp --seconds 2 --no-record
-    python bench/step.py --mode int8 --rule sgd   smaller state against our own float32 state
+    python -m bench.step                          every optimizer, about three minutes
+    python -m bench.step --device cpu --rule rmsprop --case mlp --seconds 2 --no-record
+    python -m bench.step --mode int8 --rule sgd   smaller state against our own float32 state
 
 Both sides take turns in one process; the table shows medians. Each run is appended to
-bench/results/step.csv, from which bench/plot.py draws.
+bench/results/step.csv, from which bench.plot draws.
 
-Smaller state saves memory everywhere, but time only where memory is the limit, and a CPU core is
-not fast enough for that. Of AdamW's 32 bytes a parameter, bfloat16 state saves 8 and 8-bit state
-12: 0.4 and 0.6 ns at the 20 GB/s that a core has. The conversions take longer. In ns an element,
+Smaller state saves memory everywhere, but time only where memory bandwidth is the limit, and a CPU
+core is not fast enough for that. Of AdamW's 32 bytes a parameter, bfloat16 state saves 8 and 8-bit
+state 12: 0.4 and 0.6 ns at the 20 GB/s of one core. The conversions take longer. In ns an element,
 for one thread with AVX-512 at 2.1 GHz, all loops in full vectors:
 
     16 random bits                              0.43    Philox, 8 elements a call
@@ -18,43 +18,120 @@ for one thread with AVX-512 at 2.1 GHz, all loops in full vectors:
     8-bit code of either sign, never negative   0.43, 0.65    one and two square roots
     back to float32                             0.1
 
-So 1.2 for both bfloat16 states and 2.2 for both 8-bit ones, beside 0.4 for AdamW itself.
+In total 1.2 for both bfloat16 states and 2.2 for both 8-bit ones, compared with 0.4 for AdamW
+itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from micro import memory, record
-from micro.cases import CPU_CASES, GPU_CASES, Case, cases_for
-from micro.contest import contest
-from micro.rules import ADAMW, FLOAT32, MODES, RULES, Mode, Rule
-from rich.console import Console
-from rich.table import Table
 
-from fusedstep import build
+from bench import step_memory
+from bench.measure import Medians, compare, devices, facts, parser
+from bench.record import RESULTS, Row, append_csv, text_table
+from bench.step_cases import (
+    ADAMW,
+    CPU_CASES,
+    FLOAT32,
+    GPU_CASES,
+    MODES,
+    RULES,
+    Case,
+    Mode,
+    Rule,
+    cases_for,
+    fused_step,
+    make_params,
+    torch_step,
+)
 
+CSV = RESULTS / "step.csv"
 MEMORY_BOUND = ("gpt2", "billion")  # the cases in which smaller state can pay
 SHORTER = 2  # optimizers other than AdamW, and modes, have this part of the seconds
 
 
-def devices(wanted: str) -> list[torch.device]:
-    """The devices to run on; SystemExit with a sentence where the wanted one cannot be used."""
-    lack = build.CUDA_REASON or ("" if torch.cuda.is_available() else "torch sees no GPU")
-    if wanted == "cuda" and lack:
-        raise SystemExit(f"bench/step.py: no timings on CUDA: {lack}")
-    both = [torch.device("cpu")] + ([] if lack else [torch.device("cuda", 0)])
-    return [device for device in both if wanted in ("all", device.type)]
+@dataclass(frozen=True)
+class Outcome:
+    """What was timed and the medians of both sides.
+
+    The other side is torch, or fusedstep's float32 step if the mode is another one.
+    """
+
+    case: Case
+    medians: Medians
+    rule: Rule = ADAMW
+    mode: Mode = FLOAT32
+
+    @property
+    def target(self) -> float | None:
+        """The ratio that is wanted."""
+        name = self.rule.name if self.mode is FLOAT32 else self.mode.name
+        return self.case.targets.get(name)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the ratio reaches its target, if there is one."""
+        return self.target is None or self.medians.ratio >= self.target
+
+    @property
+    def against(self) -> str:
+        """What the other side is, in words."""
+        return self.rule.against if self.mode is FLOAT32 else "fusedstep, float32"
+
+    @property
+    def floor_bytes(self) -> int:
+        """What no implementation can avoid moving."""
+        return self.case.floor_bytes(self.rule.states, self.mode.bytes)
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """The floor's bytes over our time: not all that is moved, only what must be."""
+        return self.floor_bytes / self.medians.ours / 1e9
+
+    def row(self, where: Row, extra_memory: float | None) -> Row:
+        """One line of the CSV. `extra_memory`: beyond torch's, in percent of the parameters."""
+        return {
+            **where,
+            "rule": self.rule.name,
+            "mode": self.mode.name,
+            "against": self.against,
+            "case": self.case.name,
+            "dtype": str(self.case.dtype).removeprefix("torch."),
+            "tensors": len(self.case.shapes),
+            "parameters": self.case.parameters,
+            "samples": self.medians.samples,
+            "our_ms": f"{1e3 * self.medians.ours:.5g}",
+            "their_ms": f"{1e3 * self.medians.theirs:.5g}",
+            "ratio": f"{self.medians.ratio:.4g}",
+            "target": "" if self.target is None else self.target,
+            "floor_bytes": self.floor_bytes,
+            "gb_per_s": f"{self.gigabytes_per_second:.4g}",
+            "extra_memory_percent": "" if extra_memory is None else f"{extra_memory:.3f}",
+        }
+
+
+def contest(
+    case: Case, device: torch.device, seconds: float, rule: Rule = ADAMW, mode: Mode = FLOAT32
+) -> Outcome:
+    """Times both sides on their own copies of the same tensors for about `seconds`."""
+    theirs = torch_step if mode is FLOAT32 else fused_step
+    medians = compare(
+        fused_step(make_params(case, device), rule, mode),
+        theirs(make_params(case, device), rule),
+        device,
+        seconds,
+    )
+    return Outcome(case, medians, rule, mode)
 
 
 def contests(
     options: argparse.Namespace, device: torch.device
 ) -> Iterator[tuple[Case, Rule, Mode]]:
-    """What the options leave; modes for AdamW alone unless another rule was asked for."""
+    """What the options select; modes for AdamW alone unless another rule was asked for."""
     for case in cases_for(device):
         for rule in RULES.values():
             for mode in MODES.values():
@@ -69,65 +146,58 @@ def contests(
                     yield case, rule, mode
 
 
-def verdict(row: dict) -> str:
-    if row["target"] == "":
-        return ""
-    return f"{row['target']}x {'met' if float(row['ratio']) >= row['target'] else 'missed'}"
-
-
-def table(rows: list[dict]) -> Table:
-    """The rows for people."""
-    view = Table(title="clip + step, medians", caption_justify="left")
-    view.caption = "GB/s: the bytes that no step can avoid moving, over fusedstep's time"
+def table(outcomes: list[tuple[Outcome, Row]]) -> str:
+    """The outcomes and their rows for people."""
     texts = ("", "", "device", "against")
     figures = ("their ms", "our ms", "ratio", "target", "GB/s", "memory")
-    for heading in texts + figures:
-        view.add_column(heading, justify="right" if heading in figures else "left")
-    titles = {case.name: case.title for case in CPU_CASES + GPU_CASES}
-    for row in rows:
-        state = "" if row["mode"] == FLOAT32.name else f", {row['mode']} state"
+    lines = [[*texts, *figures]]
+    for outcome, row in outcomes:
+        state = "" if outcome.mode is FLOAT32 else f", {outcome.mode.name} state"
         extra = row["extra_memory_percent"]
-        view.add_row(
-            *(titles[row["case"]], RULES[row["rule"]].title + state, row["device"], row["against"]),
-            *(row["their_ms"], row["our_ms"], row["ratio"], verdict(row), row["gb_per_s"]),
-            f"{float(extra):+.2f} %" if extra else "",
+        verdict = f"{outcome.target}x {'met' if outcome.passed else 'missed'}"
+        lines.append(
+            [
+                *(outcome.case.title, outcome.rule.title + state),
+                *(str(row[name]) for name in ("device", "against", "their_ms", "our_ms", "ratio")),
+                "" if outcome.target is None else verdict,
+                str(row["gb_per_s"]),
+                f"{float(str(extra)):+.2f} %" if extra else "",
+            ]
         )
-    return view
+    view = text_table(lines, right=range(len(texts), len(texts + figures)))
+    caption = "GB/s: the bytes that no step can avoid moving, over fusedstep's time"
+    return f"clip + step, medians\n{view}\n{caption}"
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    summary = str(__doc__).split("\n")[0]
     names = sorted({case.name for case in CPU_CASES + GPU_CASES})
-    parser.add_argument("--device", choices=("all", "cpu", "cuda"), default="all")
-    for name, values in {"case": names, "rule": RULES, "mode": MODES}.items():
-        parser.add_argument(f"--{name}", choices=values, action="append", help="repeatable")
-    parser.add_argument("--seconds", type=float, default=8, help="of timing a case, for AdamW")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="on a CPU")
-    parser.add_argument("--csv", type=Path, default=record.CSV, help="the results file")
-    parser.add_argument("--no-record", action="store_true", help="leave the results file alone")
-    return parser.parse_args()
+    options = parser(summary, names, seconds=8, csv=CSV)
+    for name, values in {"rule": RULES, "mode": MODES}.items():
+        options.add_argument(
+            f"--{name}", choices=list(values), action="append", help="repeatable; default: all"
+        )
+    return options.parse_args()
 
 
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
-    rows = []
-    for device in devices(options.device):
-        where = record.facts(device)
+    outcomes: list[tuple[Outcome, Row]] = []
+    for device in devices(options.device, "step"):
+        where = facts(device)
         for case, rule, mode in contests(options, device):
             print(f"{device}: {case.title}, {rule.title}, {mode.name} state ...", flush=True)
             main_contest = rule is ADAMW and mode is FLOAT32
             seconds = options.seconds / (1 if main_contest else SHORTER)
             outcome = contest(case, device, seconds, rule, mode)
-            extra = memory.extra_percent(case, device) if main_contest else None
-            rows.append(record.row(where, outcome, extra))
-    if not rows:
-        raise SystemExit("bench/step.py: nothing of this kind is timed on this device")
+            extra = step_memory.extra_percent(case, device) if main_contest else None
+            outcomes.append((outcome, outcome.row(where, extra)))
+    if not outcomes:
+        raise SystemExit("bench.step: nothing of this kind is timed on this device")
     if not options.no_record:
-        record.append(rows, options.csv)
-    console = Console()
-    console.width = max(console.width, 140)  # a narrow terminal wraps; a log file need not
-    console.print(table(rows))
+        append_csv([row for _, row in outcomes], options.csv)
+    print(f"\n{table(outcomes)}")
 
 
 if __name__ == "__main__":

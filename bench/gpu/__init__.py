@@ -1,1 +1,1 @@
-"""The parts of gpu_check.py: each script proves or times one thing on a GPU and writes its rows."""
+"""The parts of bench.gpu_check: each script proves or times one thing on a GPU."""

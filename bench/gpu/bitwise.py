@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 import fusedstep
-
-from .rows import Findings
-from .trials import ALIKE, TRIALS, Pairs, Trial
+from bench.gpu.rows import Findings
+from bench.gpu.trials import ALIKE, TRIALS, Pairs, Trial
 
 # Around the norm's rows of 256, a pack, and a chunk of 32768; 0 and 1.
 SIZES = (0, 1, 7, 255, 256, 257, 4099, 32768, 32769)

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from least_squares import Case as LeastSquaresCase
-from micro.command import copy_rate, product_rate
-from micro.contest import alternate, timer_of
-from newton import CASES as NEWTON_CASES
-from pinv import Case, error
 from torch import Tensor
 
+from bench.gpu.rows import Findings
+from bench.least_squares import Case as LeastSquaresCase
+from bench.measure import Call, Medians, compare, copy_rate, product_rate, timer_of
+from bench.newton import CASES as NEWTON_CASES
+from bench.pinv import Case, error
 from fusedstep.lm_head import least_squares
-
-from .rows import Findings
 
 DEVICE = torch.device("cuda", 0)
 RATE_SIZE = 8192  # of the matrices whose product gives the rate
@@ -67,13 +65,12 @@ def recipe(A: Tensor) -> Tensor:
     return (P if A.shape[-2] >= A.shape[-1] else P.mT).to(A.dtype)
 
 
-def medians(ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of both, in turns."""
-    mine, other = alternate(ours, theirs, timer_of(DEVICE), SECONDS, least_samples=3)
-    return statistics.median(mine), statistics.median(other)
+def medians(ours: Call, theirs: Call) -> Medians:
+    """Of both in turns; torch's side may take seconds."""
+    return compare(ours, theirs, DEVICE, SECONDS, least_samples=3)
 
 
-def seconds_of(call: Callable[[], object]) -> float:
+def seconds_of(call: Call) -> float:
     """The median of fifteen after three."""
     timer = timer_of(DEVICE)
     return statistics.median([timer(call, 1) for _ in range(18)][3:])
@@ -95,8 +92,8 @@ def pinv_rows(case: Case, bounds: Bounds, found: Findings) -> None:
     columns = min(A.shape[-2:])
     one_by_one = columns > TINY
     few = A[: max(2, FEW_COLUMNS // columns)] if one_by_one else A
-    our_seconds, their_seconds = medians(lambda: ours(A), lambda: theirs(few))
-    their_seconds *= len(A) / len(few)
+    timed = medians(lambda: ours(A), lambda: theirs(few))
+    our_seconds, their_seconds = timed.ours, timed.theirs * len(A) / len(few)
     ratio, target = their_seconds / our_seconds, f"{case.target:g}x" if case.target else ""
     times = f"{1e3 * our_seconds:.4g} ms, torch {1e3 * their_seconds:.4g} ms"
     times += f" (computed from {len(few)})" if one_by_one else ""
@@ -104,10 +101,10 @@ def pinv_rows(case: Case, bounds: Bounds, found: Findings) -> None:
     found.row(title, f"{times}: {ratio:.3g}x", target, passed)
 
     if case.dtype == torch.float32:
-        our_seconds, recipe_seconds = medians(lambda: ours(A), lambda: recipe(A))
-        ratio = recipe_seconds / our_seconds
+        timed = medians(lambda: ours(A), lambda: recipe(A))
+        our_seconds, ratio = timed.ours, timed.ratio
         wanted = TINY < columns <= SMALL and case.rank is None
-        result = f"float64 Gram + eigh {1e3 * recipe_seconds:.4g} ms: {ratio:.3g}x"
+        result = f"float64 Gram + eigh {1e3 * timed.theirs:.4g} ms: {ratio:.3g}x"
         passed = not wanted or ratio >= RECIPE
         found.row(f"{title}: recipe", result, f"{RECIPE:g}x" if wanted else "", passed)
         some = A[:SAMPLE]
@@ -140,23 +137,22 @@ def last_layer_rows(case: LeastSquaresCase, bounds: Bounds, found: Findings) -> 
     result = f"{1e3 * seconds:.4g} ms, {share:.0%} of the copy's rate"
     found.row("sums by token", result, f"{SUM_SHARE:.0%}", share >= SUM_SHARE)
 
-    our_seconds, their_seconds = medians(
+    timed = medians(
         lambda: least_squares(hidden, tokens, case.vocabulary),
         lambda: case.torch_solution(hidden, tokens),
     )
-    result = f"{1e3 * our_seconds:.4g} ms, torch {1e3 * their_seconds:.4g} ms: "
-    found.row("least squares", result + f"{their_seconds / our_seconds:.3g}x")
+    found.row("least squares", in_words(timed))
+
+
+def in_words(timed: Medians) -> str:
+    return f"{1e3 * timed.ours:.4g} ms, torch {1e3 * timed.theirs:.4g} ms: {timed.ratio:.3g}x"
 
 
 def newton_rows(found: Findings) -> None:
     for case in NEWTON_CASES:
         problem = case.problem(DEVICE)
-        our_seconds, their_seconds = medians(
-            lambda case=case, problem=problem: case.ours(*problem),
-            lambda case=case, problem=problem: case.theirs(*problem),
-        )
-        result = f"{1e3 * our_seconds:.4g} ms, torch {1e3 * their_seconds:.4g} ms: "
-        found.row(f"newton {case.name}", result + f"{their_seconds / our_seconds:.3g}x")
+        timed = medians(partial(case.ours, *problem), partial(case.theirs, *problem))
+        found.row(f"newton {case.name}", in_words(timed))
 
 
 def main() -> None:

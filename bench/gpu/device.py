@@ -8,12 +8,17 @@ from __future__ import annotations
 import json
 
 import torch
-from micro.origin import driver
+
+from bench.record import driver
 
 
-def facts() -> dict[str, str | int | float]:
+def facts() -> dict[str, object]:
     """Name "" where torch sees no GPU."""
-    found = {"name": "", "torch": torch.__version__, "cuda": torch.version.cuda or ""}
+    found: dict[str, object] = {
+        "name": "",
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "",
+    }
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         found |= {

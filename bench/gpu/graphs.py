@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 import fusedstep
-
-from .forms import ROUNDED, Form
-from .rows import Findings
+from bench.gpu.forms import ROUNDED, Form
+from bench.gpu.rows import Findings
 
 REPLAYS = 5
 LONG = 200_000_000  # cycles, about 0.1 s: longer than any host needs for a step

@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from .runner import Part
+from bench.gpu.runner import Part
 
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 
@@ -49,19 +49,19 @@ def parts(root: Path, toolkit: Path | None, capability: str) -> list[Part]:
     `capability` of the GPU, such as "9.0": the only one that is built for.
     """
     python = sys.executable
-    places = [str(root / "python"), str(root / "bench"), os.environ.get("PYTHONPATH")]
+    places = [str(root / "python"), str(root), os.environ.get("PYTHONPATH")]
     path = {"PYTHONPATH": os.pathsep.join(filter(None, places))}
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(root / "tests")]
     spread = ["-n", "8"] if importlib.util.find_spec("xdist") else []
 
     def script(name: str, seconds: float) -> Part:
-        return Part(name, seconds, [python, "-m", f"gpu.{name}"], environment=path)
+        return Part(name, seconds, [python, "-m", f"bench.gpu.{name}"], environment=path)
 
     def sanitizer(tool: str) -> Part:
         command = [find_sanitizer(toolkit), "--tool", tool, "--error-exitcode", "9"]
         # Every tensor in an allocation of its own: an access past its end is then an error.
         environment = path | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        command += [python, "-m", "gpu.small"]
+        command += [python, "-m", "bench.gpu.small"]
         return Part(tool, 60, command, judge_sanitizer, "0 errors", environment)
 
     build = {"FUSEDSTEP_CUDA": "1", "TORCH_CUDA_ARCH_LIST": capability}

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.record import text_table
+
 
 @dataclass(frozen=True)
 class Row:
@@ -58,7 +60,4 @@ def table(rows: list[Row], heading: bool = False) -> str:
     """The lines for people, columns aligned."""
     cells = [("part", "result", "target", "")] if heading else []
     cells += [(row.part, row.result, row.target, row.verdict) for row in rows]
-    widths = [max(len(cell[at]) for cell in cells) for at in range(3)]
-    return "\n".join(
-        "  ".join(f"{cell[at]:{widths[at]}}" for at in range(3)) + "  " + cell[3] for cell in cells
-    )
+    return text_table(cells)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .rows import Row, read
+from bench.gpu.rows import Row, read
+from bench.record import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 RAN_OVER = 124  # as the command timeout says it
 # Takes the command, its environment, the log and a limit in seconds; returns the exit status.
 Run = Callable[[list[str], dict[str, str], Path, float], int]

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 import fusedstep
-
-from .forms import FORMS, SMALLEST
-from .trials import Pairs
+from bench.gpu.forms import FORMS, SMALLEST
+from bench.gpu.trials import Pairs
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SIZES = (0, 1, 255, 1000, 33000)  # the last one has two chunks

@@ -9,15 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from micro import record
-from micro.cases import BILLION, GPU_CASES, Case
-from micro.contest import MAX_NORM, Outcome, contest, cuda_seconds, fused_step, make_params
-from micro.rules import ADAMW, RULES
 
 import fusedstep
-
-from .forms import FORMS, Form
-from .rows import Findings
+from bench.gpu.forms import FORMS, Form
+from bench.gpu.rows import Findings
+from bench.measure import cuda_seconds, facts
+from bench.record import Row, append_csv
+from bench.step import CSV, Outcome, contest
+from bench.step_cases import (
+    ADAMW,
+    BILLION,
+    GPU_CASES,
+    MAX_NORM,
+    RULES,
+    Case,
+    fused_step,
+    make_params,
+)
 
 DEVICE = torch.device("cuda", 0)
 COPIED = 4 << 30  # bytes of each of the two buffers
@@ -65,19 +73,18 @@ class Report:
 
     def __init__(self, found: Findings, bandwidth: float) -> None:
         self.found, self.bandwidth = found, bandwidth
-        self.rows: list[dict] = []
-        self._where = record.facts(DEVICE)
+        self.rows: list[Row] = []
+        self._where = facts(DEVICE)
 
     def take(self, outcome: Outcome, title: str, wanted: float = 0.0) -> None:
         """A contest; `wanted`: the least share, 0 where it is only told."""
-        self.rows.append(record.row(self._where, outcome, None))
+        self.rows.append(outcome.row(self._where, None))
         self.found.figure("timings", self.rows)
-        ratio, target = outcome.ratio, f"{outcome.target}x" if outcome.target else ""
-        times = f"{outcome.ours_ms:.4g} ms, {outcome.against} {outcome.their_ms:.4g} ms"
-        passed = not outcome.target or ratio >= outcome.target
-        self.found.row(title, f"{times}: {ratio:.2f}x", target, passed)
+        timed, target = outcome.medians, f"{outcome.target}x" if outcome.target else ""
+        times = f"{1e3 * timed.ours:.4g} ms, {outcome.against} {1e3 * timed.theirs:.4g} ms"
+        self.found.row(title, f"{times}: {timed.ratio:.2f}x", target, outcome.passed)
         per_parameter = outcome.floor_bytes / outcome.case.parameters
-        self.share(title, outcome.ours_ms / 1e3, outcome.case.parameters, per_parameter, wanted)
+        self.share(title, timed.ours, outcome.case.parameters, per_parameter, wanted)
 
     def share(
         self, title: str, seconds: float, parameters: int, bytes_each: float, wanted: float = 0.0
@@ -111,7 +118,7 @@ def main() -> None:
         found.row(f"AdamW, {form.name}", f"{1e3 * seconds:.4g} ms, {QUARTER.title}")
         report.share(f"AdamW, {form.name}", seconds, QUARTER.parameters, form.bytes())
         torch.cuda.empty_cache()
-    record.append(report.rows)
+    append_csv(report.rows, CSV)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 import fusedstep
-
-from .forms import FORMS
+from bench.gpu.forms import FORMS
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Pairs = tuple[tuple[torch.dtype, torch.dtype], ...]  # of a parameter and its gradient

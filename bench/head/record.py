@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lm.files import write_whole
 from lm.report import machine
-from micro.origin import commit
+
+from bench.record import commit
 
 from .settings import GPTSettings, Settings
 

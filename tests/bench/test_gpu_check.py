@@ -6,15 +6,18 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-BENCH = Path(__file__).parents[2] / "bench"
+from bench import gpu_check
+from bench.gpu import bitwise, closed_form, forms, parts, rows, runner, small, timings
+from bench.measure import cpu_seconds
+from bench.record import ROOT
+from bench.step_cases import Case
+
 FACTS = {
     "name": "NVIDIA H100 80GB HBM3",
     "capability": "9.0",
@@ -24,25 +27,11 @@ FACTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def gpu() -> Iterator[SimpleNamespace]:
-    """The parts of bench/gpu_check.py, found as Python finds them when it is run as a script."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        import gpu_check
-        from gpu import bitwise, closed_form, forms, parts, rows, runner, small, timings
-
-        yield SimpleNamespace(
-            bitwise=bitwise, check=gpu_check.check, closed_form=closed_form, forms=forms,
-            parts=parts, rows=rows, runner=runner, small=small, timings=timings,
-        )  # fmt: skip
-
-
 class FakeRunner:
     """Answers for the commands of the parts as tools and scripts do where all is well."""
 
-    def __init__(self, rows, **answers: tuple[int, str]) -> None:
-        self.rows, self.answers = rows, answers
+    def __init__(self, **answers: tuple[int, str]) -> None:
+        self.answers = answers
         self.commands: list[list[str]] = []
         self.environments: list[dict[str, str]] = []
 
@@ -50,7 +39,7 @@ class FakeRunner:
         self.commands.append(command)
         self.environments.append(env)
         if command[-1].endswith(".json"):
-            self.rows.Findings(Path(command[-1])).row(log.stem, "0 differ", "0 differ")
+            rows.Findings(Path(command[-1])).row(log.stem, "0 differ", "0 differ")
         good = "===== 4 passed, 1 skipped in 2.01s =====\n========= ERROR SUMMARY: 0 errors\n"
         status, text = self.answers.get(log.stem.replace("-", "_"), (0, good))
         log.write_text(text)
@@ -63,13 +52,13 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     return {"results": tmp_path / "results", "logs": tmp_path / "logs", "out": tmp_path / "out"}
 
 
-def check(gpu, folders: dict[str, Path], run, seconds: float = 100, facts: dict = FACTS) -> int:
-    return gpu.check(facts, **folders, seconds=seconds, run=run)
+def check(folders: dict[str, Path], run, seconds: float = 100, facts: dict = FACTS) -> int:
+    return gpu_check.check(facts, **folders, seconds=seconds, run=run)
 
 
-def test_all_parts_run_and_the_results_are_kept(gpu, folders, capsys) -> None:
-    run = FakeRunner(gpu.rows)
-    assert check(gpu, folders, run) == 0
+def test_all_parts_run_and_the_results_are_kept(folders, capsys) -> None:
+    run = FakeRunner()
+    assert check(folders, run) == 0
     lines = capsys.readouterr().out.strip().split("\n")
     assert lines[-1] == "all passed"
     names = (
@@ -79,7 +68,7 @@ def test_all_parts_run_and_the_results_are_kept(gpu, folders, capsys) -> None:
         "graphs",
         "timings",
         "closed_form",
-        *gpu.parts.SANITIZERS,
+        *parts.SANITIZERS,
     )
     assert [name for name in names if not any(line.startswith(name) for line in lines)] == []
     assert run.environments[0] == {"FUSEDSTEP_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
@@ -96,66 +85,66 @@ def test_all_parts_run_and_the_results_are_kept(gpu, folders, capsys) -> None:
     assert len(list(folders["out"].iterdir())) <= 8
 
 
-def test_a_failing_part_is_shown_with_its_log_and_the_rest_still_runs(gpu, folders, capsys) -> None:
+def test_a_failing_part_is_shown_with_its_log_and_the_rest_still_runs(folders, capsys) -> None:
     hazard = "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)"
-    run = FakeRunner(gpu.rows, racecheck=(9, f"planted hazard\n{hazard}\n"))
-    assert check(gpu, folders, run) == 1
+    run = FakeRunner(racecheck=(9, f"planted hazard\n{hazard}\n"))
+    assert check(folders, run) == 1
     shown = capsys.readouterr().out
     assert "planted hazard" in shown
     assert shown.strip().endswith("1 of 10 failed")
     assert "initcheck" in [command[2] for command in run.commands]
 
 
-def test_nothing_runs_on_after_a_failed_build(gpu, folders, capsys) -> None:
-    run = FakeRunner(gpu.rows, build=(1, "error: no nvcc"))
-    assert check(gpu, folders, run) == 1
+def test_nothing_runs_on_after_a_failed_build(folders, capsys) -> None:
+    run = FakeRunner(build=(1, "error: no nvcc"))
+    assert check(folders, run) == 1
     assert len(run.commands) == 1
     shown = capsys.readouterr().out
     assert "error: no nvcc" in shown
     assert "not run: build failed" in shown
 
 
-def test_time_used_up_is_reported_for_what_did_not_run(gpu, folders, capsys) -> None:
-    assert check(gpu, folders, FakeRunner(gpu.rows), seconds=0.5) == 1
+def test_time_used_up_is_reported_for_what_did_not_run(folders, capsys) -> None:
+    assert check(folders, FakeRunner(), seconds=0.5) == 1
     assert "not run: the 0 s were used up" in capsys.readouterr().out
 
 
-def test_without_a_gpu_there_is_one_sentence(gpu, folders, capsys) -> None:
-    run = FakeRunner(gpu.rows)
-    assert check(gpu, folders, run, facts={"name": "", "torch": "2.14.1", "cuda": ""}) == 2
+def test_without_a_gpu_there_is_one_sentence(folders, capsys) -> None:
+    run = FakeRunner()
+    assert check(folders, run, facts={"name": "", "torch": "2.14.1", "cuda": ""}) == 2
     shown = capsys.readouterr().out
     assert shown == "gpu-check: torch 2.14.1 sees no GPU on this machine: nothing to check\n"
     assert run.commands == []
 
 
-def test_a_command_that_runs_over_is_ended_with_its_children(gpu, tmp_path: Path) -> None:
+def test_a_command_that_runs_over_is_ended_with_its_children(tmp_path: Path) -> None:
     child = "import subprocess, sys; subprocess.run([sys.executable, '-c', {!r}])"
     late = tmp_path / "late"
     sleeper = f"import time; time.sleep(2); open({str(late)!r}, 'w')"
     command = [sys.executable, "-c", child.format(sleeper)]
     log = tmp_path / "log"
-    assert gpu.runner.run_command(command, {}, log, 0.5) == gpu.runner.RAN_OVER
+    assert runner.run_command(command, {}, log, 0.5) == runner.RAN_OVER
     time.sleep(3)
     assert not late.exists()
-    part = gpu.runner.Part("slow", 1, command, gpu.parts.judge_build)
-    rows, _ = gpu.runner.run_part(part, tmp_path, 0.2, gpu.runner.run_command)
-    assert [row.result for row in rows] == ["ran over 0 s"]
-    assert not rows[0].passed
+    part = runner.Part("slow", 1, command, parts.judge_build)
+    found, _ = runner.run_part(part, tmp_path, 0.2, runner.run_command)
+    assert [row.result for row in found] == ["ran over 0 s"]
+    assert not found[0].passed
 
 
-def test_a_command_that_is_not_there_fails_with_its_name(gpu, tmp_path: Path) -> None:
+def test_a_command_that_is_not_there_fails_with_its_name(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    assert gpu.runner.run_command(["no-such-tool"], {}, log, 1) == 127
+    assert runner.run_command(["no-such-tool"], {}, log, 1) == 127
     assert "no-such-tool" in log.read_text()
 
 
-def test_a_script_that_dies_keeps_its_rows_and_fails(gpu, tmp_path: Path) -> None:
+def test_a_script_that_dies_keeps_its_rows_and_fails(tmp_path: Path) -> None:
     def run(command: list[str], env: dict[str, str], log: Path, seconds: float) -> int:
-        gpu.rows.Findings(Path(command[-1])).row("first", "fine", "fine")
+        rows.Findings(Path(command[-1])).row("first", "fine", "fine")
         return 1
 
-    rows, _ = gpu.runner.run_part(gpu.runner.Part("script", 9, ["x"]), tmp_path, 9, run)
-    assert [(row.part, row.passed) for row in rows] == [("first", True), ("script", False)]
+    found, _ = runner.run_part(runner.Part("script", 9, ["x"]), tmp_path, 9, run)
+    assert [(row.part, row.passed) for row in found] == [("first", True), ("script", False)]
 
 
 @pytest.mark.parametrize(
@@ -176,28 +165,28 @@ def test_a_script_that_dies_keeps_its_rows_and_fails(gpu, tmp_path: Path) -> Non
         ("build", 1, "long\nfusedstep: no nvcc\n", ("fusedstep: no nvcc", False)),
     ],
 )
-def test_output_of_the_tools_is_judged(gpu, judge, status, log, judged) -> None:
-    assert getattr(gpu.parts, f"judge_{judge}")(status, log) == judged
+def test_output_of_the_tools_is_judged(judge, status, log, judged) -> None:
+    assert getattr(parts, f"judge_{judge}")(status, log) == judged
 
 
 # --- the scripts that are run on the GPU, here with the CPU in its place ---
 
 
-def test_bits_are_compared_and_one_wrong_bit_is_found(gpu, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(gpu.bitwise, "DEVICES", ("cpu", "cpu"))
-    monkeypatch.setattr(gpu.bitwise, "SIZES", (0, 1, 257))
+def test_bits_are_compared_and_one_wrong_bit_is_found(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bitwise, "DEVICES", ("cpu", "cpu"))
+    monkeypatch.setattr(bitwise, "SIZES", (0, 1, 257))
     monkeypatch.setattr(sys, "argv", ["bitwise", str(tmp_path / "found.json")])
-    gpu.bitwise.main()
-    rows, _ = gpu.rows.read(tmp_path / "found.json")
-    assert len(rows) == len(gpu.bitwise.TRIALS) + 1
-    assert all(row.passed and row.result.startswith("0 of ") for row in rows)
-    names = [trial.name for trial in gpu.bitwise.TRIALS]
+    bitwise.main()
+    found, _ = rows.read(tmp_path / "found.json")
+    assert len(found) == len(bitwise.TRIALS) + 1
+    assert all(row.passed and row.result.startswith("0 of ") for row in found)
+    names = [trial.name for trial in bitwise.TRIALS]
     assert len(set(names)) == len(names)
-    rules = {path.stem for path in (BENCH.parent / "kernels" / "optim" / "rules").glob("*.h")}
-    tried = {trial.optimizer([torch.zeros(1)])._rule for trial in gpu.bitwise.TRIALS}
+    rules = {path.stem for path in (ROOT / "kernels" / "optim" / "rules").glob("*.h")}
+    tried = {trial.optimizer([torch.zeros(1)])._rule for trial in bitwise.TRIALS}
     assert rules - tried == {"scale", "muon"}  # the clip's, and one that multiplies matrices
 
-    seen = gpu.bitwise.Comparison()
+    seen = bitwise.Comparison()
     a = torch.tensor([0.0, math.nan, 1.0])
     seen.same("equal", a, torch.tensor([0.0, -math.nan, 1.0]))
     assert (seen.tensors, seen.elements, seen.differing) == (1, 3, 0)
@@ -205,17 +194,17 @@ def test_bits_are_compared_and_one_wrong_bit_is_found(gpu, monkeypatch, tmp_path
     assert seen.differing == 1
 
 
-def test_small_set_for_the_sanitizer_runs(gpu, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(gpu.small, "SIZES", (0, 1, 255))
-    gpu.small.main("cpu")
+def test_small_set_for_the_sanitizer_runs(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(small, "SIZES", (0, 1, 255))
+    small.main("cpu")
     told = capsys.readouterr().out
-    assert told.count("norm") >= len(gpu.small.RUNS)
-    assert f"closed form {len(gpu.small.SHAPES)} shapes" in told
+    assert told.count("norm") >= len(small.RUNS)
+    assert f"closed form {len(small.SHAPES)} shapes" in told
 
 
-def test_bytes_of_the_forms_are_those_that_no_step_can_avoid(gpu) -> None:
+def test_bytes_of_the_forms_are_those_that_no_step_can_avoid() -> None:
     """Clip + AdamW: the gradient twice; parameter or master, and two states, read and written."""
-    bytes_of = {form.name: form.bytes() for form in gpu.forms.FORMS}
+    bytes_of = {form.name: form.bytes() for form in forms.FORMS}
     assert bytes_of["float32, bfloat16 state"] == 24
     assert bytes_of["bfloat16 alone"] == 16
     assert bytes_of["bfloat16, float32 master"] == 30
@@ -223,10 +212,7 @@ def test_bytes_of_the_forms_are_those_that_no_step_can_avoid(gpu) -> None:
     assert 16 < bytes_of["bfloat16, remainder, int8 state"] < 16.2
 
 
-def test_timings_become_rows_and_figures(gpu, monkeypatch, tmp_path: Path) -> None:
-    from micro.cases import Case
-    from micro.contest import cpu_seconds
-
+def test_timings_become_rows_and_figures(monkeypatch, tmp_path: Path) -> None:
     for name in ("synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     recorded: list[dict] = []
@@ -243,12 +229,12 @@ def test_timings_become_rows_and_figures(gpu, monkeypatch, tmp_path: Path) -> No
         "GPU_CASES": (few, Case("mlp", "b", ((3,),))),
     }
     for name, value in replacements.items():
-        monkeypatch.setattr(gpu.timings, name, value)
-    monkeypatch.setattr(gpu.timings.record, "append", recorded.extend)
+        monkeypatch.setattr(timings, name, value)
+    monkeypatch.setattr(timings, "append_csv", lambda rows, path: recorded.extend(rows))
     monkeypatch.setattr(sys, "argv", ["timings", str(tmp_path / "found.json")])
-    gpu.timings.main()
-    rows, figures = gpu.rows.read(tmp_path / "found.json")
-    by_part = {row.part: row for row in rows}
+    timings.main()
+    found, figures = rows.read(tmp_path / "found.json")
+    by_part = {row.part: row for row in found}
     assert not by_part["few"].passed  # nothing is 1e9 times as fast
     assert by_part["few: bytes"].target == "92%"
     assert by_part["b"].target == by_part["b"].verdict == ""
@@ -256,14 +242,13 @@ def test_timings_become_rows_and_figures(gpu, monkeypatch, tmp_path: Path) -> No
     assert by_part["few: bytes"].result.startswith("32 a parameter, ")
     rules = [row["rule"] for row in figures["timings"] if row["case"] == "quarter"]
     assert rules == ["adam", "rmsprop", "sgd", "adagrad", "lion"]
-    assert all(f"AdamW, {form.name}: bytes" in by_part for form in gpu.forms.FORMS)
+    assert all(f"AdamW, {form.name}: bytes" in by_part for form in forms.FORMS)
     assert recorded == figures["timings"]
     assert [row["case"] for row in recorded[:2]] == ["billion", "mlp"]
     assert figures["copy_bytes_per_second"] > 0
 
 
-def test_the_closed_form_is_timed_beside_its_bounds(gpu, monkeypatch, tmp_path: Path) -> None:
-    closed_form = gpu.closed_form
+def test_the_closed_form_is_timed_beside_its_bounds(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     never = closed_form.Case("sequences", (3, 70, 40), target=1e9)
     problem = replace(closed_form.NEWTON_CASES[0], tokens=4, vocabulary=30, width=5)
@@ -281,8 +266,8 @@ def test_the_closed_form_is_timed_beside_its_bounds(gpu, monkeypatch, tmp_path: 
         monkeypatch.setattr(closed_form, name, value)
     monkeypatch.setattr(sys, "argv", ["closed_form", str(tmp_path / "found.json")])
     closed_form.main()
-    rows, figures = gpu.rows.read(tmp_path / "found.json")
-    by_part = {row.part: row for row in rows}
+    found, figures = rows.read(tmp_path / "found.json")
+    by_part = {row.part: row for row in found}
     assert not by_part["pinv 3x70x40 float32"].passed  # nothing is 1e9 times as fast
     assert "(computed from 2)" in by_part["pinv 3x70x40 float32"].result
     assert by_part["pinv 3x70x40 float32: recipe"].target == "1.5x"

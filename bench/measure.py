@@ -1,0 +1,225 @@
+"""How two sides are timed: they alternate in one process, medians are compared, runs are recorded.
+
+`run` is the whole command line of a benchmark that times functions of fusedstep against torch's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import torch
+
+import fusedstep
+from bench.record import RESULTS, Row, append_csv, commit, driver, text_table
+from fusedstep import build
+from fusedstep.__main__ import processor_name
+
+LEAST_SAMPLE = 2e-3  # seconds; shorter calls are repeated within a sample
+COPIED = 1 << 24  # float64 elements copied for the bandwidth
+Call = Callable[[], object]
+Timer = Callable[[Call, int], float]  # seconds of a call repeated that many times
+
+
+def cpu_seconds(call: Call, repeats: int) -> float:
+    """Seconds of the wall clock."""
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return time.perf_counter() - begin
+
+
+def cuda_seconds(call: Call, repeats: int) -> float:
+    """Seconds between two events on the device: gaps where it waits for the host count too."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def timer_of(device: torch.device) -> Timer:
+    """The timer for work on this device."""
+    return cuda_seconds if device.type == "cuda" else cpu_seconds
+
+
+def alternate(
+    ours: Call, theirs: Call, timer: Timer, seconds: float, least_samples: int = 5
+) -> tuple[list[float], list[float]]:
+    """Samples of both sides in turns, as seconds a call, until `seconds` have passed."""
+    sides = []
+    for call in (ours, theirs):
+        timer(call, 3)  # warm up: state, tables, caches
+        sides.append((call, max(1, math.ceil(LEAST_SAMPLE / timer(call, 1)))))
+    samples: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + seconds
+    while len(samples[0]) < least_samples or time.perf_counter() < end:
+        # The order changes every round: the second side may find caches that the first has filled.
+        for side in (0, 1) if len(samples[0]) % 2 == 0 else (1, 0):
+            call, repeats = sides[side]
+            samples[side].append(timer(call, repeats) / repeats)
+    return samples
+
+
+@dataclass(frozen=True)
+class Medians:
+    """Median seconds a call of each side, over `samples` samples of each."""
+
+    ours: float
+    theirs: float
+    samples: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long the other side takes."""
+        return self.theirs / self.ours
+
+
+def compare(
+    ours: Call, theirs: Call, device: torch.device, seconds: float, least_samples: int = 5
+) -> Medians:
+    """Times both sides in turns for about `seconds` after a warm-up."""
+    samples = alternate(ours, theirs, timer_of(device), seconds, least_samples)
+    return Medians(*map(statistics.median, samples), samples=len(samples[0]))
+
+
+def product_rate(device: torch.device, size: int, dtype: torch.dtype) -> float:
+    """Operations a second of torch's product of two matrices, the best of seven."""
+    A = torch.randn(size, size, dtype=dtype, device=device)
+    return 2 * size**3 / min(timer_of(device)(lambda: A @ A, 1) for _ in range(7))
+
+
+def copy_rate(device: torch.device, elements: int = COPIED) -> float:
+    """Bytes a second that torch's copy of float64 reads and writes, the best of seven."""
+    source = torch.randn(elements, dtype=torch.float64, device=device)
+    target = torch.zeros_like(source)
+    best = min(timer_of(device)(lambda: target.copy_(source), 1) for _ in range(7))
+    return 2 * source.nbytes / best
+
+
+def hardware(device: torch.device) -> str:
+    """The name of the GPU or the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def now() -> str:
+    """The time as the results files write it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def facts(device: torch.device) -> Row:
+    """The columns of a CSV file that say where and with what a line was measured."""
+    return {
+        "date": now(),
+        "machine": hardware(device),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "",
+        "driver": driver() if device.type == "cuda" else "",
+        "commit": commit(),
+    }
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """What a JSON file says about where and with what its times were taken."""
+    return {
+        "device": hardware(device),
+        "threads": torch.get_num_threads(),
+        "fusedstep": fusedstep.__version__,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
+        "python": platform.python_version(),
+    }
+
+
+def devices(wanted: str, program: str) -> list[torch.device]:
+    """The devices to run on; SystemExit with a sentence if the wanted one cannot be used."""
+    lack = build.CUDA_REASON or ("" if torch.cuda.is_available() else "torch sees no GPU")
+    if wanted == "cuda" and lack:
+        raise SystemExit(f"bench.{program}: no timings on CUDA: {lack}")
+    both = [torch.device("cpu")] + ([] if lack else [torch.device("cuda", 0)])
+    return [device for device in both if wanted in ("all", device.type)]
+
+
+def parser(
+    description: str, cases: Iterable[str], *, seconds: float, csv: Path
+) -> argparse.ArgumentParser:
+    """The options that every benchmark has; the defaults of `--seconds` and `--csv`."""
+    options = argparse.ArgumentParser(description=description)
+    add = options.add_argument
+    add("--device", choices=("all", "cpu", "cuda"), default="all", help="default: all")
+    add("--case", choices=list(cases), action="append", help="repeatable; default: all")
+    add("--seconds", type=float, default=seconds, help=f"for each case (default: {seconds:g})")
+    add("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads")
+    add("--csv", type=Path, default=csv, help="results file (default: in bench/results)")
+    add("--no-record", action="store_true", help="leave the results file alone")
+    return options
+
+
+class Named(Protocol):
+    """A case has a name on the command line."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Case = TypeVar("Case", bound=Named)
+Rate = TypeVar("Rate")
+
+
+@dataclass(frozen=True)
+class Benchmark(Generic[Case, Rate]):
+    """Functions of fusedstep against torch's: the cases and how one of them is measured."""
+
+    name: str  # of the program and its results file
+    description: str  # the program's docstring
+    cases: Sequence[Case]
+    rate: Callable[[torch.device], Rate]  # what the device can do at best
+    measure: Callable[[Case, torch.device, float, Rate], Row]  # of the third, the seconds
+    columns: Sequence[str]  # of a row, those that the table shows
+    title: str = "medians in turns"
+
+
+def timing_columns(medians: Medians, *, target: float | None, floor_ms: float) -> Row:
+    """The columns that all these benchmarks record; `target`: the wanted ratio."""
+    return {
+        "samples": medians.samples,
+        "our_ms": f"{1e3 * medians.ours:.4g}",
+        "torch_ms": f"{1e3 * medians.theirs:.4g}",
+        "ratio": f"{medians.ratio:.3g}",
+        "target": "" if target is None else target,
+        "floor_ms": f"{floor_ms:.3g}",
+    }
+
+
+def run(benchmark: Benchmark[Case, Rate]) -> None:
+    """Parses the command line, times the cases, records the rows and prints them."""
+    csv = RESULTS / f"{benchmark.name}.csv"
+    names = [case.name for case in benchmark.cases]
+    summary = benchmark.description.split("\n")[0]
+    options = parser(summary, names, seconds=12, csv=csv).parse_args()
+    torch.set_num_threads(options.threads)
+    rows: list[Row] = []
+    for device in devices(options.device, benchmark.name):
+        where, rate = facts(device), benchmark.rate(device)
+        for case in benchmark.cases:
+            if not options.case or case.name in options.case:
+                print(f"{device}: {case.name} ...", flush=True)
+                measured = benchmark.measure(case, device, options.seconds, rate)
+                rows.append({**where, **measured})
+    if not options.no_record:
+        append_csv(rows, options.csv)
+    lines = [[str(row[column]) for column in benchmark.columns] for row in rows]
+    print(f"\n{benchmark.title}\n{text_table([list(benchmark.columns), *lines])}")

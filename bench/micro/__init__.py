@@ -1,1 +1,0 @@
-"""The microbenchmarks' parts: cases, timings in turns, memory, machine, results file."""
