@@ -27,7 +27,7 @@ help: ## list the targets
 
 .PHONY: train
 train: setup ## train a language model with torch's step and with fusedstep's; ARGS="..."
-	$(PY) bench/train_lm.py $(ARGS)
+	$(PY) -m bench.train_lm $(ARGS)
 
 .PHONY: test
 test: test-kernels test-second test-python ## every test that this machine can run, trainers aside
@@ -66,11 +66,11 @@ bench: setup ## time the step against torch's; ARGS="..."
 
 .PHONY: precision
 precision: setup ## train with smaller state and bfloat16 parameters: loss, bytes, time; ARGS="..."
-	$(PY) bench/precision.py $(ARGS)
+	$(PY) -m bench.precision $(ARGS)
 
 .PHONY: lm-head
 lm-head: setup ## solve the last layer instead of training it: loss, time, reasons; ARGS="..."
-	$(PY) bench/lm_head.py $(ARGS)
+	$(PY) -m bench.lm_head $(ARGS)
 
 .PHONY: plot
 plot: setup ## draw all runs of `make bench`

@@ -1,35 +1,47 @@
 """The last layer of a language model solved instead of trained, after "Language Mixers III".
 
-    python bench/lm_head.py               under five minutes on two CPU cores
-    python bench/lm_head.py --steps 100   a shorter training by AdamW
-    python bench/lm_head.py --model gpt   the last layer of what train_lm.py trained, solved again
+    python -m bench.lm_head               under five minutes on two CPU cores
+    python -m bench.lm_head --steps 100   a shorter training by AdamW
+    python -m bench.lm_head --model gpt   the last layer of the model that bench.train_lm trained
 
-A linear language mixer on real text: its last layer in closed form on all of the text, beside AdamW
-after 1, 10, 100 and 1000 steps; then every Newton variant from the same start on the same batch.
-Ends in tables with the reasons, and a figure and its numbers in bench/results.
+A linear language mixer on real text: its last layer in closed form on all of the text, compared
+with AdamW after 1, 10, 100 and 1000 steps; then every Newton variant from the same start on the
+same batch. Prints tables with the reasons; a figure and all numbers are in bench/results.
 """
 
+from __future__ import annotations
+
 import argparse
+import os
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from head import figure, gpt, gpt_report, record, study, table
-from head.data import Data
-from head.progress import Stages, Stopped
-from head.settings import GPTSettings, Settings
-from lm.arguments import Parser, count, positive, seed
-from lm.corpus import Corpus, tokenise
-from lm.documents import read_documents
-from lm.errors import InputError
 from rich.console import Console
 
-RESULTS = Path(__file__).parent / "results"
-INTERRUPTED = 130  # as shells count it: 128 + SIGINT
-USUAL = {"mixer": Settings(), "gpt": GPTSettings()}
-# Options and the settings they change: of one model alone, with their types; of both.
-OWN = {
+from bench.command import (
+    INTERRUPTED,
+    InputError,
+    Parser,
+    count,
+    exit_status,
+    make_folder,
+    positive,
+    seed,
+)
+from bench.measure import machine, now
+from bench.record import RESULTS, commit, write_json
+from bench.studies.language_model.corpus import Corpus, read_documents, tokenise
+from bench.studies.last_layer import gpt, report, study
+from bench.studies.last_layer.problem import Data, Settings
+from bench.studies.last_layer.stages import Stages, Stopped
+
+USUAL: dict[str, Settings | gpt.Settings] = {"mixer": Settings(), "gpt": gpt.Settings()}
+# The options of one model alone: the settings that they change, types and help.
+OWN: dict[str, dict[str, tuple[str, Callable[[str], Any], str]]] = {
     "mixer": {
         "--steps": ("steps", count, "of AdamW"),
         "--lr": ("rate", positive, "AdamW's, at its peak"),
@@ -38,7 +50,7 @@ OWN = {
         "--newton-iterations": ("newton_iterations", count, "of each variant, at most"),
     },
     "gpt": {
-        "--checkpoint": ("checkpoint", Path, "of train_lm.py"),
+        "--checkpoint": ("checkpoint", Path, "of bench.train_lm"),
         "--newton-steps": ("steps", count, "of Newton-CG, at most"),
     },
 }
@@ -46,15 +58,15 @@ OWN = {
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; raises InputError where it makes no sense."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model", choices=USUAL, default="mixer", help="default: mixer")
-    add("--data", type=Path, metavar="FILE_OR_FOLDER", help="UTF-8 text to learn instead")
-    add("--tokens", type=count, help="of training text that are solved for "
+    add("--data", type=Path, metavar="FILE_OR_FOLDER", help="other UTF-8 text than the default")
+    add("--tokens", type=count, help="of training text to solve for "
         f"(default: all, or {USUAL['gpt'].tokens} of the gpt)")  # fmt: skip
     add("--seed", type=seed, default=0, help="of weights and batches (default: 0)")
-    add("--threads", type=count, help="of the CPU; PyTorch's choice if not given")
-    add("--out", type=Path, default=RESULTS, help="folder of what is written")
+    add("--threads", type=count, help="CPU threads (default: torch's choice)")
+    add("--out", type=Path, default=RESULTS, help="folder for the results")
     for model, options in OWN.items():
         group = parser.add_argument_group(f"--model {model}")
         for option, (field, kind, text) in options.items():
@@ -64,9 +76,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def choose(given: argparse.Namespace) -> Settings | GPTSettings:
-    """The model's settings, with what the command line changes in them."""
-    changes = {"seed": given.seed}
+def choose(given: argparse.Namespace) -> Settings | gpt.Settings:
+    """The model's settings, with the changes of the command line."""
+    changes: dict[str, Any] = {"seed": given.seed}
     if given.tokens is not None:
         changes["tokens"] = given.tokens
     for model, options in OWN.items():
@@ -80,6 +92,27 @@ def choose(given: argparse.Namespace) -> Settings | GPTSettings:
     return replace(USUAL[given.model], **changes)
 
 
+def conditions() -> dict[str, object]:
+    """What the times were taken on, and how busy it was then (the last minute's load)."""
+    return {
+        **machine(torch.device("cpu")),
+        "commit": commit(),
+        "date": now(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def write(
+    found: study.Found | gpt.Found,
+    settings: Settings | gpt.Settings,
+    where: dict[str, object],
+    path: Path,
+) -> None:
+    """`where`: the conditions before anything was timed."""
+    flat = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    write_json({"results": asdict(found), "settings": flat, "machine": where}, path)
+
+
 def read_corpus(given: argparse.Namespace, vocabulary: int, console: Console) -> Corpus:
     return tokenise(read_documents(given.data), vocabulary, console.print)
 
@@ -87,50 +120,50 @@ def read_corpus(given: argparse.Namespace, vocabulary: int, console: Console) ->
 def of_mixer(given: argparse.Namespace, settings: Settings, console: Console) -> None:
     """Studies the linear mixer; writes lm_head.json and lm_head.png."""
     data = Data.of(read_corpus(given, settings.vocabulary, console), settings)
-    where = record.conditions()
+    where = conditions()
     with Stages(console) as stages:
         found = study.study(data, settings, stages)
-    record.write(found, settings, where, given.out / "lm_head.json")
-    figure.draw(found, given.out / "lm_head.png")
-    table.show(found, console)
+    write(found, settings, where, given.out / "lm_head.json")
+    report.draw(found, given.out / "lm_head.png")
+    report.show(found, console)
 
 
-def of_gpt(given: argparse.Namespace, settings: GPTSettings, console: Console) -> None:
-    """Solves the last layer of train_lm.py's model again; writes lm_head_gpt.json."""
+def of_gpt(given: argparse.Namespace, settings: gpt.Settings, console: Console) -> None:
+    """Solves the last layer of bench.train_lm's model; writes lm_head_gpt.json."""
     trained = gpt.Trained(settings.checkpoint)
     corpus = read_corpus(given, trained.tokenizer_size, console)
-    where = record.conditions()
+    where = conditions()
     with Stages(console) as stages:
         found = gpt.study(trained, corpus, settings, stages)
-    record.write(found, settings, where, given.out / "lm_head_gpt.json")
-    console.print(gpt_report.table(found))
+    write(found, settings, where, given.out / "lm_head_gpt.json")
+    console.print(gpt.table(found))
 
 
-def main(arguments: list[str]) -> int:
-    """Exit status: 0 done, 2 for what the user should change, 130 after Ctrl-C."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 140)  # a log file need not wrap
+def run(arguments: list[str], console: Console) -> int:
+    """Exit status: 0 at the end, 130 after Ctrl-C."""
+    given = parse(arguments)
+    settings = choose(given)
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+    make_folder(given.out)
     try:
-        given = parse(arguments)
-        settings = choose(given)
-        if given.threads is not None:
-            torch.set_num_threads(given.threads)
-        try:
-            given.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--out: {given.out} cannot be made: {error.strerror}") from None
-        (of_mixer if given.model == "mixer" else of_gpt)(given, settings, console)
-    except InputError as error:
-        print(f"lm_head: {error}", file=sys.stderr)
-        return 2
+        if isinstance(settings, Settings):
+            of_mixer(given, settings, console)
+        else:
+            of_gpt(given, settings, console)
     except Stopped:
         console.print("Stopped; nothing was written.")
         return INTERRUPTED
-    except KeyboardInterrupt:
-        return INTERRUPTED
     console.print(f"Figures: {given.out}", soft_wrap=True)
     return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 done, 2 if the user should change something, 130 after Ctrl-C."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 140)  # a log file need not wrap
+    return exit_status("lm_head", lambda: run(arguments, console))
 
 
 if __name__ == "__main__":

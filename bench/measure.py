@@ -90,8 +90,8 @@ def compare(
     ours: Call, theirs: Call, device: torch.device, seconds: float, least_samples: int = 5
 ) -> Medians:
     """Times both sides in turns for about `seconds` after a warm-up."""
-    samples = alternate(ours, theirs, timer_of(device), seconds, least_samples)
-    return Medians(*map(statistics.median, samples), samples=len(samples[0]))
+    mine, other = alternate(ours, theirs, timer_of(device), seconds, least_samples)
+    return Medians(statistics.median(mine), statistics.median(other), len(mine))
 
 
 def product_rate(device: torch.device, size: int, dtype: torch.dtype) -> float:

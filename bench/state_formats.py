@@ -1,31 +1,38 @@
 """Which 8-bit format an optimizer's state should have, by the errors each makes on real gradients.
 
-    python bench/state_formats.py                 about two minutes on two CPU cores
+    python -m bench.state_formats                 about two minutes on two CPU cores
 
-Trains the small model of train_lm.py by torch.optim.AdamW and keeps the clipped gradients of some
-blocks of 128 neighbouring elements. Then both moments are recomputed from them, once in float32
-and once for each format stored in it after every step, as an optimizer would: an error of one
-step is in the next one's input. The formats chosen are those of kernels/optim/quantize.h.
+Trains the small model of bench.train_lm by torch.optim.AdamW and keeps the clipped gradients of
+some blocks of 128 neighbouring elements. Then both moments are recomputed from them: once in
+float32, and once for each format, stored in it after every step as an optimizer would, so that the
+error of one step is in the input of the next. The chosen formats are those of
+kernels/optim/quantize.h.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from lm.corpus import tokenise, windows
-from lm.documents import read_documents
-from lm.gpt import GPT
-from lm.recipe import EPS, SIZES, TOKENS
-from lm.run import Run, torch_update
-from lm.sampler import Sampler
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import nn
 
+from bench.command import Parser, count, exit_status, seed
+from bench.studies.language_model.corpus import Sampler, read_documents, tokenise, windows
+from bench.studies.language_model.model import GPT
+from bench.studies.language_model.training import (
+    EPS,
+    SIZES,
+    TOKENS,
+    Run,
+    Update,
+    torch_update,
+)
 from tests.reference import quantize
 from tests.reference.random import random16
 
@@ -38,12 +45,12 @@ def gradients(steps: int, seed: int, console: Console) -> np.ndarray:
     """Clipped gradients of a training, float32 [steps, BLOCKS * quantize.BLOCK]."""
     recipe = replace(SIZES["small"], steps=steps, seed=seed)
     corpus = tokenise(read_documents(None), TOKENS["small"], console.print)
-    inputs, targets = windows(corpus.training, recipe.shape.context, "training")
-    sampler = Sampler(len(inputs), recipe.seed)
+    training = windows(corpus.training, recipe.shape.context, "training")
+    sampler = Sampler(len(training), recipe.seed)
     torch.manual_seed(recipe.seed)
     kept: list[np.ndarray] = []
 
-    def recorded_update(model: GPT) -> tuple:
+    def recorded_update(model: nn.Module) -> tuple[torch.optim.Optimizer, Update]:
         optimizer, update = torch_update(model)
         parameters = [p for p in model.parameters() if p.numel() % quantize.BLOCK == 0]
         count = sum(p.numel() for p in parameters) // quantize.BLOCK
@@ -51,7 +58,7 @@ def gradients(steps: int, seed: int, console: Console) -> np.ndarray:
 
         def update_and_record() -> torch.Tensor:
             norm = update()
-            whole = torch.cat([p.grad.flatten() for p in parameters])
+            whole = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
             kept.append(whole.view(count, quantize.BLOCK)[rows].flatten().numpy())
             return norm
 
@@ -62,7 +69,7 @@ def gradients(steps: int, seed: int, console: Console) -> np.ndarray:
     for step in track(range(steps), "training", console=console):
         batch = sampler.take(recipe.batch_size(tokens))
         tokens += len(batch) * recipe.shape.context
-        measured = run.step(inputs[batch].long(), targets[batch].long(), recipe.rate(step))
+        measured = run.step(*training.rows(batch).long(), recipe.rate(step))
     console.print(f"{steps} steps, last loss {measured.loss:.2f} nats.")
     return np.stack(kept)
 
@@ -218,7 +225,8 @@ def replay(grads: np.ndarray, betas: tuple[float, float], form: Format) -> Error
             error, along = ((changed - update) ** 2).mean(), (changed * update).mean() / power - 1
             records.append((error / power, along, bias, lost.mean(), np.abs(changed).max()))
     means = np.mean(records, axis=0)
-    return Errors(np.sqrt(means[0]), *means[1:4], np.max(records, axis=0)[4])
+    _, along, bias, to_zero, _ = means.tolist()
+    return Errors(float(np.sqrt(means[0])), along, bias, to_zero, np.max(records, axis=0)[4])
 
 
 def table(
@@ -247,18 +255,24 @@ def table(
     return view
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=200, help="of training (default: 200)")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    given = parser.parse_args()
+def run(arguments: list[str]) -> int:
+    parser = Parser(__doc__)
+    parser.add_argument("--steps", type=count, default=200, help="of training (default: 200)")
+    parser.add_argument("--seed", type=seed, default=0, help="default: 0")
+    given = parser.parse_args(arguments)
     console = Console(markup=False, highlight=False)
     grads = gradients(given.steps, given.seed, console)
     for betas in ((0.9, 0.95), (0.99, 0.95)):
         console.print(table(grads, "first moment", betas, list(first_formats()), console))
     for betas in ((0.9, 0.95), (0.9, 0.999)):
         console.print(table(grads, "second moment", betas, list(second_formats()), console))
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 done, 2 if the user should change something, 130 after Ctrl-C."""
+    return exit_status("state_formats", lambda: run(arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

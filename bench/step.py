@@ -173,9 +173,9 @@ def arguments() -> argparse.Namespace:
     summary = str(__doc__).split("\n")[0]
     names = sorted({case.name for case in CPU_CASES + GPU_CASES})
     options = parser(summary, names, seconds=8, csv=CSV)
-    for name, values in {"rule": RULES, "mode": MODES}.items():
+    for name, values in (("rule", list(RULES)), ("mode", list(MODES))):
         options.add_argument(
-            f"--{name}", choices=list(values), action="append", help="repeatable; default: all"
+            f"--{name}", choices=values, action="append", help="repeatable; default: all"
         )
     return options.parse_args()
 

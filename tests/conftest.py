@@ -16,7 +16,6 @@ from hypothesis import settings
 from fusedstep import build
 
 pytest_plugins = [
-    "tests.support.last_layer_study",
     "tests.support.on_host",
 ]  # fixtures that several files use
 

@@ -7,17 +7,18 @@ import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import fusedstep
 from bench.gpu.rows import Findings
-from bench.gpu.trials import ALIKE, TRIALS, Pairs, Trial
+from bench.gpu.trials import ALIKE, TRIALS, Pairs, Trial, grad_of
 
 # Around the norm's rows of 256, a pack, and a chunk of 32768; 0 and 1.
 SIZES = (0, 1, 7, 255, 256, 257, 4099, 32768, 32769)
-# Elements by which parameter and gradient lie beside an address that is good for 16 bytes.
+# Elements by which parameter and gradient lie after an address that is aligned to 16 bytes.
 OFFSETS = ((0, 0), (1, 1), (0, 1), (3, 2))
 STEPS = 3
 DEVICES = ("cpu", "cuda")
@@ -55,12 +56,12 @@ def make(
 def refill(twins: Twins, generator: torch.Generator, spoil: bool) -> None:
     """Other gradients in the same places; with `spoil` one of them has an infinite element."""
     for pair in twins:
-        grad = values(pair[0].numel(), pair[0].grad.dtype, generator)
+        grad = values(pair[0].numel(), grad_of(pair[0]).dtype, generator)
         for param in pair:
-            param.grad.copy_(grad)
+            grad_of(param).copy_(grad)
     if spoil:
         for param in twins[-1]:
-            param.grad[-1] = math.inf
+            grad_of(param)[-1] = math.inf
 
 
 class Comparison:
@@ -87,7 +88,7 @@ def steps(twins: Twins, trial: Trial, label: str, seen: Comparison) -> None:
     """A few steps on both devices; then parameters, states and norm."""
     generator = torch.Generator().manual_seed(len(label))
     lists = list(zip(*twins, strict=True))
-    optimizers = [trial.optimizer(params, **trial.options) for params in lists]
+    optimizers: list[Any] = [trial.optimizer(params, **trial.options) for params in lists]
     for at in range(STEPS):
         refill(twins, generator, spoil=trial.spoiled and at == 1)
         for device, optimizer in zip(DEVICES, optimizers, strict=True):
@@ -114,7 +115,7 @@ def clips(twins: Twins, label: str, seen: Comparison) -> None:
         ]
         seen.same(f"{label}, clip: norm of type {norm_type}", *norms)
         for i, (first, second) in enumerate(twins):
-            seen.same(f"{label}, clip: grad of params[{i}]", first.grad, second.grad)
+            seen.same(f"{label}, clip: grad of params[{i}]", grad_of(first), grad_of(second))
 
 
 def check(trial: Trial | None, pairs: Pairs, seen: Comparison, name: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 import fusedstep
 from bench.gpu.forms import ROUNDED, Form
 from bench.gpu.rows import Findings
+from bench.gpu.trials import grad_of
 
 REPLAYS = 5
 LONG = 200_000_000  # cycles, about 0.1 s: longer than any host needs for a step
@@ -33,11 +35,11 @@ def make(count: int = 40, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
 def twins(params: list[Tensor]) -> list[Tensor]:
     copies = [param.detach().clone().requires_grad_() for param in params]
     for copy, param in zip(copies, params, strict=True):
-        copy.grad = param.grad.clone()
+        copy.grad = grad_of(param).clone()
     return copies
 
 
-def optimizer(params: list[Tensor], **options: object) -> fusedstep.AdamW:
+def optimizer(params: list[Tensor], **options: Any) -> fusedstep.AdamW:
     return fusedstep.AdamW(params, max_norm=1.0, capturable=True, **options)
 
 
@@ -47,15 +49,15 @@ def refill(lists: list[list[Tensor]], seed: int) -> None:
     for group in zip(*lists, strict=True):
         fresh = torch.randn(group[0].shape, generator=generator, device="cuda")
         for param in group:
-            param.grad.copy_(fresh)
+            grad_of(param).copy_(fresh)
 
 
-def differing(a: list[Tensor], b: list[Tensor]) -> int:
-    return sum(not torch.equal(x, y) for x, y in zip(a, b, strict=True))
+def differing(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> int:
+    return sum(x is None or y is None or not torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def replay_equals_eager(form: Form | None = None) -> int:
-    """Replays with other gradients and rates, beside an eager optimizer: differing tensors."""
+    """Tensors that differ between replays and eager steps, with other gradients and rates."""
     captured = make(dtype=form.dtype if form else torch.float32)
     eager = twins(captured)
     rates = [torch.tensor(0.01, device="cuda") for _ in range(2)]
@@ -79,8 +81,8 @@ def replay_equals_eager(form: Form | None = None) -> int:
             rate.fill_(0.01 / (at + 1))
         graph.replay()
         steps[1].step()
-    norms = differing([steps[0].grad_norm], [steps[1].grad_norm])
-    return differing(captured, eager) + norms
+    norms = [[step.grad_norm] for step in steps]
+    return differing(captured, eager) + differing(*norms)
 
 
 def replays_round_anew() -> int:
@@ -117,7 +119,7 @@ def graph_survives_an_eager_step() -> int:
         steps[0].step()
     places = [param.grad for param in captured]
     for param in captured:
-        param.grad = param.grad.clone()
+        param.grad = grad_of(param).clone()
     for step in steps:
         step.step()
     for param, place in zip(captured, places, strict=True):

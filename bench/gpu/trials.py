@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 import fusedstep
@@ -37,6 +38,12 @@ class Trial:
         return self.options.get("nonfinite") == "skip"
 
 
+def grad_of(param: Tensor) -> Tensor:
+    """The gradient of a parameter that has one."""
+    assert param.grad is not None
+    return param.grad
+
+
 ADAMW = partial(fusedstep.AdamW, lr=0.01)
 # With every state that the rule can have. Muon is left out: its matrix products are cuBLAS's.
 RULES: dict[str, Callable[..., Optimizer]] = {
@@ -48,7 +55,11 @@ RULES: dict[str, Callable[..., Optimizer]] = {
     "Adagrad": partial(fusedstep.Adagrad, lr=0.01, lr_decay=0.1),
     "Lion": partial(fusedstep.Lion, lr=0.01, weight_decay=0.1),
 }
-STORED = {"AdamW": ADAMW, "RMSprop": RULES["RMSprop, plain"], "SGD": RULES["SGD"]}
+STORED: dict[str, Callable[..., Optimizer]] = {
+    "AdamW": ADAMW,
+    "RMSprop": RULES["RMSprop, plain"],
+    "SGD": RULES["SGD"],
+}
 CLIP = {"max_norm": 1.0}
 
 TRIALS = (

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+pytest.importorskip("rich", reason="needs the bench extra: rich")
+pytest.importorskip("tokenizers", reason="needs the bench extra: tokenizers")
+
+from bench import state_formats as study
 from tests.reference.random import random16
-
-BENCH = Path(__file__).parents[2] / "bench"
-
-
-@pytest.fixture(scope="module")
-def study():
-    """bench/state_formats.py, found as Python finds it when it is run as a script."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        import state_formats
-
-        yield state_formats
 
 
 @pytest.fixture
@@ -28,14 +18,14 @@ def grads() -> np.ndarray:
     return (generator.normal(size=(20, 512)) * 10.0 ** generator.uniform(-3, 0, 512)).astype("f4")
 
 
-def test_moments_stored_exactly_have_no_error(study, grads) -> None:
+def test_moments_stored_exactly_have_no_error(grads) -> None:
     errors = study.replay(grads, (0.9, 0.95), study.Format("", ""))
     assert (errors.update, errors.bias, errors.to_zero) == (0, 0, 0)
     assert errors.along == pytest.approx(0, abs=1e-6)
     assert 0.5 < errors.largest < 1.5
 
 
-def test_formats_by_levels_are_those_of_the_kernels(study, grads) -> None:
+def test_formats_by_levels_are_those_of_the_kernels(grads) -> None:
     first = study.by_levels(study.power_levels(127, 2), stochastic=True, zero=True)
     second = study.by_levels(study.power_levels(255, 4), stochastic=True, zero=False)
     random = random16(0, 0, 1, 0, 512)
@@ -46,7 +36,7 @@ def test_formats_by_levels_are_those_of_the_kernels(study, grads) -> None:
         np.testing.assert_allclose(by_levels(x, random), by_codes(x, random), rtol=1e-5)
 
 
-def test_every_format_has_an_error_and_a_finer_one_a_smaller(study, grads) -> None:
+def test_every_format_has_an_error_and_a_finer_one_a_smaller(grads) -> None:
     for forms in (list(study.first_formats()), list(study.second_formats())):
         errors = {(f.name, f.rounding): study.replay(grads, (0.9, 0.95), f).update for f in forms}
         assert len(errors) == len(forms)

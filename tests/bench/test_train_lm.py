@@ -1,4 +1,4 @@
-"""The command line of bench/train_lm.py: whole runs, Ctrl-C, --resume, and what it refuses."""
+"""The command line of bench.train_lm: whole runs, Ctrl-C, --resume, and what it refuses."""
 
 import json
 import math
@@ -12,34 +12,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import bench_programs
+pytest.importorskip("matplotlib", reason="needs the bench extra: matplotlib")
+pytest.importorskip("rich", reason="needs the bench extra: rich")
+pytest.importorskip("tokenizers", reason="needs the bench extra: tokenizers")
+
+from bench import train_lm
+from bench.record import ROOT
+from bench.studies.language_model.comparison import Comparison
 
 TINY = ["--size", "tiny", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module")
-def train_lm():
-    with bench_programs.program("train_lm") as module:
-        yield module
-
-
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path, monkeypatch):
-    """A cache and a working folder of the test's own, and one thread."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def text(tmp_path):
-    return bench_programs.write_text(tmp_path)
-
-
-def test_a_whole_run_learns_and_leaves_a_table_a_figure_and_its_numbers(train_lm, text, capsys):
+def test_a_whole_run_learns_and_leaves_a_table_a_figure_and_its_numbers(text, capsys):
     assert train_lm.main([*TINY, "--data", str(text)]) == 0
     shown = capsys.readouterr().out
     for words in ("validation loss", "clip + step, median ms", "tokens/s", "step 40/40", "ratio"):
@@ -73,10 +65,9 @@ def same(left, right):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_resumes_bit_for_bit(train_lm, text, monkeypatch, number, capsys):
+def test_an_interrupted_run_resumes_bit_for_bit(text, monkeypatch, number, capsys):
     arguments = [*TINY, f"--data={text}", "--steps=12", "--dropout=0.1", "--save-every=5"]
-    comparison = sys.modules["lm.training"].Comparison
-    advance = comparison.advance
+    advance = Comparison.advance
     handler = signal.getsignal(number)  # a shell has background jobs ignore SIGINT
 
     def interrupted(self):
@@ -85,7 +76,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(train_lm, text, monkeypatch, num
         return advance(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "advance", interrupted)
+        patch.setattr(Comparison, "advance", interrupted)
         assert train_lm.main([*arguments, "--out", "cut"]) == 130
     assert "Stopped after step 7 of 12; the same command with --resume" in capsys.readouterr().out
     assert os.listdir("cut") == ["checkpoint.pt"]
@@ -104,7 +95,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(train_lm, text, monkeypatch, num
     assert cut["validations"] == straight["validations"]
 
 
-def test_a_finished_run_resumed_shows_its_results_again(train_lm, text, capsys):
+def test_a_finished_run_resumed_shows_its_results_again(text, capsys):
     arguments = [*TINY, "--data", str(text), "--steps", "2"]
     assert train_lm.main(arguments) == 0
     before = Path("runs/train_lm/results.json").read_text()
@@ -113,11 +104,16 @@ def test_a_finished_run_resumed_shows_its_results_again(train_lm, text, capsys):
     assert Path("runs/train_lm/results.json").read_text() == before
 
 
-def test_ctrl_c_in_a_process_of_its_own(train_lm, text):
+def test_ctrl_c_in_a_process_of_its_own(text):
     arguments = [*TINY, "--data", str(text), "--steps", "100000", "--save-every", "1"]
+    path = os.pathsep.join([str(ROOT), *sys.path])
     running = subprocess.Popen(
-        [sys.executable, train_lm.__file__, *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "bench.train_lm", *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": "1",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -151,7 +147,7 @@ def test_ctrl_c_in_a_process_of_its_own(train_lm, text):
         (["--resume"], "--resume: there is no checkpoint runs/train_lm/checkpoint.pt"),
         (
             ["--resume", "--out", "other"],
-            "--resume: other/checkpoint.pt is damaged or no checkpoint: ",
+            "--resume: other/checkpoint.pt is damaged or not a checkpoint: ",
         ),
         (
             ["--lr", "1e30"],
@@ -159,7 +155,7 @@ def test_ctrl_c_in_a_process_of_its_own(train_lm, text):
         ),
     ],
 )
-def test_bad_input_gives_one_sentence_and_status_2(train_lm, text, capsys, arguments, sentence):
+def test_bad_input_gives_one_sentence_and_status_2(text, capsys, arguments, sentence):
     Path("short.txt").write_text("A text that is too short.")
     Path("empty.txt").write_text("")
     Path("latin.txt").write_bytes("\u00e9t\u00e9".encode("latin-1"))
@@ -172,12 +168,12 @@ def test_bad_input_gives_one_sentence_and_status_2(train_lm, text, capsys, argum
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused(train_lm, text, capsys):
+def test_a_gpu_that_is_not_there_is_refused(text, capsys):
     assert train_lm.main(["--device", "cuda", "--data", str(text)]) == 2
     assert "--device cuda cannot be used: " in capsys.readouterr().err
 
 
-def test_other_settings_than_the_checkpoint_has_are_refused(train_lm, text, capsys):
+def test_other_settings_than_the_checkpoint_has_are_refused(text, capsys):
     arguments = [*TINY, "--data", str(text), "--steps", "2"]
     assert train_lm.main(arguments) == 0
     kept = Path("runs/train_lm/checkpoint.pt").read_bytes()

@@ -1,0 +1,1 @@
+"""The last layer solved instead of trained: the parts of bench.lm_head."""
