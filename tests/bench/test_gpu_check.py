@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import sys
@@ -145,6 +146,29 @@ def test_a_script_that_dies_keeps_its_rows_and_fails(tmp_path: Path) -> None:
 
     found, _ = runner.run_part(runner.Part("script", 9, ["x"]), tmp_path, 9, run)
     assert [(row.part, row.passed) for row in found] == [("first", True), ("script", False)]
+
+
+def test_nothing_has_to_be_installed() -> None:
+    """What the parts import, one through the other, is torch, this package and Python's own."""
+    seen: set[Path] = set()
+    left = [ROOT / "bench" / "gpu_check.py", *(ROOT / "bench" / "gpu").glob("*.py")]
+    imported = set()
+    while left:
+        path = left.pop()
+        seen.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                module = node.module or ""
+                names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+            imported |= {name.split(".")[0] for name in names}
+            files = {(ROOT / name.replace(".", "/")).with_suffix(".py") for name in names}
+            left += [file for file in files - seen if file.is_file()]
+    assert ROOT / "bench" / "measure.py" in seen
+    # matplotlib is named for the type of an argument alone
+    assert imported - sys.stdlib_module_names == {
+        *("torch", "fusedstep", "bench", "python", "matplotlib")
+    }
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,7 @@ def test_bad_input_gives_one_sentence_and_changes_nothing(
 @pytest.fixture
 def trained(text):
     """The options for the model that bench.train_lm trained for a few steps, kept in runs."""
-    arguments = ["--size=tiny", "--device=cpu", "--steps=10", f"--data={text}"]
+    arguments = ["--size=tiny", "--device=cpu", "--steps=4", f"--data={text}"]
     assert train_lm.main(arguments) == 0
     return ["--model=gpt", f"--data={text}", "--out=out"]
 

@@ -23,14 +23,6 @@ from bench.studies.language_model.comparison import Comparison
 TINY = ["--size", "tiny", "--device", "cpu"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_a_whole_run_learns_and_leaves_a_table_a_figure_and_its_numbers(text, capsys):
     assert train_lm.main([*TINY, "--data", str(text)]) == 0
     shown = capsys.readouterr().out
@@ -64,26 +56,29 @@ def same(left, right):
     return left == right
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_resumes_bit_for_bit(text, monkeypatch, number, capsys):
+def test_an_interrupted_run_resumes_bit_for_bit(text, monkeypatch, capsys):
+    """Interrupted twice, by either signal, in the middle of a step, which is still finished."""
     arguments = [*TINY, f"--data={text}", "--steps=12", "--dropout=0.1", "--save-every=5"]
     advance = Comparison.advance
-    handler = signal.getsignal(number)  # a shell has background jobs ignore SIGINT
+    signals = {6: signal.SIGINT, 9: signal.SIGTERM}
+    handlers = [signal.getsignal(number) for number in signals.values()]  # a shell may ignore them
 
     def interrupted(self):
-        if len(self.steps) == 6:  # in the middle of the seventh step, which is still finished
-            os.kill(os.getpid(), number)
+        if len(self.steps) in signals:
+            os.kill(os.getpid(), signals[len(self.steps)])
         return advance(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Comparison, "advance", interrupted)
-        assert train_lm.main([*arguments, "--out", "cut"]) == 130
-    assert "Stopped after step 7 of 12; the same command with --resume" in capsys.readouterr().out
-    assert os.listdir("cut") == ["checkpoint.pt"]
-    assert signal.getsignal(number) == handler
+        for done, resume in ((7, []), (10, ["--resume"])):
+            assert train_lm.main([*arguments, "--out", "cut", *resume]) == 130
+            shown = capsys.readouterr().out
+            assert f"Stopped after step {done} of 12; the same command with --resume" in shown
+            assert os.listdir("cut") == ["checkpoint.pt"]
+            assert [signal.getsignal(number) for number in signals.values()] == handlers
 
     assert train_lm.main([*arguments, "--out", "cut", "--resume"]) == 0
-    assert "Continuing after step 7." in capsys.readouterr().out
+    assert "Continuing after step 10." in capsys.readouterr().out
     assert train_lm.main([*arguments, "--out", "straight"]) == 0
     cut, straight = (
         torch.load(f"{folder}/checkpoint.pt", weights_only=True)["comparison"]

@@ -34,14 +34,6 @@ RECIPE = Recipe(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def corpus():
     # Each token is followed by one of three, so there is something to learn.
