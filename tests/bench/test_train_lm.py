@@ -99,6 +99,7 @@ def test_a_finished_run_resumed_shows_its_results_again(text, capsys):
     assert Path("runs/train_lm/results.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_process_of_its_own(text):
     arguments = [*TINY, "--data", str(text), "--steps", "100000", "--save-every", "1"]
     path = os.pathsep.join([str(ROOT), *sys.path])
