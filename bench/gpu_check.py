@@ -3,7 +3,7 @@
     python -m bench.gpu_check      at most 8 minutes, no network; ends in one table
 
 Uses the Python it runs under. Logs go to build/gpu-check, the results to bench/results/gpu-*.json;
-copies of both to the folder $OUT where that is set. Status 0 where all passed, 1 where something
+copies of both go to the folder $OUT if that is set. Status 0 where all passed, 1 where something
 did not, 2 where torch sees no GPU. FUSEDSTEP_COMMIT names the commit where there is no .git.
 """
 
@@ -66,7 +66,7 @@ class Results:
 
 
 def device_facts() -> dict:
-    """The first GPU and the versions, asked in a process of its own."""
+    """The first GPU and the versions, asked in a separate process."""
     command = [sys.executable, "-m", "bench.gpu.device"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if result.returncode:

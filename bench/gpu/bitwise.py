@@ -26,7 +26,7 @@ _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 Twins = list[tuple[Tensor, Tensor]]  # the same parameter on each of DEVICES
 
 
-def beside(values: Tensor, offset: int, device: str) -> Tensor:
+def misaligned(values: Tensor, offset: int, device: str) -> Tensor:
     """A copy of `values` that begins `offset` elements after an aligned address."""
     room = torch.zeros(values.numel() + offset, dtype=values.dtype, device=device)
     return room[offset:].copy_(values)
@@ -46,20 +46,20 @@ def make(
     for size, (param_offset, grad_offset) in product(SIZES, OFFSETS):
         param = values(size, param_dtype, generator)
         grad = values(size, grad_dtype, generator)
-        twins = [beside(param, param_offset, device).requires_grad_() for device in DEVICES]
+        twins = [misaligned(param, param_offset, device).requires_grad_() for device in DEVICES]
         for twin, device in zip(twins, DEVICES, strict=True):
             twin.grad_dtype = None  # any may be assigned
-            twin.grad = beside(grad, grad_offset, device)
+            twin.grad = misaligned(grad, grad_offset, device)
         yield twins[0], twins[1]
 
 
-def refill(twins: Twins, generator: torch.Generator, spoil: bool) -> None:
-    """Other gradients in the same places; with `spoil` one of them has an infinite element."""
+def refill(twins: Twins, generator: torch.Generator, infinite: bool) -> None:
+    """Other gradients in the same places; with `infinite`, one element is."""
     for pair in twins:
         grad = values(pair[0].numel(), grad_of(pair[0]).dtype, generator)
         for param in pair:
             grad_of(param).copy_(grad)
-    if spoil:
+    if infinite:
         for param in twins[-1]:
             grad_of(param)[-1] = math.inf
 
@@ -90,7 +90,7 @@ def steps(twins: Twins, trial: Trial, label: str, seen: Comparison) -> None:
     lists = list(zip(*twins, strict=True))
     optimizers: list[Any] = [trial.optimizer(params, **trial.options) for params in lists]
     for at in range(STEPS):
-        refill(twins, generator, spoil=trial.spoiled and at == 1)
+        refill(twins, generator, infinite=trial.meets_infinity and at == 1)
         for device, optimizer in zip(DEVICES, optimizers, strict=True):
             if trial.loss_scale:
                 optimizer.grad_scale = torch.full((), 1024.0, device=device)
@@ -109,7 +109,7 @@ def steps(twins: Twins, trial: Trial, label: str, seen: Comparison) -> None:
 def clips(twins: Twins, label: str, seen: Comparison) -> None:
     """The stand-alone norm and clip, for each type of norm."""
     for norm_type in (2.0, 1.0, math.inf):
-        refill(twins, torch.Generator().manual_seed(5), spoil=False)
+        refill(twins, torch.Generator().manual_seed(5), infinite=False)
         norms = [
             fusedstep.clip_grad_norm_(params, 1.0, norm_type) for params in zip(*twins, strict=True)
         ]

@@ -1,8 +1,8 @@
 """The closed form's speed on a GPU: pseudo-inverses, Gram matrix, sums by token, Newton's steps.
 
-Each beside a bound measured in the same process: torch's float64 product, or a copy. Where torch
-takes one matrix after another, it is timed on a few of the batch and the time of all is computed;
-the result says so.
+Each is compared with a bound measured in the same process: torch's float64 product, or a copy.
+Where torch takes one matrix after another, it is timed on a few of the batch and the time of all is
+computed from that; the result says so.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Prints, as JSON, the GPU that torch sees first and the versions around it.
 
-A program of its own, so that the process that runs the parts holds no memory on the GPU.
+A separate program, so that the process that runs the parts holds no memory on the GPU.
 """
 
 from __future__ import annotations

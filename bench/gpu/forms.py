@@ -13,7 +13,7 @@ CODED = 1 + 4 / 128  # bytes of an 8-bit number with its share of the block's sc
 
 @dataclass(frozen=True)
 class Form:
-    """Options of an optimizer beside parameters and gradients of one dtype."""
+    """Options of an optimizer, for parameters and gradients of one dtype."""
 
     name: str
     dtype: torch.dtype

@@ -85,10 +85,10 @@ def replay_equals_eager(form: Form | None = None) -> int:
     return differing(captured, eager) + differing(*norms)
 
 
-def replays_round_anew() -> int:
+def replays_round_differently() -> int:
     """1 where replays with the same gradients draw the same random numbers.
 
-    Zero gradients and a decay by less than a bfloat16 can say: which elements it moves is chance.
+    Zero gradients and a decay by less than a bfloat16 can hold: which elements it moves is random.
     """
     param = torch.ones(100_000, dtype=torch.bfloat16, device="cuda", requires_grad=True)
     param.grad = torch.zeros_like(param)
@@ -108,7 +108,7 @@ def replays_round_anew() -> int:
 
 
 def graph_survives_an_eager_step() -> int:
-    """An eager step with gradients elsewhere lays the table out anew; the graph keeps its own."""
+    """An eager step with gradients elsewhere rebuilds the table; the graph keeps its own."""
     captured = make(seed=1)
     eager = twins(captured)
     steps = [optimizer(captured), optimizer(eager)]
@@ -183,8 +183,8 @@ def launches(params: list[Tensor]) -> int:
 
 CHECKS: tuple[tuple[str, Callable[[], int], str], ...] = (
     ("graph replay equals eager", replay_equals_eager, "tensors differ"),
-    ("the same, rounded by chance", partial(replay_equals_eager, ROUNDED), "tensors differ"),
-    ("replays round anew", replays_round_anew, "repeat"),
+    ("the same, rounded stochastically", partial(replay_equals_eager, ROUNDED), "tensors differ"),
+    ("replays round differently", replays_round_differently, "repeat"),
     ("graph survives an eager step", graph_survives_an_eager_step, "tensors differ"),
     ("side stream", side_stream_is_followed, "tensors differ"),
     ("no waiting for the GPU", step_returns_before_the_gpu_is_done, "waits"),

@@ -44,7 +44,7 @@ def find_sanitizer(toolkit: Path | None) -> str:
 
 
 def parts(root: Path, toolkit: Path | None, capability: str) -> list[Part]:
-    """Everything to be done, the most telling first: what comes last may find no time left.
+    """Everything to be done, the most important first: the last may find no time left.
 
     `capability` of the GPU, such as "9.0": the only one that is built for.
     """
@@ -59,7 +59,7 @@ def parts(root: Path, toolkit: Path | None, capability: str) -> list[Part]:
 
     def sanitizer(tool: str) -> Part:
         command = [find_sanitizer(toolkit), "--tool", tool, "--error-exitcode", "9"]
-        # Every tensor in an allocation of its own: an access past its end is then an error.
+        # Every tensor in a separate allocation: an access past its end is then an error.
         environment = path | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         command += [python, "-m", "bench.gpu.small"]
         return Part(tool, 60, command, judge_sanitizer, "0 errors", environment)

@@ -1,4 +1,4 @@
-"""The lines of the final table: what was looked at, what came out, what was wanted."""
+"""The lines of the final table: what was checked, the result, what was wanted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.record import text_table
 
 @dataclass(frozen=True)
 class Row:
-    """One line. `target` is "" where a figure is only told, and then `passed` says nothing."""
+    """One line. `target` is "" where a figure is only reported, and then `passed` is ignored."""
 
     part: str
     result: str
@@ -24,7 +24,7 @@ class Row:
 
 
 class Findings:
-    """What a script has found, written at every line: a script that runs over keeps its lines."""
+    """What a script has found, written line by line: a script that runs over keeps its lines."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -39,7 +39,7 @@ class Findings:
         self._write()
 
     def figure(self, name: str, value: object) -> None:
-        """Adds what only the results file tells."""
+        """Adds what only the results file shows."""
         self._figures[name] = value
         self._write()
 
@@ -49,7 +49,7 @@ class Findings:
 
 
 def read(path: Path) -> tuple[list[Row], dict[str, object]]:
-    """The lines and figures of a script; none where it did not come to write any."""
+    """The lines and figures of a script; none if it did not get that far."""
     if not path.exists():
         return [], {}
     found = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Runs the parts one after another, each with a time limit and a log of its own."""
+"""Runs the parts one after another, each with its own time limit and log."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Part:
     judge: Judge | None = None
     target: str = ""
     environment: dict[str, str] = field(default_factory=dict)
-    needed: bool = False  # nothing after it means anything where it fails
+    needed: bool = False  # if it fails, nothing after it is meaningful
 
 
 def run_command(command: list[str], env: dict[str, str], log: Path, seconds: float) -> int:
-    """The exit status; RAN_OVER where the command and all it started had to be killed, 127 where
-    there is no such command."""
+    """The exit status; RAN_OVER if the command and all it started had to be killed, 127 if there
+    is no such command."""
     with log.open("w") as file:
         try:
             process = subprocess.Popen(
@@ -84,7 +84,7 @@ def run_all(
     run: Run = run_command,
     report: Callable[[Part, list[Row], dict, float], None] = lambda *_: None,
 ) -> None:
-    """All parts within `seconds`; `report` hears of each one's rows, figures and duration."""
+    """All parts within `seconds`; `report` gets each one's rows, figures and duration."""
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     reason = ""

@@ -1,6 +1,7 @@
 """A little of everything, to be run under compute-sanitizer: dtypes, rules, forms, odd sizes.
 
-Of the closed form our own kernels alone: cuSOLVER's would be looked at too, and are NVIDIA's."""
+Of the closed form, only the kernels of this project: cuSOLVER's are NVIDIA's.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +73,7 @@ def main(device: str = "cuda") -> None:
     for optimizer, options, pairs in RUNS:
         params = []
         for at, ((param_dtype, grad_dtype), size) in enumerate(product(pairs, SIZES)):
-            skew = at % 3  # some begin beside an aligned address
+            skew = at % 3  # some begin after an aligned address
             room = torch.randn(2, size + skew, generator=generator)
             param = room[0].to(device, param_dtype)[skew:].detach().requires_grad_()
             param.grad_dtype = None  # any may be assigned

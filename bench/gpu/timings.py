@@ -77,7 +77,7 @@ class Report:
         self._where = facts(DEVICE)
 
     def take(self, outcome: Outcome, title: str, wanted: float = 0.0) -> None:
-        """A contest; `wanted`: the least share, 0 where it is only told."""
+        """A contest; `wanted`: the least share, 0 where it is only reported."""
         self.rows.append(outcome.row(self._where, None))
         self.found.figure("timings", self.rows)
         timed, target = outcome.medians, f"{outcome.target}x" if outcome.target else ""

@@ -33,7 +33,7 @@ class Trial:
     loss_scale: bool = False  # GradScaler's attributes are set
 
     @property
-    def spoiled(self) -> bool:
+    def meets_infinity(self) -> bool:
         """Whether one step's gradients are not finite."""
         return self.options.get("nonfinite") == "skip"
 

@@ -283,7 +283,7 @@ class Sampler:
         self._order = self._shuffled()
 
     def take(self, size: int) -> Tensor:
-        """The next `size` indices, 1 or more, int64; goes on in the next epoch where one ends."""
+        """The next `size` indices, 1 or more, int64; continues in the next epoch where one ends."""
         drawn = []
         while size > 0:
             if self.position == self.count:

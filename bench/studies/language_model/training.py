@@ -144,7 +144,7 @@ def fused_update(model: nn.Module, **options: Any) -> tuple[torch.optim.Optimize
 
 
 class Randomness:
-    """A stream of torch's random numbers of one's own, in a program where others draw too.
+    """A separate stream of torch's random numbers, in a program where others draw too.
 
     Inside `with r.own():` torch's generators go on where the last such block ended.
 

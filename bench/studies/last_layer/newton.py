@@ -241,7 +241,7 @@ VARIANTS = (
         lm_head.newton_components,
         lambda f, o: (
             f"N = {f.tokens} is enough for any tokens, and {f.tokens / f.kernel_top:.0f} "
-            f"times the lambda_max of these: it creeps"
+            f"times the lambda_max of these: it is slow"
         ),
         {**COMPONENTS, "scaling": "mean"},
     ),
@@ -259,7 +259,7 @@ VARIANTS = (
         lm_head.newton_components_recalculated,
         lambda f, o: (
             "each token meets its equation in turn, but the equations ask for a loss of c = 0.9: "
-            f"the {_below_percent(o):.0f} % of the tokens that end below it are to step back up"
+            f"the {_below_percent(o):.0f} % of the tokens that end below it have to step back up"
         ),
         RECALCULATED,
         published=True,
