@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fusedstep import _C
+
+Fake = TypeVar("Fake", bound=Callable[..., Any])
 
 BLOCK = 128  # kBlock of kernels/optim/quantize.h: elements that share a scale
 
@@ -35,10 +37,15 @@ def in_order(rule: str, groups: Sequence[Mapping[str, float]]) -> list[float]:
     return [values[name] for values in groups for name in fields]
 
 
+def register_fake(name: str) -> Callable[[Fake], Fake]:
+    """Decorates what stands in for the op `name`: torch.library.register_fake, with types."""
+    decorator: Callable[[Fake], Fake] = torch.library.register_fake(f"fusedstep::{name}")
+    return decorator
+
+
 # The ops that only write: nothing to compute, nothing returned.
 _WRITERS = (
     "clip_by_norm_",
-    "gram_",
     "segment_sum_",
     "step_",
     "table_assign",
@@ -69,48 +76,6 @@ def _rows_of(logits: Tensor, *_: Any) -> Tensor:
 
 for _name in ("softmax_losses", "softmax_directions_", "root_steps_"):
     torch.library.register_fake(f"fusedstep::{_name}", _rows_of)
-
-
-def _info(batch: Tensor) -> Tensor:
-    return batch.new_empty(len(batch), dtype=torch.int32)
-
-
-@torch.library.register_fake("fusedstep::inverse_of_cholesky_factor")
-def _(G: Tensor) -> tuple[Tensor, Tensor]:
-    return G.new_empty(G.shape), _info(G)
-
-
-@torch.library.register_fake("fusedstep::eigh")
-def _(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return A.new_empty(A.shape[:2]), A.new_empty(A.shape).mT, _info(A)
-
-
-@torch.library.register_fake("fusedstep::svd")
-def _(R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return R.new_empty(R.shape).mT, R.new_empty(R.shape[:2]), R.new_empty(R.shape), _info(R)
-
-
-@torch.library.register_fake("fusedstep::certify")
-def _(
-    gram: Tensor, inverse: Tensor, exists: Tensor, atol: Tensor, rtol: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    kinds = (torch.int32, torch.int64, torch.float64)
-    return tuple(gram.new_empty(len(gram), dtype=kind) for kind in kinds)
-
-
-@torch.library.register_fake("fusedstep::truncate_scale")
-def _(
-    values: Tensor, vectors: Tensor, atol: Tensor, rtol: Tensor, gram_count: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    rank = values.new_empty(len(values), dtype=torch.int64)
-    return vectors.new_empty(vectors.shape), rank, values.new_empty(len(values))
-
-
-@torch.library.register_fake("fusedstep::pinv_tiny")
-def _(A: Tensor, atol: Tensor, rtol: Tensor, jacobi: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    count, rows, columns = A.shape
-    kinds = (torch.int64, torch.int32, torch.float64)
-    return A.new_empty(count, columns, rows), *(A.new_empty(count, dtype=kind) for kind in kinds)
 
 
 def _writes(*arguments: Any, **options: Any) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_cuda_graph import warm_up
 from torch import Tensor
 
 from fusedstep import lstsq, pinv
 from fusedstep.linalg import decompositions
 from tests.support.matrices import conditioned, random, refined_pinv, relative_error
-from tests.support.reads import waiting_is_an_error
+from tests.support.reads import waiting_is_an_error, warm_up
 from tests.support.tensors import name_of
 
 pytestmark = pytest.mark.gpu

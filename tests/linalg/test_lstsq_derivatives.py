@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from fusedstep import lstsq, pinv
-from fusedstep.linalg import factors
+from fusedstep.linalg import drivers
 from tests.support.tensors import name_of
 
 F64 = torch.float64
@@ -65,8 +65,8 @@ def test_gradients_are_those_through_the_pseudo_inverse() -> None:
 
 def test_derivatives_use_the_factors_of_the_solution(monkeypatch) -> None:
     calls = []
-    honest = factors.drivers.cholesky_twice
-    monkeypatch.setattr(factors.drivers, "cholesky_twice", lambda *a: calls.append(1) or honest(*a))
+    honest = drivers.cholesky_twice
+    monkeypatch.setattr(drivers, "cholesky_twice", lambda *a: calls.append(1) or honest(*a))
     A, B = random(5, 3), random(5, 2, seed=1)
     grads = torch.autograd.grad(lstsq(A, B).sin().sum(), (A, B), create_graph=True)
     torch.autograd.grad(sum(g.square().sum() for g in grads), (A, B))

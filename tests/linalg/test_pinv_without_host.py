@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fusedstep import lstsq, pinv
-from fusedstep.linalg.factors import Choice, factorise
+from fusedstep.linalg.drivers import Method, factorise
 from fusedstep.linalg.numerics import Tolerance
 from tests.support.matrices import conditioned
 from tests.support.reads import NoReads
@@ -28,10 +28,10 @@ def test_nothing_is_read(dtype, driver) -> None:
     tolerance = Tolerance(torch.zeros(5).double(), torch.full((5,), 1e-6).double())
     for matrices in (A, A.mT):
         with NoReads():
-            found = factorise(matrices, tolerance, Choice(False, driver, synchronize=False))
+            found = factorise(matrices, tolerance, Method(False, driver, synchronize=False))
         assert found.code.tolist()[-1] == 1
     with NoReads(), pytest.raises(AssertionError, match="reads a result on the host"):
-        factorise(A, tolerance, Choice(False, "auto", synchronize=True))
+        factorise(A, tolerance, Method(False, "auto", synchronize=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name_of)

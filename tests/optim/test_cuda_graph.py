@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,21 +12,12 @@ from torch import Tensor
 import fusedstep
 from tests.support.optimizers import Kind, every_kind
 from tests.support.pair import Pair
+from tests.support.reads import warm_up
 from tests.support.tensors import assert_same_bits, make_params, set_grads
 
 pytestmark = pytest.mark.gpu
 
 SHAPES = [(70_001,), (3, 5), (), (0,), (257,)]
-
-
-def warm_up(step: Callable[[], Any], times: int = 2) -> None:
-    """Runs on a side stream, as torch asks for before a capture."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(times):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
 
 
 def refill(grads: list[Tensor], seed: int) -> None:

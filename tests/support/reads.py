@@ -1,9 +1,10 @@
-"""Modes in which it is an error to wait for a device to tell a result."""
+"""Modes in which waiting for a device is an error, and what a CUDA graph needs before capture."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,3 +38,13 @@ def waiting_is_an_error() -> Iterator[None]:
     finally:
         torch.cuda.set_sync_debug_mode("default")
         torch.cuda.synchronize()
+
+
+def warm_up(step: Callable[[], Any], times: int = 2) -> None:
+    """Runs on a side stream, as torch asks for before a capture."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(times):
+            step()
+    torch.cuda.current_stream().wait_stream(side)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fusedstep import build
 from fusedstep.checks import DTYPE_NAMES, DTYPES, refuse, require_number
+from fusedstep.linalg.drivers import HERMITIAN_NAMES, NAMES
+from fusedstep.linalg.numerics import Tolerance
 
-DRIVERS = ("auto", "cholesky", "eigh", "qr_svd", "jacobi")
-HERMITIAN_DRIVERS = ("auto", "eigh")
+broadcast_shapes: Callable[..., torch.Size] = torch.broadcast_shapes  # torch's has no types
 
 
 def require_matrices(function: str, argument: str, tensor: Any) -> None:
@@ -35,25 +37,25 @@ def require_matrices(function: str, argument: str, tensor: Any) -> None:
 
 
 def require_driver(function: str, driver: Any, hermitian: bool) -> None:
-    """A known driver that can do what else is asked for."""
-    known = HERMITIAN_DRIVERS if hermitian else DRIVERS
+    """A known driver, one for symmetric matrices if `hermitian`."""
+    known = HERMITIAN_NAMES if hermitian else NAMES
     if driver not in known:
         where = " where hermitian=True" if hermitian else ""
         refuse(function, "driver", f"be one of {', '.join(known)}{where}", repr(driver))
 
 
-def tolerances(function: str, A: Tensor, atol: Any, rtol: Any) -> tuple[Tensor, Tensor]:
+def tolerances(function: str, A: Tensor, atol: Any, rtol: Any) -> Tolerance:
     """`atol` and `rtol` as float64 tensors on A's device, with torch's defaults.
 
-    atol: 0. rtol: 0 where `atol` is positive, else eps * max(m, n), eps being that of float64 for
-    float64 and of float32 for all other dtypes: 128 times bfloat16's own is already 1.
+    atol: 0. rtol: 0 where `atol` is positive, else eps * max(m, n), with float64's eps for float64
+    and float32's for all other dtypes: 128 times bfloat16's own is already 1.
     """
     atol = _tolerance(function, "atol", 0.0 if atol is None else atol, A)
     if rtol is None:
         wide = torch.float64 if A.dtype == torch.float64 else torch.float32
         default = torch.full_like(atol, torch.finfo(wide).eps * max(A.shape[-2:]))
-        return atol, default.masked_fill(atol > 0, 0.0)
-    return atol, _tolerance(function, "rtol", rtol, A)
+        return Tolerance(atol, default.masked_fill(atol > 0, 0.0))
+    return Tolerance(atol, _tolerance(function, "rtol", rtol, A))
 
 
 def _tolerance(function: str, argument: str, value: Any, A: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ def _tolerance(function: str, argument: str, value: Any, A: Tensor) -> Tensor:
     if value.device != A.device and value.dim() > 0:
         refuse(function, argument, f"be on A's device {A.device}", value.device)
     try:
-        torch.broadcast_shapes(value.shape, A.shape[:-2])
+        broadcast_shapes(value.shape, A.shape[:-2])
     except RuntimeError:
         batch = tuple(A.shape[:-2])
         refuse(function, argument, f"broadcast with the batch {batch}", tuple(value.shape))

@@ -1,16 +1,18 @@
-"""Cholesky, eigenvalues and singular values of batches, where one failure spoils no other matrix.
+"""Cholesky, eigenvalues and singular values of batches in which a matrix fails alone.
 
-All take and return float64, and tell of each matrix whether it succeeded: of one that did not the
-results mean nothing. By LAPACK on a CPU; by cuSOLVER on a GPU, where nothing is read on the host.
+All take and return float64 and say of each matrix whether it succeeded; the results of one that did
+not mean nothing. By LAPACK on a CPU; by cuSOLVER on a GPU, where nothing is read on the host.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from fusedstep.ops import register_fake
 
 _OPS = torch.ops.fusedstep
 SVD_COLUMNS = 32  # as many as cusolverDnDgesvdjBatched takes
@@ -31,13 +33,15 @@ def eigh(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if _on_gpu(A):
         values, V, info = _OPS.eigh(A)
         return values, V, info == 0
-    return _alone(torch.linalg.eigh, A)
+    (values, V), done = _alone(torch.linalg.eigh, A)
+    return values, V, done
 
 
 def svd(R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """U, σ `[b, k]`, descending, and Vᵀ with R = U σ Vᵀ, for square R `[b, k, k]`."""
     if not _on_gpu(R):
-        return _alone(torch.linalg.svd, R)
+        (U, sigma, Vh), done = _alone(torch.linalg.svd, R)
+        return U, sigma, Vh, done
     if R.shape[-1] > SVD_COLUMNS:
         return svd_by_eigh(R)
     U, sigma, Vh, info = _OPS.svd(R)
@@ -55,7 +59,7 @@ def svd_by_eigh(R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     zero = R.new_zeros(1, 1, 1).expand_as(R)
     both = torch.cat([torch.cat([zero, R], -1), torch.cat([R.mT, zero], -1)], -2)
     values, vectors, done = eigh(both)
-    U, V = (math.sqrt(2) * vectors[:, :, k:].flip(-1)).split(k, dim=-2)
+    U, V = (math.sqrt(2) * vectors[:, :, k:].flip(-1)).tensor_split(2, dim=-2)
     return U, values[:, k:].flip(-1).clamp(min=0), V.mT, done
 
 
@@ -63,17 +67,41 @@ def _on_gpu(X: Tensor) -> bool:
     return X.is_cuda
 
 
-def _alone(factorise: Callable, X: Tensor) -> tuple[Tensor, ...]:
+def _alone(
+    factorise: Callable[[Tensor], Sequence[Tensor]], X: Tensor
+) -> tuple[Sequence[Tensor], Tensor]:
     """`factorise(X)`, and for each matrix whether that succeeded; NaN where it did not.
 
     torch refuses a whole batch for one matrix that does not converge: the batch is then halved
     until that matrix is alone.
     """
     try:
-        return *factorise(X), torch.ones(len(X), dtype=torch.bool)
-    except torch.linalg.LinAlgError:
+        return factorise(X), torch.ones(len(X), dtype=torch.bool)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         if len(X) == 1:
-            results = (torch.full_like(t, math.nan) for t in factorise(torch.zeros_like(X)))
-            return *results, torch.zeros(1, dtype=torch.bool)
-    halves = (_alone(factorise, half) for half in X.tensor_split(2))
-    return tuple(map(torch.cat, zip(*halves, strict=True)))
+            results = [torch.full_like(t, math.nan) for t in factorise(torch.zeros_like(X))]
+            return results, torch.zeros(1, dtype=torch.bool)
+    (first, first_done), (second, second_done) = (
+        _alone(factorise, half) for half in X.tensor_split(2)
+    )
+    parts = [torch.cat(pair) for pair in zip(first, second, strict=True)]
+    return parts, torch.cat([first_done, second_done])
+
+
+def _info(batch: Tensor) -> Tensor:
+    return batch.new_empty(len(batch), dtype=torch.int32)
+
+
+@register_fake("inverse_of_cholesky_factor")
+def _(G: Tensor) -> tuple[Tensor, Tensor]:
+    return G.new_empty(G.shape), _info(G)
+
+
+@register_fake("eigh")
+def _(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return A.new_empty(A.shape[:2]), A.new_empty(A.shape).mT, _info(A)
+
+
+@register_fake("svd")
+def _(R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return R.new_empty(R.shape).mT, R.new_empty(R.shape[:2]), R.new_empty(R.shape), _info(R)

@@ -1,22 +1,180 @@
-"""The factorisations behind pinv: Cholesky with a certificate, eigh of the Gram matrix, QR and SVD.
+"""The pseudo-inverse as a product of two factors, by the factorisation that suits each matrix.
 
-All take X `[b, M, k]` with M >= k, float64 or the float32 that was given, and compute in float64,
-so that the Gram matrix of float32 data keeps every singular value that float32 can tell from zero.
+Factors rather than A⁺ itself, because least squares applies them to B and never multiplies them.
+
+The drivers take X `[b, M, k]` with M >= k and compute in float64. They give the pseudo-inverse in
+two factors, and say for which matrices they did. `Method` decides what a user's `driver` means, and
+`factorise` runs it.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fusedstep.linalg import decompositions
-from fusedstep.linalg.numerics import Factors, Tolerance, Verdict, certify, gram, truncated
+from fusedstep.linalg.numerics import (
+    UNIT,
+    Factors,
+    Tolerance,
+    Verdict,
+    certify,
+    gram,
+    scaled,
+    truncated,
+)
+
+NAMES = ("auto", "cholesky", "eigh", "qr_svd", "jacobi")
+HERMITIAN_NAMES = ("auto", "eigh")
+
+DONE, NOT_FINITE, FAILED = 0, 1, 2  # the convergence codes
+TINY = 32  # kLargest of kernels/linalg/tiny_matrix.h: rows and columns that its kernels take
+SQUARE_LIMIT = 2.0**-14.5  # of rcond: its square in float64 roundings is one of float32
+SWEEPS = 14  # of Jacobi: convergence is quadratic from about the fifth; 128 columns take 8 or 9
+
+
+class Method(NamedTuple):
+    """How to factorise: the options of `pinv` that are not tensors."""
+
+    hermitian: bool
+    driver: str
+    synchronize: bool
+
+    def takes_tiny(self, rows: int, columns: int) -> bool:
+        """Whether `pinv` leaves such matrices to one kernel, `pinv_tiny`.
+
+        For "auto" it is a QR where that proves full rank, else Jacobi; for "jacobi" that alone.
+        """
+        known = self.driver in ("auto", "jacobi") and not self.hermitian
+        return known and max(rows, columns) <= TINY
+
+    def solve(self, X: Tensor, tolerance: Tolerance) -> tuple[Factors, Tensor, Tensor]:
+        """The factors of X, float32 or float64; the factor `[b]` it was scaled by; what is finite.
+
+        What each driver means stands here alone, tiny matrices aside.
+        """
+        if self.driver in ("auto", "cholesky") and not self.hermitian and X.dtype == torch.float32:
+            # The squares of float32 do not overflow, so the Gram matrix tells what is finite.
+            one = torch.ones(len(X), dtype=torch.float64, device=X.device)
+            tolerance = tolerance.times(1.0)
+            found, verdict = cholesky(X, tolerance)
+            finite = verdict != Verdict.NOT_FINITE
+            if self.driver == "auto":
+                found = self._mend_float32(found, verdict, X, tolerance)
+            return found, one, finite
+        X, factor, finite = scaled(X, may_look=self.synchronize)
+        tolerance = tolerance.times(factor)
+        if self.hermitian:
+            found = hermitian(X, tolerance)
+        elif self.driver == "eigh":
+            found = eigh(X, tolerance)
+        elif self.driver == "qr_svd":
+            found = qr_svd(X, tolerance)
+        elif self.driver == "jacobi":
+            found = jacobi(X, tolerance, may_stop=self.synchronize)
+        else:
+            found = cholesky_twice(X, tolerance)
+            if self.driver == "auto":
+                found = self._mend_float64(found, X, tolerance)
+        return found, factor, finite
+
+    def _mend_float64(self, found: Factors, X: Tensor, tolerance: Tolerance) -> Factors:
+        """A driver that can truncate, where Cholesky proved nothing."""
+        if not self.synchronize:
+            return _select(found.done, found, qr_svd(X, tolerance))
+        return _replace(found, X, tolerance, ~found.done, qr_svd)
+
+    def _mend_float32(
+        self, found: Factors, verdict: Tensor, X: Tensor, tolerance: Tolerance
+    ) -> Factors:
+        """The same, and where squaring the condition left too little of it."""
+        enough = found.done & _accurate(found)
+        if not self.synchronize:
+            finite = verdict != Verdict.NOT_FINITE
+            masked = found.basis.masked_fill(~finite[:, None, None], 0.0)
+            return _select(enough, found, qr_svd(masked, tolerance))
+        if bool(enough.all()):
+            return found
+        found = _replace(found, X, tolerance, found.done & ~enough, cholesky_twice)
+        found = _replace(found, X, tolerance, verdict == Verdict.OPEN, eigh)
+        rest = (verdict == Verdict.BLURRED) | (verdict == Verdict.OPEN) & ~_accurate(found)
+        return _replace(found, X, tolerance, rest, qr_svd)
+
+
+class Solution(NamedTuple):
+    """For matrices A `[b, m, n]`, k = min(m, n): A⁺ = left @ right, both float64."""
+
+    left: Tensor  # [b, n, k]; contiguous, or for m < n its transpose is; NaN unless DONE
+    right: Tensor  # [b, k, m]; its transpose is contiguous
+    rank: Tensor  # [b] int64
+    code: Tensor  # [b] int32
+    rcond: Tensor  # [b] float64
+
+
+def factorise(A: Tensor, tolerance: Tolerance, method: Method) -> Solution:
+    """A `[b, m, n]`, float32 or float64 and not empty."""
+    tall = A.shape[-2] >= A.shape[-1]
+    A = A.contiguous()
+    found, factor, finite = method.solve(A if tall else A.mT, tolerance)
+    good = finite & found.done
+    left = found.left.contiguous() * torch.where(good, factor, math.nan)[:, None, None]
+    if tall:
+        right = found.basis.contiguous().mT
+    else:
+        left, right = found.basis.mT.contiguous().mT, left.mT
+    code = torch.where(finite, torch.where(found.done, DONE, FAILED), NOT_FINITE)
+    return Solution(
+        left,
+        right,
+        torch.where(good, found.rank, 0),
+        code.to(torch.int32),
+        torch.where(good, found.rcond, math.nan),
+    )
+
+
+def _accurate(found: Factors) -> Tensor:
+    """Where a driver that squares the condition has still lost less than float32 can show."""
+    return (found.rcond > SQUARE_LIMIT) | (found.rank == 0)
+
+
+def _select(use: Tensor, first: Factors, second: Factors) -> Factors:
+    """The first for each matrix of `use`, else the second; decided on the device."""
+    return Factors(
+        *(
+            torch.where(use.view(-1, *[1] * (a.dim() - 1)), a, b)
+            for a, b in zip(first, second, strict=True)
+        )
+    )
+
+
+def _replace(
+    found: Factors,
+    X: Tensor,
+    tolerance: Tolerance,
+    where: Tensor,
+    driver: Callable[[Tensor, Tolerance], Factors],
+) -> Factors:
+    """`found` with the factors of the chosen matrices replaced by the driver's."""
+    chosen = where.nonzero().squeeze(-1)
+    if len(chosen) == 0:
+        return found
+    if len(chosen) == len(X):
+        return driver(X, tolerance)
+    better = driver(X[chosen], tolerance.of(chosen))
+    return Factors(
+        *(old.index_copy(0, chosen, new) for old, new in zip(found, better, strict=True))
+    )
 
 
 def cholesky(X: Tensor, tolerance: Tolerance) -> tuple[Factors, Tensor]:
     """X⁺ = G⁻¹ Xᵀ with G = XᵀX: an error of cond², for data that were float32. Also the verdicts.
 
-    X may hold what is not finite.
+    X may hold NaN and infinities.
     """
     G = gram(X)
     root, exists = decompositions.inverse_of_cholesky_factor(G)
@@ -64,3 +222,74 @@ def hermitian(A: Tensor, tolerance: Tolerance) -> Factors:
     eigenvalues, V, done = decompositions.eigh(A.to(torch.float64))
     left, rank, rcond = truncated(eigenvalues, V, tolerance)
     return Factors(left, V, rank, rcond, done)
+
+
+def jacobi(X: Tensor, tolerance: Tolerance, may_stop: bool = True) -> Factors:
+    """X⁺ = V σ⁻¹ Uᵀ where X V = U σ, by rotating pairs of columns until all are orthogonal.
+
+    One-sided Jacobi (M. R. Hestenes 1958, "Inversion of matrices by biorthogonalization") finds
+    even small singular values to high relative accuracy. The rotations are those of G. H. Golub and
+    C. F. Van Loan, Matrix Computations, section 8.6.3, for disjoint pairs at once, in the order of
+    a round robin tournament. Two QR factorisations, the first of the columns sorted by their norms,
+    halve the sweeps and leave no noise to rotate: Z. Drmac and K. Veselic 2008, "New fast and
+    accurate Jacobi SVD algorithm".
+
+    `may_stop`: the host reads after each sweep whether all have converged; else SWEEPS sweeps run.
+    """
+    X = X.to(torch.float64)
+    k = X.shape[-1]
+    order = torch.linalg.vector_norm(X, dim=-2).argsort(-1, descending=True)
+    Q, R = torch.linalg.qr(X.gather(-1, order[:, None, :].expand_as(X)))
+    Q2, R2 = torch.linalg.qr(R.mT)  # sorted X = Q R2ᵀ Q2ᵀ
+    unit = torch.eye(k, dtype=X.dtype, device=X.device).expand(len(X), k, k)
+    columns = torch.cat([R2, unit], dim=-1)  # each row: a column of R2ᵀ V, then one of V
+    columns, done = _orthogonalise(F.pad(columns, (0, 0, 0, k % 2)), k, may_stop)
+    U, V = columns[:, :k].mT.tensor_split(2, dim=-2)
+    sigma = torch.linalg.vector_norm(U, dim=-2)
+    left, rank, rcond = truncated(sigma, Q2 @ V, tolerance)
+    left = left.scatter(-2, order[:, :, None].expand_as(left), left)
+    U, *_ = truncated(sigma, U, tolerance)
+    return Factors(left, Q @ U, rank, rcond, done)
+
+
+def _orthogonalise(columns: Tensor, length: int, may_stop: bool) -> tuple[Tensor, Tensor]:
+    """The columns, `[b, even k, *]`, rotated until their first `length` elements are orthogonal;
+    and for each matrix whether they are."""
+    half = columns.shape[1] // 2
+    upper, lower = columns[:, :half], columns[:, half:]
+    done = torch.zeros(len(columns), dtype=torch.bool, device=columns.device)
+    for _ in range(SWEEPS):
+        largest = columns.new_zeros(len(columns))
+        for _ in range(2 * half - 1):
+            upper, lower, cosine = _rotate(upper, lower, length)
+            largest = torch.maximum(largest, cosine)
+            upper, lower = _next_round(upper, lower)
+        done = largest <= length * UNIT * 8
+        if may_stop and bool(done.all()):
+            break
+    return torch.cat([upper, lower], dim=1), done
+
+
+def _rotate(a: Tensor, b: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each pair of columns made orthogonal, and the largest cosine between two before that."""
+    x, y = a[..., :length], b[..., :length]
+    alpha, beta, gamma = (x * x).sum(-1), (y * y).sum(-1), (x * y).sum(-1)
+    product = (alpha * beta).sqrt()
+    cosine = torch.where(product > 0, gamma.abs() / product, 0.0)
+    turn = cosine > UNIT
+    zeta = (beta - alpha) / (2 * torch.where(turn, gamma, 1.0))
+    tangent = torch.copysign(1 / (zeta.abs() + torch.hypot(zeta, torch.ones_like(zeta))), zeta)
+    tangent = torch.where(turn, tangent, 0.0)
+    c = (1 / (1 + tangent * tangent).sqrt())[..., None]
+    s = tangent[..., None] * c
+    return c * a - s * b, s * a + c * b, cosine.amax(-1)
+
+
+def _next_round(upper: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
+    """All but the first column move on by one place; after 2 * half - 1 rounds all have met."""
+    if upper.shape[1] == 1:
+        return upper, lower
+    return (
+        torch.cat([upper[:, :1], lower[:, :1], upper[:, 1:-1]], dim=1),
+        torch.cat([lower[:, 1:], upper[:, -1:]], dim=1),
+    )

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fusedstep.ops import register_fake
+
 UNIT = 2.0**-53  # the unit roundoff of float64, in which every driver computes
 
 
 class Verdict(IntEnum):
-    """What a certificate says of a matrix; as in kernels/linalg/certificate.h."""
+    """What a certificate says about a matrix; as in kernels/linalg/certificate.h."""
 
     CERTIFIED = 0  # no singular value counts as zero
     NOT_FINITE = 1  # there is a NaN or an infinity
     OPEN = 2  # something may count as zero
-    BLURRED = 3  # so, and the tolerance is too small for eigenvalues of the Gram matrix
+    BLURRED = 3  # the same, and the tolerance is too small for eigenvalues of the Gram matrix
 
 
 class Factors(NamedTuple):
-    """Of matrices X `[b, M, k]`, M >= k: the pseudo-inverses are `left @ basis.mT`."""
+    """For matrices X `[b, M, k]`, M >= k: the pseudo-inverses are `left @ basis.mT`."""
 
     left: Tensor  # [b, k, k]
     basis: Tensor  # [b, M, k]
@@ -32,35 +33,39 @@ class Factors(NamedTuple):
     done: Tensor  # [b] bool
 
 
-@dataclass(frozen=True)
-class Tolerance:
+class Tolerance(NamedTuple):
     """A singular value counts as zero unless it exceeds max(atol, rtol * the largest)."""
 
     atol: Tensor  # [b] float64
     rtol: Tensor  # [b] float64
 
     def times(self, factor: Tensor | float) -> Tolerance:
-        """Of matrices that were multiplied by the factor, one number or one `[b]` for each."""
+        """For matrices multiplied by the factor: one number, or `[b]` with one for each."""
         return Tolerance((self.atol * factor).contiguous(), self.rtol.contiguous())
 
-    def __getitem__(self, chosen: Tensor | slice) -> Tolerance:
+    def flat(self, batch: torch.Size) -> Tolerance:
+        """Of a batch `[*]`, with one value for each of its matrices in turn."""
+        return Tolerance(*(t.expand(batch).reshape(-1) for t in self))
+
+    def of(self, chosen: Tensor | slice) -> Tolerance:
+        """The tolerances of some of the matrices."""
         return Tolerance(self.atol[chosen], self.rtol[chosen])
 
 
 def gram_error(rows: int, columns: int) -> float:
     """How far the eigenvalues of a computed Gram matrix may be off, relative to the largest.
 
-    For a tolerance that is chosen on the host; kernels/linalg/gram.h has it for all else.
+    For tolerances chosen on the host; kernels/linalg/gram.h has the same formula for the ops.
     """
     return 8 * UNIT * (math.sqrt(rows) + columns)
 
 
 def scaled(X: Tensor, may_look: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """X such that float64 products do not overflow, the factor `[b]` it has, and what is finite.
+    """X scaled so that float64 products do not overflow, the factors `[b]`, and what is finite.
 
-    The factor is a power of two, so nothing is rounded; for float32 it is one. Matrices with an
-    element that is NaN or infinite become zero, lest they stop the whole batch; `may_look`: the
-    host may ask for that.
+    A factor is a power of two, so nothing is rounded; for float32 it is one. Matrices with a NaN or
+    an infinity become zero, because they would stop the whole batch. `may_look`: the host may read
+    whether there are any.
     """
     flat = X.flatten(1)
     largest = torch.maximum(flat.amax(-1), -flat.amin(-1)).to(torch.float64)
@@ -76,7 +81,7 @@ def scaled(X: Tensor, may_look: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gram(X: Tensor) -> Tensor:
-    """XᵀX `[b, k, k]`, float64; of float32 from exact products, and only on and below the diagonal.
+    """XᵀX `[b, k, k]`, float64; for float32, exact products, and only on and below the diagonal.
 
     What follows reads no more of it.
     """
@@ -90,7 +95,7 @@ def gram(X: Tensor) -> Tensor:
 
 
 def whole_gram(X: Tensor) -> Tensor:
-    """XᵀX `[k, k]`, float64, of a single matrix `[n, k]`: also what is above the diagonal."""
+    """XᵀX `[k, k]`, float64, of a single matrix `[n, k]`, also above the diagonal."""
     lower = gram(X[None])[0]
     return lower.tril() + lower.tril(-1).mT
 
@@ -98,11 +103,13 @@ def whole_gram(X: Tensor) -> Tensor:
 def certify(
     G: Tensor, inverse: Tensor, exists: Tensor, tolerance: Tolerance, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Whether no singular value of X, of so many rows, counts as zero, by G = XᵀX and its inverse.
+    """Whether no singular value of X counts as zero, from G = XᵀX and its inverse.
 
-    Returns the verdict `[b]`, the rank and a lower bound on smallest over largest.
+    `rows` is the number of rows of X. Returns the verdict `[b]`, the rank, and a lower bound on the
+    smallest singular value over the largest.
     """
-    return torch.ops.fusedstep.certify(G, inverse, exists, tolerance.atol, tolerance.rtol, rows)
+    verdict, rank, rcond = torch.ops.fusedstep.certify(G, inverse, exists, *tolerance, rows)
+    return verdict, rank, rcond
 
 
 def truncated(
@@ -110,8 +117,32 @@ def truncated(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Vectors `[b, n, k]` over their values `[b, k]`, zero where those count as zero; rank; rcond.
 
-    The values are singular values, or eigenvalues of any sign; or those of a Gram matrix of so many
-    rows, whose square roots are compared, and count as zero within its rounding errors.
+    The values are singular values, or eigenvalues of either sign. With `gram_rows`, they are the
+    eigenvalues of the Gram matrix of so many rows: their square roots are compared, and those
+    within its rounding errors count as zero.
     """
-    atol, rtol = tolerance.atol, tolerance.rtol
-    return torch.ops.fusedstep.truncate_scale(values, vectors, atol, rtol, gram_rows)
+    scaled_vectors, rank, rcond = torch.ops.fusedstep.truncate_scale(
+        values, vectors, *tolerance, gram_rows
+    )
+    return scaled_vectors, rank, rcond
+
+
+@register_fake("gram_")
+def _(gram: Tensor, rows: Tensor) -> None:
+    return None
+
+
+@register_fake("certify")
+def _(
+    gram: Tensor, inverse: Tensor, exists: Tensor, atol: Tensor, rtol: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    verdict, rank = (gram.new_empty(len(gram), dtype=d) for d in (torch.int32, torch.int64))
+    return verdict, rank, gram.new_empty(len(gram))
+
+
+@register_fake("truncate_scale")
+def _(
+    values: Tensor, vectors: Tensor, atol: Tensor, rtol: Tensor, gram_count: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    rank = values.new_empty(len(values), dtype=torch.int64)
+    return vectors.new_empty(vectors.shape), rank, values.new_empty(len(values))

@@ -1,0 +1,265 @@
+"""The batched pseudo-inverse: the function, the op behind it, its derivatives of every order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from fusedstep.checks import refuse
+from fusedstep.linalg.arguments import (
+    broadcast_shapes,
+    require_driver,
+    require_matrices,
+    tolerances,
+)
+from fusedstep.linalg.drivers import Method, factorise
+from fusedstep.linalg.numerics import Tolerance
+from fusedstep.ops import register_fake
+
+CHUNK_BYTES = 2**22  # of A in float64, on a CPU: the steps after the first find it in a cache
+
+
+class PinvInfo(NamedTuple):
+    """What `pinv` found out about each matrix; every tensor has the shape of the batch.
+
+    Attributes:
+        rank: int64: how many singular values exceed the tolerance; 0 where `code` is not 0.
+        code: int32: 0 done, 1 an element is NaN or infinite, 2 the driver failed.
+        rcond: float64: the smallest of those singular values over the largest, or a lower bound on
+            that; 0 for rank 0, NaN where `code` is not 0.
+    """
+
+    rank: Tensor
+    code: Tensor
+    rcond: Tensor
+
+
+@overload
+def pinv(
+    A: Tensor,
+    *,
+    atol: float | Tensor | None = None,
+    rtol: float | Tensor | None = None,
+    hermitian: bool = False,
+    driver: str = "auto",
+    return_info: Literal[False] = False,
+    synchronize: bool = True,
+) -> Tensor: ...
+@overload
+def pinv(
+    A: Tensor,
+    *,
+    atol: float | Tensor | None = None,
+    rtol: float | Tensor | None = None,
+    hermitian: bool = False,
+    driver: str = "auto",
+    return_info: Literal[True],
+    synchronize: bool = True,
+) -> tuple[Tensor, PinvInfo]: ...
+def pinv(
+    A: Tensor,
+    *,
+    atol: float | Tensor | None = None,
+    rtol: float | Tensor | None = None,
+    hermitian: bool = False,
+    driver: str = "auto",
+    return_info: bool = False,
+    synchronize: bool = True,
+) -> Tensor | tuple[Tensor, PinvInfo]:
+    """Computes the Moore-Penrose pseudo-inverse of each matrix, as torch.linalg.pinv does.
+
+    Everything is computed in float64 and rounded once. Singular values not above
+    max(atol, rtol * sigma_1) count as zero, where sigma_1 is the matrix's largest. The result is
+    differentiable any number of times, in both modes, where the rank is constant.
+
+    Args:
+        A: `[*, m, n]`, float32, float64, bfloat16 or float16, of any strides. Complex matrices are
+            refused.
+        atol: the absolute tolerance, 0 or more: a number, or a tensor that broadcasts with the
+            batch `*`. Default: 0.
+        rtol: the relative tolerance, given like `atol`. Default: 0 where `atol` is positive, else
+            eps * max(m, n), with float32's eps also for half precision (128 times bfloat16's own
+            is already 1).
+        hermitian: A is symmetric: only its lower triangle is read, and only that has a gradient.
+        driver: how to factorise. If `hermitian`, "auto" or "eigh", which are the same: A's own
+            eigenvalues. Otherwise one of
+
+            - "auto", for m, n <= 32: QR where that proves full rank, else as "jacobi". For larger
+              matrices: a Cholesky factorisation of AᵀA or AAᵀ, whichever is smaller, where that
+              proves full rank; CholeskyQR2 for float64, and for float32 with a condition number
+              above 2e4. Where it does not, "qr_svd" for float64 and "eigh" for float32; but
+              "qr_svd" where the condition of what is kept is that large, or the tolerance too
+              small for "eigh".
+            - "cholesky": the Cholesky factorisation alone. Matrices that it does not prove to have
+              full rank fail.
+            - "eigh": the eigenvalues of AᵀA. Singular values below about 1e-7 of the largest count
+              as zero.
+            - "qr_svd": QR, then the SVD of R.
+            - "jacobi": one-sided rotations: the slowest, and the most accurate for small singular
+              values.
+        return_info: also return a PinvInfo.
+        synchronize: False: no result is read on the host, as a CUDA graph demands. For matrices
+            larger than 32, "auto" then runs "qr_svd" on all of them as well and selects on the
+            device, which costs more.
+
+    Returns:
+        The pseudo-inverses `[*, n, m]`, of A's dtype, and with `return_info` a PinvInfo. The batch
+        is that of A, broadcast with those of the tolerances. A matrix with a NaN or an infinity,
+        or on which the driver failed, becomes NaN; the rest of the batch is unaffected.
+
+    Raises:
+        TypeError: A is not a dense tensor of one of these dtypes, or a tolerance not a number.
+        ValueError: another argument has a value that is not allowed. Both are worded
+            `pinv: <argument> must <property>, got <value>`.
+
+    Example:
+        >>> A = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 4.0]])
+        >>> fusedstep.pinv(A)
+        tensor([[0.5000, 0.0000, 0.0000],
+                [0.0000, 0.0000, 0.2500]])
+        >>> P, info = fusedstep.pinv(A, rtol=0.5, return_info=True)
+        >>> info.rank
+        tensor(1)
+
+    Source: G. H. Golub and V. Pereyra 1973, "The differentiation of pseudo-inverses and nonlinear
+    least squares problems whose variables separate", equation 4.12, for the derivatives; the
+    drivers name theirs (linalg/drivers.py).
+    """
+    function = "pinv"
+    require_matrices(function, "A", A)
+    require_driver(function, driver, hermitian)
+    if hermitian and A.shape[-1] != A.shape[-2]:
+        refuse(function, "A", "be square where hermitian=True", tuple(A.shape))
+    tolerance = tolerances(function, A, atol, rtol)
+    batch = broadcast_shapes(A.shape[:-2], *(t.shape for t in tolerance))
+    wide = A if A.dtype == torch.float64 else A.to(torch.float32)
+    wide = wide.expand(*batch, *A.shape[-2:])
+    if hermitian:
+        wide = wide.tril() + wide.tril(-1).mT
+    per_matrix = (t.expand(batch) for t in tolerance)
+    P, *info = pinv_op(wide.detach(), *per_matrix, hermitian, driver, synchronize)
+    # torch.compile takes no Function that has a forward mode of its own.
+    derived = _Backward if torch.compiler.is_compiling() else _BothModes
+    P = derived.apply(wide, P).to(A.dtype)
+    return (P, PinvInfo(*info)) if return_info else P
+
+
+@torch.library.custom_op("fusedstep::pinv", mutates_args=())
+def pinv_op(
+    A: Tensor, atol: Tensor, rtol: Tensor, hermitian: bool, driver: str, synchronize: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A `[*, m, n]`, float32 or float64; atol, rtol `[*]`, float64. Opaque to torch.compile.
+
+    Returns A⁺ `[*, n, m]` of A's dtype, and for each matrix the rank (int64), the convergence code
+    (int32) and rcond (float64).
+    """
+    if A.numel() == 0:
+        P, rank, code, rcond = _results_of(A)
+        return P, rank.zero_(), code.zero_(), rcond.zero_()
+    batch, (m, n), method = A.shape[:-2], A.shape[-2:], Method(hermitian, driver, synchronize)
+    flat, tolerance = A.reshape(-1, m, n), Tolerance(atol, rtol).flat(batch)
+    if method.takes_tiny(m, n):
+        P, *info = torch.ops.fusedstep.pinv_tiny(flat.contiguous(), *tolerance, driver == "jacobi")
+        rank, code, rcond = (of_each.view(batch) for of_each in info)
+        return P.view(*batch, n, m), rank, code, rcond
+    results = _results_of(A)
+    into = (results[0].view(-1, n, m), *(result.view(-1) for result in results[1:]))
+    chunk = len(flat) if A.is_cuda else max(1, CHUNK_BYTES // (8 * m * n))
+    for begin in range(0, len(flat), chunk):
+        part = slice(begin, begin + chunk)
+        left, right, *info = factorise(flat[part], tolerance.of(part), method)
+        for whole, values in zip(into, (left @ right, *info), strict=True):
+            whole[part] = values
+    return results
+
+
+def register_vmap(op: Any) -> None:
+    """The mapped dimension becomes one more of the batch: for ops of A, atol, rtol and a method."""
+
+    def mapped(
+        info: Any, in_dims: tuple[int | None, ...], A: Tensor, *rest: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        A, atol, rtol = (
+            t.unsqueeze(0) if dim is None else t.movedim(dim, 0)
+            for t, dim in zip((A, *rest[:2]), in_dims, strict=False)
+        )
+        results = op(A.expand(info.batch_size, *A.shape[1:]), atol, rtol, *rest[2:])
+        return results, (0,) * len(results)
+
+    op.register_vmap(mapped)
+
+
+register_vmap(pinv_op)
+
+
+def _results_of(A: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `pinv_op` returns for A, not yet computed."""
+    batch, (m, n) = A.shape[:-2], A.shape[-2:]
+    rank, code = (A.new_empty(batch, dtype=kind) for kind in (torch.int64, torch.int32))
+    return A.new_empty(*batch, n, m), rank, code, A.new_empty(batch, dtype=torch.float64)
+
+
+pinv_op.register_fake(_results_of)
+
+
+@register_fake("pinv_tiny")
+def _(A: Tensor, atol: Tensor, rtol: Tensor, jacobi: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _results_of(A)
+
+
+class _Backward(Function):
+    """P as it is, with the derivatives of A⁺."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(A: Tensor, P: Tensor) -> Tensor:
+        return P.view_as(P)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        A, P = ctx.saved_tensors
+        return _in_float64(_vjp, A, P, grad), None
+
+
+class _BothModes(_Backward):
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Tensor | None) -> Tensor:
+        A, P = ctx.saved_tensors
+        return _in_float64(_jvp, A, P, tangent)
+
+
+def _in_float64(
+    formula: Callable[[Tensor, Tensor, Tensor], Tensor], A: Tensor, P: Tensor, direction: Tensor
+) -> Tensor:
+    """Differences such as A - A P A cancel, and no product may be rounded to TF32."""
+    tensors = [t.to(torch.float64) for t in (A, P, direction)]
+    if A.shape[-2] < A.shape[-1]:
+        return formula(*(t.mT for t in tensors)).mT.to(A.dtype)
+    return formula(*tensors).to(A.dtype)
+
+
+# Both for m >= n, in an order in which no product is m x m.
+
+
+def _vjp(A: Tensor, P: Tensor, grad: Tensor) -> Tensor:
+    """-Pᵀ Ḡ Pᵀ + (I - A P) Ḡᵀ P Pᵀ + Pᵀ P Ḡᵀ (I - P A)."""
+    turned = grad.mT @ (P @ P.mT)
+    inner = P @ grad.mT
+    return P.mT @ (inner - (inner @ P) @ A - grad @ P.mT) + turned - A @ (P @ turned)
+
+
+def _jvp(A: Tensor, P: Tensor, dA: Tensor) -> Tensor:
+    """-P dA P + P Pᵀ dAᵀ (I - A P) + (I - P A) dAᵀ Pᵀ P."""
+    turned = (P @ P.mT) @ dA.mT
+    outer = dA.mT @ P.mT
+    return turned + (outer - P @ (A @ outer) - P @ dA - turned @ A) @ P
