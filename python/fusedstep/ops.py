@@ -46,7 +46,6 @@ def register_fake(name: str) -> Callable[[Fake], Fake]:
 # The ops that only write: nothing to compute, nothing returned.
 _WRITERS = (
     "clip_by_norm_",
-    "segment_sum_",
     "step_",
     "table_assign",
     "table_norm_",
@@ -68,14 +67,6 @@ def _(x: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
 @torch.library.register_fake("fusedstep::decode_state")
 def _(codes: Tensor, scales: Tensor) -> Tensor:
     return codes.new_empty_strided(codes.shape, codes.stride(), dtype=torch.float32)
-
-
-def _rows_of(logits: Tensor, *_: Any) -> Tensor:
-    return logits.new_empty(logits.shape[0], 4, dtype=torch.float64)
-
-
-for _name in ("softmax_losses", "softmax_directions_", "root_steps_"):
-    torch.library.register_fake(f"fusedstep::{_name}", _rows_of)
 
 
 def _writes(*arguments: Any, **options: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fusedstep
-from fusedstep.lm_head.newton_recalculated import newton_components_recalculated
+from fusedstep.lm_head import newton_components_recalculated
 from tests.support.tensors import DTYPES, assert_same_bits, name_of
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,6 @@ import re
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fusedstep.lm_head import (
     newton_block_diagonal,
@@ -20,6 +18,7 @@ from fusedstep.lm_head import (
     newton_joint,
 )
 from tests.support.last_layer import regression, relative
+from tests.support.reads import Largest
 from tests.support.tensors import assert_same_bits
 
 METHODS = (
@@ -106,21 +105,6 @@ def test_no_steps_give_the_weight_and_its_loss(method):
     assert weight.data_ptr() != problem.weight.data_ptr()
     expected = torch.nn.functional.cross_entropy(problem.hidden @ weight.T, problem.tokens)
     torch.testing.assert_close(losses, expected[None], rtol=1e-12, atol=0)
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 @each_method

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import numpy as np
 import pytest
 import torch
 
-from fusedstep.lm_head.newton_arguments import make_problem
-from fusedstep.lm_head.newton_block_diagonal import newton_block_diagonal
-from fusedstep.lm_head.newton_bohning import newton_bohning
-from fusedstep.lm_head.newton_cg import _Preconditioner, hessian_product, newton_cg
-from fusedstep.lm_head.ridge import spectrum
+from fusedstep.lm_head import newton_block_diagonal, newton_bohning, newton_cg, newton_minima
+from fusedstep.lm_head.batch import spectrum
+from fusedstep.lm_head.newton_minima import _Preconditioner, hessian_product
+from fusedstep.lm_head.problem import make_problem
 from tests.reference import newton as literal
 from tests.support.last_layer import regression, relative
 
@@ -105,7 +102,7 @@ def test_cg_needs_few_products_though_most_classes_are_hardly_expected(monkeypat
         calls.append(arguments)
         return hessian_product(*arguments)
 
-    monkeypatch.setattr(import_module("fusedstep.lm_head.newton_cg"), "hessian_product", counted)
+    monkeypatch.setattr(newton_minima, "hessian_product", counted)
     losses = newton_cg(weight, hidden, tokens, steps=4).losses
     assert losses[-1] < 0.2 * losses[0]
     assert len(calls) <= 20  # 49 where the preconditioner leaves the damping out
@@ -154,6 +151,5 @@ def test_a_step_of_the_block_diagonal_is_half_of_newtons_with_the_blocks():
 def test_the_blocks_are_made_for_some_classes_and_tokens_at_a_time(monkeypatch):
     problem = regression(50, width=6)
     whole = newton_block_diagonal(*problem, steps=2).weight
-    module = import_module("fusedstep.lm_head.newton_block_diagonal")
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 4 * 36)
+    monkeypatch.setattr(newton_minima, "CHUNK_ELEMENTS", 4 * 36)
     assert relative(newton_block_diagonal(*problem, steps=2).weight, whole) < 1e-12

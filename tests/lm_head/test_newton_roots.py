@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusedstep.lm_head.newton_components import newton_components
-from fusedstep.lm_head.newton_full import newton_full
-from fusedstep.lm_head.newton_joint import newton_joint
-from fusedstep.lm_head.newton_recalculated import newton_components_recalculated
+from fusedstep.lm_head import (
+    newton_components,
+    newton_components_recalculated,
+    newton_full,
+    newton_joint,
+)
 from tests.reference import newton as literal
 from tests.support.last_layer import regression, relative
 from tests.support.tensors import assert_same_bits

@@ -1,4 +1,4 @@
-"""Modes in which waiting for a device is an error, and what a CUDA graph needs before capture."""
+"""Modes that watch what ops do: who waits for a device, how large results are; and a warm-up."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # What waits for the device: a value, a shape that depends on values, a status that is looked at.
 READS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "unique_dim"}
@@ -24,6 +25,21 @@ class NoReads(TorchDispatchMode):
         reads = by_mask or name in READS
         assert not reads, f"{name} reads a result on the host"
         return func(*args, **(kwargs or {}))
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
 
 
 @contextmanager

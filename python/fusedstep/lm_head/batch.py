@@ -1,16 +1,22 @@
-"""Hidden states and the tokens they are to predict: what is refused, and their two sums."""
+"""Hidden states and the tokens they predict: checks, the two sums over them, ridge inverses.
+
+The sums are G = XᵀX of the hidden states X, and by token the sum of the hidden states before it.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from numbers import Real
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_dense
-from fusedstep.linalg.numerics import whole_gram
+from fusedstep.linalg.numerics import gram_error, whole_gram
+from fusedstep.ops import register_fake
 
 SORT_BLOCK = 65536  # tokens sorted at a time: what that needs does not grow with their number
 
@@ -20,7 +26,7 @@ def require_batch(
 ) -> tuple[Tensor, Tensor]:
     """`hidden` as [N, d_model] and `tokens` as [N], checked. Waits for the tokens' device.
 
-    tokens: int64 in [0, vocab_size), of hidden's shape without the last dimension, or flat.
+    `tokens` are int64 in [0, vocab_size), of hidden's shape without its last dimension, or flat.
     """
     require_dense(function, "hidden", hidden)
     if not isinstance(tokens, Tensor):
@@ -44,11 +50,21 @@ def require_batch(
     return hidden.detach().reshape(-1, d_model), tokens.reshape(-1)
 
 
+def require_scale(function: str, value: Any) -> float:
+    """`value` as a finite float other than 0."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        refuse(function, "scale", "be a number", type(value).__name__, TypeError)
+    scale = float(value)
+    if scale == 0 or scale - scale != 0:
+        refuse(function, "scale", "be finite and not 0", scale)
+    return scale
+
+
 def gram(function: str, rows: Tensor) -> Tensor:
     """rowsᵀ rows [d, d], float64; ValueError where that is not finite. Waits for the device.
 
-    In float64 throughout: of float32 rows every product is exact, and no setting that makes float32
-    products faster and coarser (TF32, bfloat16) plays a part.
+    In float64 throughout: products of float32 rows are exact, and settings that make float32
+    products faster and coarser (TF32, bfloat16) have no effect.
     """
     total = whole_gram(rows)
     if not bool(total.isfinite().all()):
@@ -61,13 +77,18 @@ def gram(function: str, rows: Tensor) -> Tensor:
 def add_by_token(sums: Tensor, rows: Tensor, tokens: Tensor) -> None:
     """sums[v] += the rows whose token is v; [V, d], float64, the same bits for any thread count."""
     rows = _with_neighbours(rows)
-    for some, of_some in zip(rows.split(SORT_BLOCK), tokens.split(SORT_BLOCK), strict=True):
+    for some, of_some in in_blocks(SORT_BLOCK, rows, tokens):
         order = _stable_order(of_some, len(sums))
         torch.ops.fusedstep.segment_sum_(sums, some, order, of_some[order])
 
 
+def in_blocks(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors cut along their first dimension, `size` at a time, side by side."""
+    return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
+
+
 def _stable_order(tokens: Tensor, vocab_size: int) -> Tensor:
-    """What puts the tokens in ascending order and leaves equal ones as they are.
+    """The order that sorts the tokens and leaves equal ones in place.
 
     NumPy sorts 16 bits by their digits, in a fifth of the time that torch needs for 64.
     """
@@ -79,3 +100,50 @@ def _stable_order(tokens: Tensor, vocab_size: int) -> Tensor:
 def _with_neighbours(rows: Tensor) -> Tensor:
     """The same rows with neighbouring elements of a row neighbours in memory."""
     return rows if rows.stride(1) == 1 or rows.shape[1] < 2 else rows.contiguous()
+
+
+@register_fake("segment_sum_")
+def _(sums: Tensor, rows: Tensor, order: Tensor, ids: Tensor) -> None:
+    return None
+
+
+class Spectrum(NamedTuple):
+    """G = vectors diag(values) vectorsᵀ: `[d]`, none negative, and `[d, d]`."""
+
+    values: Tensor
+    vectors: Tensor
+
+
+def spectrum(gram: Tensor) -> Spectrum:
+    """Of a positive semidefinite matrix: what rounding made negative is zero."""
+    values, vectors = torch.linalg.eigh(gram)
+    return Spectrum(values.clamp(min=0), vectors)
+
+
+def kept(of: Spectrum, ridge: Tensor, rtol: float) -> Tensor:
+    """Which eigenvalues of G + ridge I exceed rtol times the largest: `[*, d]` for ridge `[*]`."""
+    shifted = of.values + ridge[..., None]
+    return shifted > rtol * shifted[..., -1:]
+
+
+def inverses(of: Spectrum, ridge: Tensor, rtol: float) -> Tensor:
+    """(G + ridge I)⁺ `[*, d, d]` for each of `ridge` `[*]`, at the cost of products alone."""
+    shifted = of.values + ridge[..., None]
+    inverted = torch.where(kept(of, ridge, rtol), 1 / shifted, 0.0)
+    return (of.vectors * inverted[..., None, :]) @ of.vectors.mT
+
+
+def certain_inverse(gram: Tensor, ridge: float, rtol: float) -> Tensor | None:
+    """(G + ridge I)⁻¹ where no eigenvalue can count as zero, else None. Waits for the device.
+
+    The largest eigenvalue is at most |M|_F and the smallest at least 1 / |M⁻¹|_F, so the answer is
+    that of `inverses`, for a fraction of what eigh takes.
+    """
+    matrix = gram.clone()
+    matrix.diagonal().add_(ridge)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) != 0:
+        return None
+    inverse = torch.cholesky_inverse(factor)
+    condition = torch.linalg.matrix_norm(matrix) * torch.linalg.matrix_norm(inverse)
+    return inverse if bool(condition * (rtol + gram_error(0, len(gram))) < 1) else None

@@ -7,10 +7,13 @@ from torch import Tensor
 
 from fusedstep.checks import require_count
 from fusedstep.linalg.numerics import whole_gram
-from fusedstep.lm_head.newton_arguments import make_problem
-from fusedstep.lm_head.newton_result import NewtonResult
-from fusedstep.lm_head.numerical import numerical
-from fusedstep.lm_head.problem import Problem, square_norms
+from fusedstep.lm_head.problem import (
+    NewtonResult,
+    Problem,
+    make_problem,
+    numerical,
+    square_norms,
+)
 from fusedstep.lm_head.softmax import logits_of, root_steps_, rows_for_logits, token_losses
 
 # Tokens that one op takes in turn. Beside V exponentials, each costs a reading of the steps before
@@ -45,24 +48,25 @@ def newton_components_recalculated(
     Tokens of one block cost one such product a step, and one before the first.
 
     Args:
-        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite; it is not written.
+        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not written.
         hidden: `[N, d]` or `[B, T, d]`, of any of these dtypes, finite.
-        tokens: `[N]` or `[B, T]`, int64, in [0, V).
+        tokens: `[N]` or `[B, T]`, int64, from 0 to V - 1: the token after each hidden vector.
         loss_constant: c in nats, finite.
-        uphill: True: a token whose loss is below c steps back up, as published, the further the
-            surer the token is, without bound. False: it stays.
+        uphill: True, as published: a token whose loss is below c steps back up, the further the
+            more certain the token is, without bound. False: it takes no step.
         steps: passes over all tokens, 0 or more.
         block_size: tokens in a block, 1 or more, with `[block_size, V]` logits; two such arrays
             where all tokens are one block.
-        chunk_size: for the losses between passes, tokens whose logits are held at a time; by
-            default as many as make 2^23 logits.
+        chunk_size: tokens whose logits are held at a time for the losses between passes. Default:
+            as many as make 2^23 logits.
 
     Returns:
         NewtonResult; computed in float64 where weight is float64, else in float32.
 
     Raises:
-        ValueError, TypeError: `newton_components_recalculated: <argument> must <property>, got
-            <value>`.
+        TypeError: an argument is of the wrong type or dtype.
+        ValueError: an argument has a value that is not allowed. Both are worded
+            `newton_components_recalculated: <argument> must <property>, got <value>`.
     """
     function = "newton_components_recalculated"
     require_count(function, "block_size", block_size, 1)

@@ -11,10 +11,12 @@ the bits, which are the same on every device.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fusedstep.ops import register_fake
 
 ALIGNMENT = 64  # bytes
 
@@ -29,7 +31,8 @@ class Rows(NamedTuple):
 
 def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
     """The loss of each row, `[n]` float64."""
-    return torch.ops.fusedstep.softmax_losses(logits, tokens)[:, 0]
+    rows: Tensor = torch.ops.fusedstep.softmax_losses(logits, tokens)
+    return rows[:, 0]
 
 
 def directions_(logits: Tensor, tokens: Tensor) -> Rows:
@@ -60,7 +63,8 @@ def root_steps_(
         The losses before each row's step, `[n]` float64.
     """
     op = torch.ops.fusedstep.root_steps_
-    return op(logits, tokens, squares, gram, loss_constant, uphill)[:, 0]
+    rows: Tensor = op(logits, tokens, squares, gram, loss_constant, uphill)
+    return rows[:, 0]
 
 
 def rows_for_logits(count: int, weight: Tensor) -> Tensor:
@@ -76,3 +80,11 @@ def rows_for_logits(count: int, weight: Tensor) -> Tensor:
 def logits_of(hidden: Tensor, weight: Tensor) -> Tensor:
     """hidden weightᵀ in such rows."""
     return torch.mm(hidden, weight.mT, out=rows_for_logits(len(hidden), weight))
+
+
+def _rows_of(logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty(logits.shape[0], 4, dtype=torch.float64)
+
+
+for _name in ("softmax_losses", "softmax_directions_", "root_steps_"):
+    register_fake(_name)(_rows_of)

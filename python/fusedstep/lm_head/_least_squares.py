@@ -8,29 +8,31 @@ d x d, and row v of C is the sum of the hidden states that precede token v.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
 
 from fusedstep import build
 from fusedstep.checks import refuse, require_count, require_dense, require_number
-from fusedstep.lm_head.batch import add_by_token, gram, require_batch
-from fusedstep.lm_head.ridge import Spectrum, certain_inverse, default_rtol, inverses, spectrum
+from fusedstep.linalg.numerics import gram_error
+from fusedstep.lm_head.batch import (
+    Spectrum,
+    add_by_token,
+    certain_inverse,
+    gram,
+    in_blocks,
+    inverses,
+    kept,
+    require_batch,
+    require_scale,
+    spectrum,
+)
 
 CLASS_BLOCK = 1024  # rows of the weight computed with in float64 at a time
-
-
-def require_scale(function: str, value: Any) -> float:
-    """`value` as a finite float other than 0."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        refuse(function, "scale", "be a number", type(value).__name__, TypeError)
-    scale = float(value)
-    if scale == 0 or scale - scale != 0:
-        refuse(function, "scale", "be finite and not 0", scale)
-    return scale
+HIDDEN_BLOCK = 4096  # hidden states converted to float64 at a time
 
 
 class LeastSquares:
@@ -121,10 +123,11 @@ class LeastSquares:
             [V, d]; [R, V, d] for R ridges. Rows of tokens that were never added are 0.
         """
         function = f"{type(self).__name__}.solve"
-        several = isinstance(ridge, (Sequence, Tensor)) and not isinstance(ridge, str)
         if isinstance(ridge, Tensor):
-            several, ridge = ridge.dim() > 0, ridge.tolist()
-        if several:
+            ridge = ridge.tolist()
+        several = False
+        if isinstance(ridge, Sequence) and not isinstance(ridge, str):
+            several = True
             ridges = [require_number(function, f"ridge[{i}]", r) for i, r in enumerate(ridge)]
         else:
             ridges = [require_number(function, "ridge", ridge)]
@@ -155,7 +158,7 @@ class LeastSquares:
             refuse(function, "weight", f"be on the device {self.device}", weight.device)
         self._require_tokens(function)
         total = weight.new_full((), self.scale**2 * self._count, dtype=torch.float64)
-        for w, c in zip(weight.split(CLASS_BLOCK), self._sums.split(CLASS_BLOCK), strict=True):
+        for w, c in in_blocks(CLASS_BLOCK, weight, self._sums):
             wide = w.to(torch.float64)
             total = total + (wide * (wide @ self._gram - 2 * self.scale * c)).sum()
         return total / (self._count * len(self._sums))
@@ -224,5 +227,97 @@ class LeastSquares:
     def _threshold(self, function: str, rtol: float | None) -> float:
         self._require_tokens(function)
         if rtol is None:
-            return default_rtol(self._count, len(self._gram))
+            return gram_error(self._count, len(self._gram))
         return require_number(function, "rtol", rtol)
+
+
+def least_squares(
+    hidden: Tensor,
+    tokens: Tensor,
+    vocab_size: int,
+    *,
+    scale: float = 1.0,
+    ridge: float = 0.0,
+    rtol: float | None = None,
+) -> Tensor:
+    """The weight [V, d] that best maps hidden states to one-hot tokens: one `LeastSquares.solve`.
+
+    Args:
+        hidden: [N, d] or [B, T, d], N at least 1; float32, float64, bfloat16 or float16.
+        tokens: [N] or [B, T], int64, from 0 to V - 1.
+        vocab_size: V.
+        scale, ridge, rtol: as in `LeastSquares`; one ridge.
+
+    Returns:
+        Of hidden's dtype, computed in float64 and rounded once. Differentiable once in `hidden`, at
+        constant rank (G. H. Golub and V. Pereyra 1973, equation 4.12), in blocks of tokens.
+
+    Raises:
+        ValueError, TypeError: `least_squares: <argument> must <property>, got <value>`.
+    """
+    function = "least_squares"
+    vocabulary = require_count(function, "vocab_size", vocab_size, 1)
+    scale = require_scale(function, scale)
+    ridge = require_number(function, "ridge", ridge)
+    require_dense(function, "hidden", hidden)
+    d = hidden.shape[-1] if hidden.dim() > 0 else 0
+    rows, ids = require_batch(function, hidden, tokens, d, vocabulary, hidden.device)
+    if rows.numel() == 0:
+        refuse(function, "hidden", "have elements", list(hidden.shape))
+    rtol = gram_error(len(ids), d) if rtol is None else require_number(function, "rtol", rtol)
+    rows = hidden.reshape(-1, d)  # not detached
+    weight: Tensor = _Solve.apply(rows, ids, vocabulary, scale, ridge, rtol)
+    return weight
+
+
+class Inverse(NamedTuple):
+    """M⁺ for M = G + ridge I; where M is singular, also G⁺ and the basis of what counts as zero."""
+
+    inverse: Tensor
+    of_gram: Tensor | None = None
+    null: Tensor | None = None
+
+    @classmethod
+    def of(cls, gram: Tensor, ridge: float, rtol: float) -> Inverse:
+        certain = certain_inverse(gram, ridge, rtol)
+        if certain is not None:
+            return cls(certain)
+        found, shift = spectrum(gram), gram.new_tensor(ridge)
+        keep = kept(found, shift, rtol)
+        inverted = torch.where(keep & (found.values > 0), 1 / found.values, 0.0)
+        of_gram = (found.vectors * inverted) @ found.vectors.mT
+        return cls(inverses(found, shift, rtol), of_gram, found.vectors[:, ~keep])
+
+
+class _Solve(Function):
+    """W = s C M⁺ with M = XᵀX + ridge I, C = YᵀX."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, tokens: Tensor, vocabulary: int, *numbers: float) -> Tensor:
+        scale, ridge, rtol = numbers
+        factors = Inverse.of(gram("least_squares", rows), ridge, rtol)
+        sums = rows.new_zeros(vocabulary, rows.shape[1], dtype=torch.float64)
+        add_by_token(sums, rows, tokens)
+        ctx.scale = scale
+        ctx.save_for_backward(rows, tokens, sums, *factors)
+        weight = rows.new_empty(sums.shape)
+        for rounded, exact in in_blocks(CLASS_BLOCK, weight, sums):
+            rounded.copy_(exact @ (factors.inverse * scale))
+        return weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """With T = W̄ M⁺: X̄ = s T[y] - X (WᵀT + TᵀW) and, where Π projects on what counts as zero,
+        X G⁺ Wᵀ W̄ Π besides. No V x V and no N x V array."""
+        rows, tokens, sums, inverse, of_gram, null = ctx.saved_tensors
+        grad = grad.to(torch.float64)
+        slope = (grad @ inverse).mul_(ctx.scale)
+        mixed = inverse @ (sums.mT @ slope)
+        right = mixed + mixed.mT
+        if null is not None:
+            weighed = (inverse * ctx.scale) @ (sums.mT @ (grad @ null))
+            right -= of_gram @ weighed @ null.mT
+        blocks = in_blocks(HIDDEN_BLOCK, rows, tokens)
+        parts = [(slope[ids] - x.to(torch.float64) @ right).to(x.dtype) for x, ids in blocks]
+        return torch.cat(parts), *[None] * 5
