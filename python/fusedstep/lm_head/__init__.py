@@ -5,10 +5,13 @@ from fusedstep.lm_head.newton_minima import newton_block_diagonal, newton_bohnin
 from fusedstep.lm_head.newton_recalculated import newton_components_recalculated
 from fusedstep.lm_head.newton_roots import newton_components, newton_full, newton_joint
 from fusedstep.lm_head.problem import NewtonResult
+from fusedstep.lm_head.temperature import Temperature, fit_temperature
 
 __all__ = [
     "LeastSquares",
     "NewtonResult",
+    "Temperature",
+    "fit_temperature",
     "least_squares",
     "newton_block_diagonal",
     "newton_bohning",
