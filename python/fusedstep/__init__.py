@@ -5,10 +5,10 @@ from fusedstep import build  # first: it loads the C++ modules that the others c
 __version__ = build.FACTS["version"]
 
 from fusedstep import lm_head, ops, schedules
+from fusedstep._param_groups import param_groups
 from fusedstep.linalg import lstsq, pinv
 from fusedstep.optim import SGD, Adagrad, Adam, AdamW, Lion, Muon, RMSprop
 from fusedstep.optim.clip import clip_grad_norm_, get_total_norm
-from fusedstep.param_groups import param_groups
 
 __all__ = [
     "SGD",

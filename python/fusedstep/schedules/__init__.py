@@ -8,10 +8,15 @@ and in the loop, `optimizer.step()`, then `scheduler.step()`. The functions need
 nor torch: `warmup_cosine(step, **peak)` is the rate of any step, asked in any order.
 """
 
-from fusedstep.schedules.batch import batch_size_ramp
-from fusedstep.schedules.constant import constant, piecewise_constant
+from fusedstep.schedules.functions import (
+    batch_size_ramp,
+    constant,
+    piecewise_constant,
+    warmup_cosine,
+    warmup_linear,
+    warmup_stable_decay,
+)
 from fusedstep.schedules.scheduler import Scheduler
-from fusedstep.schedules.warmup import warmup_cosine, warmup_linear, warmup_stable_decay
 
 __all__ = [
     "Scheduler",

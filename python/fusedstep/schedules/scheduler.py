@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fusedstep.checks import refuse, require_count
-from fusedstep.schedules.arguments import require_rate
+from fusedstep.schedules.functions import require_rate
 
 Schedule = Callable[[int], float]
 
@@ -17,26 +18,43 @@ Schedule = Callable[[int], float]
 class Scheduler(LRScheduler):
     """Sets every group's `lr` to `schedule(step)`, for any torch optimizer.
 
-    `schedule` takes the step, an int from 0, and returns the rate itself, not a factor; the rates
-    that the optimizer was made with are replaced. It is one function for all groups, also for
-    groups that are added later, or a list of one for each group. One function where the groups
-    were given different rates is refused, as it would make them equal: give a list, or, for a
-    factor on each group's own rate, torch's LambdaLR and a schedule with `max_lr=1`.
+    A schedule returns the rate itself, not a factor; the rates that the optimizer was constructed
+    with are replaced. A tensor `lr` stays the same tensor and is written in place; a float stays a
+    float. `step()`, `get_last_lr()` and `last_epoch` (the step whose rate is set now) are torch's.
+    Inside SequentialLR each schedule starts from step 0 at its milestone; in a ChainedScheduler it
+    overwrites what comes before it.
 
-    A tensor `lr` stays the same tensor and is written in place; a float stays a float. `step()`,
-    `get_last_lr()` and `last_epoch` (the step whose rate is set now) are torch's; inside
-    SequentialLR each schedule starts from step 0 at its milestone, and it overwrites what stands
-    before it in a ChainedScheduler.
+    To resume, construct a Scheduler, then load both state_dicts: constructing sets the rates of
+    step `last_epoch + 1`, which the optimizer's state_dict corrects. The schedule itself is not in
+    `state_dict()`, which therefore loads with `weights_only=True`. A pickle needs a schedule that
+    can be pickled, such as `functools.partial` of a module's function.
 
-    To resume, construct it, then load both state_dicts: constructing sets the rates of step
-    `last_epoch + 1`, which the optimizer's state_dict puts right. The schedule itself is not in
-    `state_dict()`, which therefore loads with `weights_only=True`; a pickle needs one that can be
-    pickled, such as `functools.partial` of a function of a module.
+    Args:
+        optimizer: any torch.optim.Optimizer.
+        schedule: a function from the step, an int from 0, to the rate: one for all groups, also for
+            those added later, or a list of one for each group. One function is refused where the
+            groups were given different rates, because it would make them equal: give a list or, for
+            a factor on each group's own rate, use torch's LambdaLR with a schedule of `max_lr=1`.
+        last_epoch: the step before the first, as in torch's schedulers.
 
-    Raises TypeError where `optimizer` is no torch.optim.Optimizer or `schedule` neither a function
-    nor a list of them, ValueError where there are not as many as groups; at any step the same for
-    a rate that is no number, negative or not finite, before any group is changed. KeyError, as any
-    of torch's, for a `last_epoch` above -1 where no scheduler had set `initial_lr`.
+    Raises:
+        TypeError: `optimizer` is not a torch.optim.Optimizer, `schedule` neither a function nor a
+            list of them, or, at any step, a rate is not a number.
+        ValueError: there is not one function for each group, or, at any step, a rate is negative or
+            not finite; then no group is changed. Both are worded
+            `Scheduler: <argument> must <property>, got <value>`.
+        KeyError: as in torch, for a `last_epoch` above -1 if no scheduler has set `initial_lr`.
+
+    Example:
+        >>> peak = {"max_lr": 0.1, "min_lr": 0.01, "warmup_steps": 2, "max_steps": 6}
+        >>> optimizer = fusedstep.AdamW([torch.nn.Parameter(torch.ones(1))])
+        >>> scheduler = Scheduler(optimizer, functools.partial(warmup_cosine, **peak))
+        >>> scheduler.get_last_lr()
+        [0.05]
+        >>> optimizer.step(), scheduler.step()
+        (None, None)
+        >>> scheduler.get_last_lr()
+        [0.1]
     """
 
     def __init__(
@@ -56,18 +74,23 @@ class Scheduler(LRScheduler):
         self._rates(last_epoch + 1)  # refuses before super() writes to the optimizer
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
-        """The rates of step `last_epoch`, one float for each group."""
-        return self._rates(self.last_epoch)
+    def get_lr(self) -> list[float | Tensor]:
+        """Returns the rates of step `last_epoch`, one float for each group."""
+        return list(self._rates(self.last_epoch))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the optimizer and the schedule, which are given to a new one again."""
+        """Returns everything but the optimizer and the schedule, which a new Scheduler is given."""
         return {key: value for key, value in super().state_dict().items() if key != "schedule"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues where `state_dict` was taken.
+        """Continues from the step at which `state_dict` was taken.
 
-        Raises ValueError where it is no scheduler's, or another number of groups has schedules.
+        Args:
+            state_dict: the result of `state_dict()` of a scheduler, with as many groups if each has
+                a schedule of its own.
+
+        Raises:
+            ValueError: it is not a scheduler's, or is for another number of groups.
         """
         for key in ("last_epoch", "_step_count", "_last_lr"):
             if key not in state_dict:
@@ -100,9 +123,10 @@ class Scheduler(LRScheduler):
 
 
 def _checked(schedule: Any) -> Schedule | list[Schedule]:
-    """`schedule`, a list of its own where there are several."""
+    """`schedule`, copied if it is a list."""
     if callable(schedule):
-        return schedule
+        one_for_all: Schedule = schedule
+        return one_for_all
     must = "be a function of the step or a list of them"
     if not isinstance(schedule, (list, tuple)):
         refuse("Scheduler", "schedule", must, type(schedule).__name__, TypeError)

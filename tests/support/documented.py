@@ -1,0 +1,38 @@
+"""What a public docstring must have, and its examples, run as they stand."""
+
+from __future__ import annotations
+
+import doctest
+import functools
+import inspect
+import re
+from typing import Any
+
+import torch
+
+import fusedstep
+
+
+def check(documented: Any) -> None:
+    """Explains every argument in `Args:`, and what it returns and raises; its examples hold."""
+    text, name = inspect.getdoc(documented) or "", documented.__name__
+    parameters = [p for p in inspect.signature(documented).parameters if p != "self"]
+    explained = re.findall(r"^    (\w+): ", _section(text, "Args"), flags=re.MULTILINE)
+    assert explained == parameters, f"{name}: Args are {explained}, parameters {parameters}"
+    assert inspect.isclass(documented) or _section(text, "Returns"), f"{name} has no Returns"
+    assert _section(text, "Raises"), f"{name} has no Raises"
+    globs = {"torch": torch, "fusedstep": fusedstep, "functools": functools}
+    globs |= vars(inspect.getmodule(documented)) | vars(fusedstep.schedules)
+    examples = doctest.DocTestFinder(recurse=False).find(documented, name, globs=globs)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert sum(len(example.examples) for example in examples) > 0, f"{name} has no example"
+    report: list[str] = []
+    for example in examples:
+        runner.run(example, out=report.append, clear_globs=False)
+    assert runner.failures == 0, "".join(report)
+
+
+def _section(text: str, title: str) -> str:
+    """What is indented under `title:`; empty where there is no such section."""
+    found = re.search(rf"^{title}:\n((?:    .*\n|\n)+)", text + "\n", flags=re.MULTILINE)
+    return found[1] if found else ""
