@@ -36,20 +36,33 @@ HIDDEN_BLOCK = 4096  # hidden states converted to float64 at a time
 
 
 class LeastSquares:
-    """Least squares of one-hot targets on hidden states, over as many tokens as one likes to add.
+    """Least squares of one-hot targets on hidden states, over any number of tokens.
+
+    It holds G [d, d] and C [V, d] in float64 and no more, whatever is added: for d = 768 and
+    V = 50257 that is 314 MB. G is the sum of x xᵀ over the hidden states x; row v of C is the sum
+    of those that precede token v.
 
     Args:
-        d_model: width d of the hidden states.
-        vocab_size: number V of tokens.
-        scale: value of a target's one entry that is not 0. It enters `solve` and `mse` alone.
-        device: where the sums are and hidden states must be; torch's default device if None.
-
-    Holds G [d, d] and C [V, d] in float64 and no more, whatever is added: for d = 768, V = 50257
-    that is 314 MB.
+        d_model: the width d of the hidden states.
+        vocab_size: the number V of tokens.
+        scale: the value of a target's one entry that is not 0: finite and not 0 itself. Only
+            `solve` and `mse` use it.
+        device: where the sums are and hidden states must be. Default: torch's default device.
 
     Raises:
-        ValueError, TypeError: `LeastSquares: <argument> must <property>, got <value>`; so do the
-            methods, with the sums as they were.
+        TypeError: an argument is of the wrong type or dtype.
+        ValueError: an argument has a value that is not allowed. Both are worded
+            `LeastSquares: <argument> must <property>, got <value>`. The methods raise the same,
+            worded `LeastSquares.<method>: ...`, and leave the sums as they were.
+
+    Example:
+        >>> solver = fusedstep.lm_head.LeastSquares(d_model=2, vocab_size=3)
+        >>> hidden = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
+        >>> solver.update(hidden, torch.tensor([0, 1, 2]))
+        >>> solver.solve()
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.5000],
+                [0.5000, 0.0000]], dtype=torch.float64)
     """
 
     def __init__(
@@ -75,26 +88,31 @@ class LeastSquares:
 
     @property
     def count(self) -> int:
-        """The number of tokens added."""
+        """The number of tokens added so far."""
         return self._count
 
     @property
     def device(self) -> torch.device:
+        """Where the sums are."""
         return self._gram.device
 
     def update(self, hidden: Tensor, tokens: Tensor) -> None:
         """Adds hidden states and the tokens they are to predict.
 
+        C has the same bits for any number of threads and on any device (the order is in
+        kernels/lm_head/segment_sum.h). Unless hidden is float64, G has the same bits for any number
+        of threads on a CPU, and from run to run on a GPU (kernels/linalg/gram.h).
+
         Args:
             hidden: [N, d] or [B, T, d]; float32, float64, bfloat16 or float16. Every product and
-                sum is in float64. One NaN, infinity or, in float64, overflowing square refuses the
-                call.
-            tokens: [N] or [B, T], int64, from 0 to V - 1. On a GPU, looking at their values and
-                those of the sums waits for it.
+                sum is in float64. A NaN, an infinity or, in float64, a square that overflows is
+                refused.
+            tokens: [N] or [B, T], int64, from 0 to V - 1. On a GPU, the check of their values and
+                of the sums waits for the device.
 
-        C has the same bits for any number of threads and on any device (the order is in
-        kernels/lm_head/segment_sum.h); G, but for float64, for any number of threads on a CPU and
-        from run to run on a GPU (kernels/linalg/gram.h).
+        Raises:
+            TypeError: hidden or tokens are of the wrong type or dtype.
+            ValueError: they have a shape, device or value that is not allowed.
         """
         function = f"{type(self).__name__}.update"
         vocabulary, d = self._sums.shape
@@ -109,18 +127,22 @@ class LeastSquares:
         self._spectrum = None
 
     def solve(self, ridge: float | Sequence[float] = 0.0, rtol: float | None = None) -> Tensor:
-        """The weight W = scale · C (G + ridge I)⁺, float64.
+        """Computes the weight W = scale · C (G + ridge I)⁺.
 
         Args:
-            ridge: 0 or more, in units of G, which grows with the number of tokens. Several of them
-                share one factorisation.
-            rtol: an eigenvalue of G + ridge I, the square of a singular value, counts as zero
-                unless it exceeds `rtol` times the largest. By default what rounding in float64 may
-                have left of a zero one, about 1e-12. So W has the smallest norm where G is
-                singular, as with fewer tokens than d, and the limit ridge -> 0 is ridge = 0.
+            ridge: 0 or more, in units of G, which grows with the number of tokens. A sequence or
+                1-d tensor of several shares one factorisation.
+            rtol: 0 or more: an eigenvalue of G + ridge I, the square of a singular value, counts as
+                zero unless it exceeds `rtol` times the largest. Default: what rounding in float64
+                may have left of a zero, about 1e-12. So W has the smallest norm where G is
+                singular, as with fewer tokens than d, and ridge = 0 is the limit of ridge -> 0.
 
         Returns:
-            [V, d]; [R, V, d] for R ridges. Rows of tokens that were never added are 0.
+            W [V, d], float64; [R, V, d] for R ridges. Rows of tokens that were never added are 0.
+
+        Raises:
+            TypeError: `ridge` or `rtol` is not a number.
+            ValueError: one of them is negative or NaN, or no tokens were added.
         """
         function = f"{type(self).__name__}.solve"
         if isinstance(ridge, Tensor):
@@ -142,13 +164,21 @@ class LeastSquares:
         return self._sums @ (inverse * self.scale)
 
     def mse(self, weight: Tensor) -> Tensor:
-        """The mean of (X Wᵀ - scale · Y)² over all N V entries, 0-d float64, from G and C.
-
-        Args:
-            weight: [V, d], of any floating dtype. The result is differentiable in it.
+        """Computes the mean of (X Wᵀ - scale · Y)² over all N V entries, from G and C.
 
         It is the difference of sums about as large as scale² / V, the loss of W = 0, and exact to
-        some 1e-15 of that: of a nearly perfect fit nothing is left, and it may come out below 0.
+        about 1e-15 of that: for a nearly perfect fit no digit is left, and it may be below 0.
+
+        Args:
+            weight: W [V, d], float32, float64, bfloat16 or float16, on the sums' device. The result
+                is differentiable in it.
+
+        Returns:
+            The mean, 0-d float64.
+
+        Raises:
+            TypeError: weight is not a dense tensor of one of these dtypes.
+            ValueError: it has another shape or device, or no tokens were added.
         """
         function = f"{type(self).__name__}.mse"
         require_dense(function, "weight", weight)
@@ -164,7 +194,16 @@ class LeastSquares:
         return total / (self._count * len(self._sums))
 
     def merge(self, other: LeastSquares) -> None:
-        """Adds what `other` has added, as if it had been added here; `other` stays as it is."""
+        """Adds what `other` has added, as if it had been added here.
+
+        Args:
+            other: a LeastSquares of the same sizes on the same device. It is not changed; its scale
+                does not matter.
+
+        Raises:
+            TypeError: `other` is not a LeastSquares.
+            ValueError: it has other sizes or is on another device.
+        """
         function = f"{type(self).__name__}.merge"
         if not isinstance(other, LeastSquares):
             refuse(function, "other", "be a LeastSquares", type(other).__name__, TypeError)
@@ -179,9 +218,15 @@ class LeastSquares:
         self._spectrum = None
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
-        """Gives every process of `group` the sums of all of them, as if it had added everything.
+        """Gives every process of a group the sums of all of them, as if it had added everything.
 
-        Every process calls it, once: at a second call each would count again what all have.
+        Every process must call it, and only once: a second call would count everything again.
+
+        Args:
+            group: the processes. Default: all.
+
+        Raises:
+            ValueError: torch.distributed is not initialised, or the sizes differ between processes.
         """
         function = f"{type(self).__name__}.all_reduce"
         if not (dist.is_available() and dist.is_initialized()):
@@ -198,11 +243,19 @@ class LeastSquares:
         self._spectrum = None
 
     def state_dict(self) -> dict[str, Any]:
-        """`gram` [d, d] and `sums` [V, d], float64, themselves and not copies; `count`, an int."""
+        """Returns `gram` [d, d] and `sums` [V, d], float64, not copied, and `count`, an int."""
         return {"gram": self._gram, "sums": self._sums, "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a `state_dict` of the same sizes, from any device, in place of all added."""
+        """Replaces all that was added by what another LeastSquares had.
+
+        Args:
+            state: the result of its `state_dict()`, of the same sizes, on any device.
+
+        Raises:
+            TypeError: an entry is of the wrong type.
+            ValueError: the keys, a dtype, a shape or the count is not that of a `state_dict()`.
+        """
         function = f"{type(self).__name__}.load_state_dict"
         mine = self.state_dict()
         if set(state) != set(mine):
@@ -240,20 +293,36 @@ def least_squares(
     ridge: float = 0.0,
     rtol: float | None = None,
 ) -> Tensor:
-    """The weight [V, d] that best maps hidden states to one-hot tokens: one `LeastSquares.solve`.
+    """Computes the weight that best maps hidden states to one-hot tokens, as `LeastSquares` does.
+
+    The result is computed in float64 and rounded once. It is differentiable once in `hidden`, where
+    the rank is constant, in blocks of tokens.
 
     Args:
         hidden: [N, d] or [B, T, d], N at least 1; float32, float64, bfloat16 or float16.
-        tokens: [N] or [B, T], int64, from 0 to V - 1.
-        vocab_size: V.
-        scale, ridge, rtol: as in `LeastSquares`; one ridge.
+        tokens: [N] or [B, T], int64, from 0 to V - 1: the token after each hidden state.
+        vocab_size: the number V of tokens.
+        scale: the value of a target's one entry that is not 0: finite and not 0 itself.
+        ridge: 0 or more, in units of hiddenᵀ hidden: one, as in `LeastSquares.solve`.
+        rtol: 0 or more: which eigenvalues count as zero, as in `LeastSquares.solve`.
 
     Returns:
-        Of hidden's dtype, computed in float64 and rounded once. Differentiable once in `hidden`, at
-        constant rank (G. H. Golub and V. Pereyra 1973, equation 4.12), in blocks of tokens.
+        The weight [V, d], of hidden's dtype.
 
     Raises:
-        ValueError, TypeError: `least_squares: <argument> must <property>, got <value>`.
+        TypeError: an argument is of the wrong type or dtype.
+        ValueError: an argument has a value that is not allowed. Both are worded
+            `least_squares: <argument> must <property>, got <value>`.
+
+    Example:
+        >>> hidden = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
+        >>> fusedstep.lm_head.least_squares(hidden, torch.tensor([0, 1, 2]), 3)
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.5000],
+                [0.5000, 0.0000]])
+
+    Source: G. H. Golub and V. Pereyra 1973, "The differentiation of pseudo-inverses and nonlinear
+    least squares problems whose variables separate", equation 4.12, for the gradient.
     """
     function = "least_squares"
     vocabulary = require_count(function, "vocab_size", vocab_size, 1)
@@ -309,7 +378,7 @@ class _Solve(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """With T = W̄ M⁺: X̄ = s T[y] - X (WᵀT + TᵀW) and, where Π projects on what counts as zero,
-        X G⁺ Wᵀ W̄ Π besides. No V x V and no N x V array."""
+        X G⁺ Wᵀ W̄ Π as well. No V x V and no N x V array is made."""
         rows, tokens, sums, inverse, of_gram, null = ctx.saved_tensors
         grad = grad.to(torch.float64)
         slope = (grad @ inverse).mul_(ctx.scale)

@@ -38,21 +38,21 @@ def newton_full(
     scaling: str = "published",
     chunk_size: int | None = None,
 ) -> NewtonResult:
-    """W -= (L - c) G⁺ᵀ, where L is the mean cross-entropy and G its gradient.
+    """Takes steps W -= (L - c) G⁺ᵀ, where L is the mean cross-entropy and G its gradient.
 
-    As published ("Language Mixers III: Optimization") this explodes, and not by rounding errors:
-    <G, G⁺ᵀ> is the rank of G, so the linear model of L moves by rank(G) times the L - c that was
-    asked for. "rank" divides by it. "frobenius" is Newton's step for one equation in many
-    unknowns, the shortest to the root of the linear model: W -= (L - c) G / |G|².
+    This diverges as published, because the step is rank(G) times too long: <G, G⁺ᵀ> is the rank of
+    G, so the linear model of L moves by rank(G) times the L - c that was asked for. "rank" divides
+    by it. "frobenius" is Newton's step for one equation in many unknowns, the shortest to the root
+    of the linear model: W -= (L - c) G / |G|².
 
     Args:
         weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not written.
         hidden: `[N, d]` or `[B, T, d]`, of any of these dtypes, finite.
         tokens: `[N]` or `[B, T]`, int64, from 0 to V - 1: the token after each hidden vector.
-        loss_constant: c in nats, the loss that is taken for irreducible; finite. No step of this
-            kind converges where the least loss exceeds it.
+        loss_constant: c in nats, the loss that counts as irreducible; finite. No step of this kind
+            converges where the least loss exceeds it.
         steps: the number of steps, 0 or more.
-        scaling: "published", "rank" or "frobenius".
+        scaling: the length of a step: "published", "rank" or "frobenius", as above.
         chunk_size: tokens whose logits `[chunk_size, V]` are held at a time. Default: as many as
             make 2^23 logits.
 
@@ -64,6 +64,16 @@ def newton_full(
         TypeError: an argument is of the wrong type or dtype.
         ValueError: an argument has a value that is not allowed. Both are worded
             `newton_full: <argument> must <property>, got <value>`.
+
+    Example:
+        >>> weight, tokens = torch.zeros(3, 2), torch.tensor([0, 1, 2])
+        >>> hidden = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
+        >>> solve = fusedstep.lm_head.newton_full
+        >>> result = solve(weight, hidden, tokens, steps=3, loss_constant=0.5, scaling="frobenius")
+        >>> [round(loss, 2) for loss in result.losses.tolist()]
+        [1.1, 0.7, 0.56, 0.52]
+
+    Source: "Language Mixers III: Optimization", the step for the mean loss.
     """
     function = "newton_full"
     if scaling not in FULL_SCALINGS:
@@ -101,16 +111,16 @@ def newton_components(
     power_iterations: int = 8,
     chunk_size: int | None = None,
 ) -> NewtonResult:
-    """W -= the sum over tokens of (l - c) g⁺ᵀ, with l the token's loss and g its gradient at W.
+    """Takes steps W -= sum over tokens of (l - c) g⁺ᵀ, l the token's loss and g its gradient at W.
 
     g = (p - e_y) xᵀ has rank 1, so g⁺ᵀ = g / (|p - e_y|² |x|²): no matrix is inverted, and a step
-    costs two products of N V d. What is published ("Language Mixers III: Optimization") is one
-    backward pass and one singular value decomposition a token.
+    costs two products of N V d. The publication takes one backward pass and one singular value
+    decomposition for each token.
 
     The sum is a Jacobi iteration for the N equations l = c. With J the matrix whose rows are the
     tokens' gradients, each divided by its norm, it converges near a root only if the largest
-    eigenvalue of J Jᵀ is below 2; for tokens that resemble each other it nears N, and the loss
-    explodes.
+    eigenvalue of J Jᵀ is below 2. For tokens that resemble each other it approaches N, and the loss
+    diverges.
 
     Args:
         weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not written.
@@ -120,10 +130,10 @@ def newton_components(
         uphill: True, as published: a token whose loss is below c steps back up, the further the
             more certain the token is, without bound. False: it takes no step.
         steps: the number of steps, 0 or more.
-        scaling: "published" adds the steps up, "mean" divides by N, which is always enough,
-            "spectral" by an estimate of that eigenvalue.
-        power_iterations: for "spectral", 1 or more, each at three products of N V d. The estimate
-            comes from below; from half the eigenvalue on it is enough.
+        scaling: "published" adds the steps up; "mean" divides the sum by N, which is always enough;
+            "spectral" divides it by an estimate of that eigenvalue.
+        power_iterations: the number of iterations of that estimate, 1 or more, each at three
+            products of N V d. It is a lower bound; half the eigenvalue is enough.
         chunk_size: tokens whose logits `[chunk_size, V]` are held at a time. Default: as many as
             make 2^23 logits.
 
@@ -135,6 +145,16 @@ def newton_components(
         TypeError: an argument is of the wrong type or dtype.
         ValueError: an argument has a value that is not allowed. Both are worded
             `newton_components: <argument> must <property>, got <value>`.
+
+    Example:
+        >>> weight, tokens = torch.zeros(3, 2), torch.tensor([0, 1, 2])
+        >>> hidden = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
+        >>> solve = fusedstep.lm_head.newton_components
+        >>> result = solve(weight, hidden, tokens, steps=3, loss_constant=0.8, scaling="mean")
+        >>> [round(loss, 2) for loss in result.losses.tolist()]
+        [1.1, 1.03, 0.99, 0.96]
+
+    Source: "Language Mixers III: Optimization", the sum of the steps of all tokens.
     """
     function = "newton_components"
     if scaling not in COMPONENTS_SCALINGS:
@@ -200,13 +220,13 @@ def newton_joint(
     rtol: float | None = None,
     chunk_size: int | None = None,
 ) -> NewtonResult:
-    """W -= J⁺ (l - c): l the losses of a group's tokens, J `[n, V d]` their gradients at W.
+    """Takes steps W -= J⁺ (l - c): l the losses of n tokens, J `[n, V d]` their gradients at W.
 
     J⁺ = Jᵀ K⁺, and K = J Jᵀ is the elementwise product of two Gram matrices `[n, n]`, that of the
-    p - e_y and that of the hidden vectors: J is never made. The groups come one after another, each
-    at the weights the last one left; groups of one token are `newton_components_recalculated`.
-    A step near a root squares the error. Far from one, and where n equations cannot all be met, the
-    loss may rise; damping shortens the step.
+    p - e_y and that of the hidden vectors: J is never made. The groups of n tokens come one after
+    another, each at the weights that the last one left; with groups of one token this is
+    `newton_components_recalculated`. Near a root, a step squares the error. Far from one, and where
+    n equations cannot all be met, the loss may rise; damping shortens the step.
 
     Args:
         weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not written.
@@ -217,21 +237,32 @@ def newton_joint(
             more certain the token is, without bound. False: it takes no step.
         steps: passes over all tokens, 0 or more.
         group_size: tokens in a system, 1 or more; `[group_size, V]` numbers are held at a time.
-        damping: 0 or more: this times the mean of K's diagonal is added to it (Levenberg and
-            Marquardt); 1 and more for short steps.
-        rtol: eigenvalues of K not above rtol times the largest count as zero; by default the larger
-            of n * 2^-52 and (n * eps)², with the eps of the dtype that is computed in.
+        damping: 0 or more: this times the mean of K's diagonal is added to the diagonal; 1 or more
+            gives short steps.
+        rtol: 0 or more: eigenvalues of K not above rtol times the largest count as zero. Default:
+            the larger of n * 2^-52 and (n * eps)², with the eps of the dtype computed in.
         chunk_size: tokens whose logits are held at a time for the losses between passes. Default:
             as many as make 2^23 logits.
 
     Returns:
         NewtonResult; computed in float64 where weight is float64, else in float32, and the systems
-        in float64. Where the loss explodes losses and weight are infinite or NaN.
+        in float64. If it diverges, losses and weight become infinite or NaN.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
         ValueError: an argument has a value that is not allowed. Both are worded
             `newton_joint: <argument> must <property>, got <value>`.
+
+    Example:
+        >>> weight, tokens = torch.zeros(3, 2), torch.tensor([0, 1, 2])
+        >>> hidden = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
+        >>> solve = fusedstep.lm_head.newton_joint
+        >>> result = solve(weight, hidden, tokens, steps=3, loss_constant=0.8)
+        >>> [round(loss, 2) for loss in result.losses.tolist()]
+        [1.1, 0.86, 0.81, 0.8]
+
+    Source: Newton's method for n equations in V d unknowns, with the damping of K. Levenberg 1944
+    and D. Marquardt 1963.
     """
     function = "newton_joint"
     require_count(function, "group_size", group_size, 1)
