@@ -12,7 +12,7 @@ from fusedstep.linalg._pinv import pinv_op
 from tests.support.tensors import name_of
 
 F64 = torch.float64
-DRIVERS = ["auto", "cholesky", "qr_svd", "jacobi"]
+DRIVERS = ["cholesky", "qr_svd", "jacobi"]
 SHAPES = [(5, 3), (3, 5), (4, 4), (2, 4, 2), (2, 2, 4)]
 ONE_MATRIX = torch.randn(5, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
 
@@ -22,8 +22,11 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> torch.Tensor
     return torch.randn(shape, dtype=F64, generator=generator).to(dtype).requires_grad_()
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize(
+    ("driver", "shape"),
+    [*(("auto", s) for s in SHAPES), *((d, s) for d in DRIVERS for s in SHAPES[:2])],
+    ids=str,
+)
 def test_full_rank(shape, driver) -> None:
     A = random(*shape)
     modes = {"check_forward_ad": True, "check_batched_grad": True}
@@ -137,8 +140,17 @@ def test_compiled_whole_with_its_gradient(options, dtype) -> None:
 )
 @pytest.mark.parametrize("driver", ["auto", "qr_svd", "jacobi"])  # the check takes NaN for a fault
 def test_the_op_keeps_the_contract_of_ops(A, driver) -> None:
+    """Its results have the shapes, dtypes and strides that its fake says, by every driver."""
     tolerance = torch.full(A.shape[:-2], 1e-6, dtype=F64)
-    for synchronize in (True, False) if driver != "qr_svd" else (True,):
+    for synchronize in (True, False) if driver == "jacobi" else (True,):
         arguments = (A, tolerance, tolerance, False, driver, synchronize)
         torch.library.opcheck(pinv_op, arguments)
         torch.library.opcheck(pinv_factors, arguments)
+
+
+@pytest.mark.parametrize("A", [ONE_MATRIX, torch.ones(2, 3, 4)], ids=str)
+def test_the_op_keeps_it_where_nothing_is_read(A) -> None:
+    tolerance = torch.full(A.shape[:-2], 1e-6, dtype=F64)
+    arguments = (A, tolerance, tolerance, False, "auto", False)
+    torch.library.opcheck(pinv_op, arguments)
+    torch.library.opcheck(pinv_factors, arguments)

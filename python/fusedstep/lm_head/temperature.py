@@ -39,7 +39,7 @@ def fit_temperature(
     numbers rank the tokens, but as logits they mean nothing until a fitted t multiplies them. With
     p = softmax(t z), the derivatives of a token's loss in t are E_p[z] - z_y and Var_p[z], so
     the loss is convex. Newton's method finds its minimum, with bisection where a step leaves the
-    interval that must hold it. A pass over the tokens costs a product of N V d; 6 to 12 passes are
+    interval that must hold it. A pass over the tokens costs a product of N V d; 5 to 12 passes are
     usual. Logits are made for some tokens at a time: at most 2^23 of them, twice.
 
     Args:

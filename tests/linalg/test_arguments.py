@@ -1,4 +1,4 @@
-"""What pinv and lstsq refuse, and what becomes of matrices that no driver can factorise."""
+"""What pinv and lstsq refuse."""
 
 from __future__ import annotations
 
@@ -9,72 +9,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fusedstep import build, lstsq, pinv
-from fusedstep.linalg import decompositions
 from tests.support.refusals import refuses
 
 A = torch.eye(3)
-BAD_VALUES = [math.nan, math.inf, -math.inf]
-BY = [{"driver": d} for d in ("auto", "cholesky", "eigh", "qr_svd", "jacobi")]
 DTYPES = "float32, float64, bfloat16 or float16"
-
-
-@pytest.mark.parametrize("value", BAD_VALUES)
-@pytest.mark.parametrize("options", [*BY, {"synchronize": False}, {"hermitian": True}], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_matrix_that_is_not_finite_becomes_nan_alone(value, options, dtype) -> None:
-    batch = torch.eye(4, dtype=dtype) + 0.1 * torch.ones(5, 4, 4, dtype=dtype)
-    expected = pinv(batch, **options)
-    batch[1, 2, 0] = value
-    batch[3, 3, 3] = value
-    actual, info = pinv(batch, return_info=True, **options)
-    assert actual[[1, 3]].isnan().all()
-    torch.testing.assert_close(actual[[0, 2, 4]], expected[[0, 2, 4]])
-    assert info.code.tolist() == [0, 1, 0, 1, 0]
-    assert info.rank.tolist() == [4, 0, 4, 0, 4]
-    assert info.rcond.isnan().tolist() == [False, True, False, True, False]
-    if "hermitian" not in options:
-        solved = lstsq(batch, torch.ones(5, 4, 2, dtype=dtype), **options)
-        assert solved.isnan().flatten(1).all(1).tolist() == [False, True, False, True, False]
-
-
-def test_a_wide_matrix_that_is_not_finite_becomes_nan() -> None:
-    wide = torch.ones(2, 3, 5)
-    wide[0, 0, 0] = math.nan
-    assert pinv(wide).isnan().flatten(1).all(1).tolist() == [True, False]
-
-
-def test_cholesky_alone_fails_what_it_cannot_prove() -> None:
-    batch = torch.stack([torch.eye(3), torch.ones(3, 3), torch.eye(3)])
-    actual, info = pinv(batch, driver="cholesky", return_info=True)
-    assert info.code.tolist() == [0, 2, 0]
-    assert actual[1].isnan().all()
-    assert torch.equal(actual[0], torch.eye(3))
-
-
-@pytest.mark.parametrize("name", ["eigh", "svd"])
-def test_a_matrix_that_does_not_converge_fails_alone(name, monkeypatch) -> None:
-    """torch raises for the whole batch where LAPACK gives up on one matrix."""
-    honest = getattr(torch.linalg, name)
-    calls = []
-
-    def gives_up(X, **options):
-        calls.append(len(X))
-        if (X[:, 0, 0].abs() > 1e3).any():
-            raise torch.linalg.LinAlgError("failed to converge")
-        return honest(X, **options)
-
-    batch = torch.ones(7, 3, 2) + torch.arange(6).view(3, 2)
-    batch[4] *= 1e3
-    driver = "eigh" if name == "eigh" else "qr_svd"
-    expected = pinv(batch, driver=driver)
-    monkeypatch.setattr(decompositions.torch.linalg, name, gives_up)
-    actual, info = pinv(batch, driver=driver, return_info=True)
-    assert info.code.tolist() == [0, 0, 0, 0, 2, 0, 0]
-    assert actual[4].isnan().all()
-    rest = [0, 1, 2, 3, 5, 6]
-    torch.testing.assert_close(actual[rest], expected[rest])
-    assert calls[0] == 7
-    assert len(calls) > 3
 
 
 @pytest.mark.parametrize(
