@@ -15,3 +15,10 @@ FUNCTIONS = [name for name in lm_head.__all__ if inspect.isfunction(getattr(lm_h
 @pytest.mark.parametrize("name", [*FUNCTIONS, "LeastSquares"])
 def test_last_layer(name: str) -> None:
     check(getattr(lm_head, name))
+
+
+@pytest.mark.parametrize(
+    "name", ["update", "solve", "mse", "merge", "all_reduce", "load_state_dict"]
+)
+def test_methods_of_least_squares(name: str) -> None:
+    check(getattr(lm_head.LeastSquares, name), example=False)
