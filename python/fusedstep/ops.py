@@ -53,18 +53,18 @@ _WRITERS = (
 )
 
 
-@torch.library.register_fake("fusedstep::total_norm")
+@register_fake("total_norm")
 def _(tensors: list[Tensor], norm_type: float = 2.0, grad_scale: Tensor | None = None) -> Tensor:
     return torch.empty((), dtype=torch.float64, device=tensors[0].device)
 
 
-@torch.library.register_fake("fusedstep::encode_state")
+@register_fake("encode_state")
 def _(x: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     codes = x.new_empty_strided(x.shape, x.stride(), dtype=torch.int8 if signed else torch.uint8)
     return codes, x.new_empty(blocks_of(x.numel()))
 
 
-@torch.library.register_fake("fusedstep::decode_state")
+@register_fake("decode_state")
 def _(codes: Tensor, scales: Tensor) -> Tensor:
     return codes.new_empty_strided(codes.shape, codes.stride(), dtype=torch.float32)
 
@@ -73,10 +73,10 @@ def _writes(*arguments: Any, **options: Any) -> None:
     return None
 
 
-@torch.library.register_fake("fusedstep::table_refresh")
+@register_fake("table_refresh")
 def _(table: int, grads: list[Tensor], missing: list[int]) -> bool:
     return True
 
 
 for _name in _WRITERS:
-    torch.library.register_fake(f"fusedstep::{_name}", _writes)
+    register_fake(_name)(_writes)

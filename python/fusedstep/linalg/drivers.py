@@ -253,8 +253,10 @@ def jacobi(X: Tensor, tolerance: Tolerance, may_stop: bool = True) -> Factors:
 
 
 def _orthogonalise(columns: Tensor, length: int, may_stop: bool) -> tuple[Tensor, Tensor]:
-    """The columns, `[b, even k, *]`, rotated until their first `length` elements are orthogonal;
-    and for each matrix whether they are."""
+    """The columns `[b, even k, *]`, rotated until their first `length` elements are orthogonal.
+
+    Also, for each matrix, whether they are.
+    """
     half = columns.shape[1] // 2
     upper, lower = columns[:, :half], columns[:, half:]
     done = torch.zeros(len(columns), dtype=torch.bool, device=columns.device)

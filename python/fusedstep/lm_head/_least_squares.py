@@ -377,8 +377,11 @@ class _Solve(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """With T = W̄ M⁺: X̄ = s T[y] - X (WᵀT + TᵀW) and, where Π projects on what counts as zero,
-        X G⁺ Wᵀ W̄ Π as well. No V x V and no N x V array is made."""
+        """The gradient in X, with no V x V and no N x V array.
+
+        With T = W̄ M⁺ it is s T[y] - X (WᵀT + TᵀW), plus X G⁺ Wᵀ W̄ Π where Π projects on what
+        counts as zero.
+        """
         rows, tokens, sums, inverse, of_gram, null = ctx.saved_tensors
         grad = grad.to(torch.float64)
         slope = (grad @ inverse).mul_(ctx.scale)

@@ -55,7 +55,11 @@ def root_steps_(
     below the constant.
 
     Args:
+        logits: `[n, V]`, as above.
+        tokens: `[n]`, as above.
         squares: |x_n|², `[n]` float64.
+        loss_constant: the loss of the roots.
+        uphill: whether rows whose loss is below the constant step too.
         gram: None: every step is for the logits given. `[n, n]` x_n · x_i in the logits' dtype:
             one after another, each for the logits after the steps of the rows before it.
 
