@@ -23,14 +23,13 @@ from rich.console import Console
 from bench import lm_head, train_lm
 from bench.record import RESULTS
 from bench.studies.language_model.corpus import Corpus, Windows
-from bench.studies.last_layer import gpt, temperature
+from bench.studies.last_layer import closed_form, gpt
 from bench.studies.last_layer.closed_form import compare
 from bench.studies.last_layer.newton import facts_of
 from bench.studies.last_layer.problem import (
     SCALE,
     Data,
     Settings,
-    evaluate,
     hidden_states,
     make_mixer,
 )
@@ -107,25 +106,6 @@ def test_the_trivial_loss_is_that_of_all_weights_zero(found, data, mixer) -> Non
     assert float(sums.mse(zero)) == pytest.approx(SETTINGS.trivial_mse, rel=1e-12)
     assert replace(SETTINGS, vocabulary=4096).trivial_mse == pytest.approx(244.140625)
     assert found.trivial_mse == 1000**2 / 50
-
-
-@pytest.mark.parametrize("size", [1e-2, 1.0, 300.0])
-def test_the_temperature_is_the_best_of_all(data, mixer, size) -> None:
-    """For logits that mean something, of any size: a fine grid finds nothing better."""
-    hidden, tokens = hidden_states(data.training, mixer.hidden)
-    head = size * torch.linalg.lstsq(hidden, F.one_hot(tokens, 50).float()).solution.T
-    fitted = temperature.fit(data.training, mixer.hidden, head, 7)
-    assert fitted.factor > 0
-    at = [evaluate(data.training, mixer.hidden, fitted.factor * f * head, 7)
-          for f in (0.5, 0.9, 0.99, 1.0, 1.01, 1.1, 2.0)]  # fmt: skip
-    assert min(at) == at[3]
-    assert fitted.loss == pytest.approx(at[3], rel=1e-5)
-
-
-def test_logits_that_mislead_have_the_temperature_zero(data, mixer) -> None:
-    hidden, tokens = hidden_states(data.training, mixer.hidden)
-    head = torch.linalg.lstsq(hidden, F.one_hot(tokens, 50).float()).solution.T
-    assert temperature.fit(data.training, mixer.hidden, -head, 7).factor == 0
 
 
 def test_facts_are_those_of_the_jacobian_written_out(data, mixer) -> None:
@@ -226,13 +206,13 @@ def test_ctrl_c_stops_after_the_step_at_hand_and_writes_nothing(
     tiny, text, monkeypatch, capsys
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
-    fit = temperature.fit
+    fit = closed_form.fit_temperature
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         os.kill(os.getpid(), signal.SIGINT)
-        return fit(*arguments)
+        return fit(*arguments, **options)
 
-    monkeypatch.setattr(temperature, "fit", interrupted)
+    monkeypatch.setattr(closed_form, "fit_temperature", interrupted)
     assert lm_head.main([*tiny, "--data", str(text), "--out", "out"]) == 130
     assert "Stopped; nothing was written." in capsys.readouterr().out
     assert os.listdir("out") == []

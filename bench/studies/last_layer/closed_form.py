@@ -12,7 +12,6 @@ from torch.nn.functional import one_hot
 
 import fusedstep
 from bench.studies.language_model.corpus import Windows
-from bench.studies.last_layer import temperature
 from bench.studies.last_layer.problem import (
     SCALE,
     Data,
@@ -22,7 +21,7 @@ from bench.studies.last_layer.problem import (
     hidden_states,
 )
 from bench.studies.last_layer.stages import Stage
-from fusedstep.lm_head import LeastSquares
+from fusedstep.lm_head import LeastSquares, fit_temperature
 
 # --- on a few sequences: the formula of the textbook and the pseudo-inverse ---
 
@@ -131,7 +130,6 @@ class Fit:
     held_out_mse: float
     held_out_tokens: int
     temperature_factor: float
-    temperature_passes: int
     held_out_loss: float  # cross-entropy in nats
     solve_seconds: float
     seconds: float
@@ -144,7 +142,8 @@ def fit(data: Data, model: Hidden, fresh: Tensor, settings: Settings, stage: Sta
     weight = sums.solve()
     solved = time.perf_counter()
     head = weight.float()
-    fitted = temperature.fit(data.corpus.spread(settings.chunk), model, head, settings.chunk)
+    hidden, tokens = hidden_states(data.corpus.spread(settings.chunk), model)
+    factor = fit_temperature(hidden, tokens, head, scale=SCALE).value
     end = time.perf_counter()
     held_out = sums_of(data.held_out, model, settings, stage)
     return Fit(
@@ -154,9 +153,8 @@ def fit(data: Data, model: Hidden, fresh: Tensor, settings: Settings, stage: Sta
         held_out_mse_before=float(held_out.mse(fresh)),
         held_out_mse=float(held_out.mse(weight)),
         held_out_tokens=held_out.count,
-        temperature_factor=fitted.factor,
-        temperature_passes=fitted.passes,
-        held_out_loss=evaluate(data.held_out, model, fitted.factor * head, settings.chunk),
+        temperature_factor=factor,
+        held_out_loss=evaluate(data.held_out, model, factor * head, settings.chunk),
         solve_seconds=solved - start,
         seconds=end - start,
     )
