@@ -185,6 +185,7 @@ BLOCKS = "(uniform ? 3 : 2)"
 IN_PTX = "(__CUDA_ARCH__)\n  // Said in PTX"
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 @pytest.mark.skipif(bool(tools_lack()), reason="needs nvcc and nvdisasm to compile CUDA kernels")
 @pytest.mark.parametrize(
@@ -194,8 +195,20 @@ IN_PTX = "(__CUDA_ARCH__)\n  // Said in PTX"
         (False, "optim/step.cuh", BLOCKS, BLOCKS, []),
         (True, "optim/step.cuh", BLOCKS, "8", ["spill stores", "spill loads"]),
         (False, "optim/step.cuh", BLOCKS, "3", ["spill stores", "spill loads"]),
-        (True, "common/vector.cuh", "kAccess = 16", "kAccess = 4", ["accesses of 16 bytes: must be there"]),
-        (False, "common/vector.cuh", f"#if defined{IN_PTX}", f"#if 0 && defined{IN_PTX}", ["stores of 16"]),
+        (
+            True,
+            "common/vector.cuh",
+            "kAccess = 16",
+            "kAccess = 4",
+            ["accesses of 16 bytes: must be there"],
+        ),
+        (
+            False,
+            "common/vector.cuh",
+            f"#if defined{IN_PTX}",
+            f"#if 0 && defined{IN_PTX}",
+            ["stores of 16"],
+        ),
         (True, "common/vector.cuh", "__isGlobal(p)", "p != nullptr", ["generic accesses in loops"]),
     ],
 )

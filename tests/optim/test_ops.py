@@ -6,7 +6,11 @@ import math
 
 import pytest
 import torch
-from tests.support.tensors import assert_same_bits, make_params, set_grads
+from torch import Tensor
+from torch.library import opcheck
+
+import fusedstep
+from fusedstep import _C
 from tests.support.op_arguments import (
     TABLE_OPTIONS,
     VALUES,
@@ -18,11 +22,7 @@ from tests.support.op_arguments import (
     table_arguments,
     values_of,
 )
-from torch import Tensor
-from torch.library import opcheck
-
-import fusedstep
-from fusedstep import _C
+from tests.support.tensors import assert_same_bits, make_params, set_grads
 
 ops = torch.ops.fusedstep
 
