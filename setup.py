@@ -1,7 +1,8 @@
 """Builds the two C++ modules: _C (op schemas, CPU kernels) and _C_cuda (CUDA kernels).
 
-Both are written against torch's stable ABI, so one build serves every torch from 2.11 on. pybind11
-cannot target Python's limited API: there is one wheel for each Python version.
+Both are written against torch's stable ABI, so one build serves every torch from the oldest that
+pyproject.toml allows. pybind11 cannot target Python's limited API: there is one wheel for each
+Python version.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -27,6 +29,7 @@ from setuptools.command.build import build
 from python.buildtools import cuda
 from python.buildtools.facts import write_header
 from python.buildtools.flags import CXX_FLAGS, NVCC_FLAGS
+from python.buildtools.minimum_torch import MINIMUM_TORCH, TORCH_TARGET_VERSION
 from python.buildtools.rules import write_sources
 
 FOUND = cuda.find_toolkit()
@@ -35,15 +38,18 @@ if FOUND:
 
 from torch.utils import cpp_extension  # reads CUDA_HOME when it is imported
 
-MINIMUM_TORCH = (2, 11)
 GENERATED = ROOT / "build" / "generated"
 OBJECTS = ROOT / "build" / "objects"
+
+# Continuous integration sets it; a newer compiler's new warning must stop no one from installing.
+ERRORS = ["-Werror"] if os.environ.get("FUSEDSTEP_WERROR") == "1" else []
 
 
 def check_tools() -> None:
     """Ends with one sentence where torch or setuptools is too old; puts ninja on PATH."""
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
-        sys.exit(f"fusedstep: building needs torch >= 2.11, found {torch.__version__}")
+        least = ".".join(map(str, MINIMUM_TORCH))
+        sys.exit(f"fusedstep: building needs torch >= {least}, found {torch.__version__}")
     if int(setuptools.__version__.split(".")[0]) < 77:
         sys.exit(f"fusedstep: building needs setuptools >= 77, found {setuptools.__version__}")
     # torch runs ninja by its bare name, which a virtual environment that is not activated hides.
@@ -62,7 +68,8 @@ def plan_cuda() -> cuda.CudaPlan:
         sys.exit(f"fusedstep: {error}")
     if plan.root and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         codes = cuda.nvcc_output(plan.root, "--list-gpu-code").split()
-        built_for = torch._C._cuda_getArchFlags()  # cuda.get_arch_list() is empty without a GPU
+        # cuda.get_arch_list() is empty without a GPU.
+        built_for = torch._C._cuda_getArchFlags() or ""
         os.environ["TORCH_CUDA_ARCH_LIST"] = cuda.default_archs(built_for, codes)
     print(f"fusedstep: CUDA module {f'left out: {plan.reason}' if plan.reason else 'is built'}")
     return plan
@@ -114,30 +121,40 @@ class BuildModules(cpp_extension.BuildExtension):
 
 
 def module(
-    name: str, globs: list[str], device: str, libraries: list[str], macros: list, includes=()
+    name: str,
+    globs: list[str],
+    device: str,
+    libraries: list[str],
+    macros: Sequence[tuple[str, str | None]] = (),
+    includes: Sequence[Path] = (),
 ) -> setuptools.Extension:
     """One C++ module; it links only what it uses, so that _C loads on a torch without CUDA."""
+    foreign = [*cpp_extension.include_paths("cpu"), pybind11.get_include()]
+    system = [part for path in foreign for part in ("-isystem", path)]  # no warnings of theirs
     sources = [path for glob in globs for path in ROOT.glob(glob)]
     sources += write_sources(device, GENERATED / "rules" / device, ROOT)
     return setuptools.Extension(
         f"fusedstep.{name}",
         sorted(str(path.relative_to(ROOT)) for path in sources),
         include_dirs=[
-            *[str(ROOT), str(GENERATED), pybind11.get_include()],
-            *cpp_extension.include_paths(device),
+            *[str(ROOT), str(GENERATED)],
+            *[path for path in cpp_extension.include_paths(device) if path not in foreign],
             *[str(folder) for folder in includes],
         ],
         library_dirs=cpp_extension.library_paths(device),
         libraries=libraries,
-        define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000"), *macros],
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), *macros],
+        extra_compile_args={
+            "cxx": [*CXX_FLAGS, *ERRORS, *system],
+            "nvcc": [*NVCC_FLAGS, *system],
+        },
         language="c++",
     )
 
 
 check_tools()
 PLAN = plan_cuda()
-MODULES = [module("_C", ["csrc/*.cpp", "kernels/*/*.cpp"], "cpu", ["torch_cpu"], [])]
+MODULES = [module("_C", ["csrc/*.cpp", "kernels/*/*.cpp"], "cpu", ["torch_cpu"])]
 if PLAN.root:
     # The tensor table is used from both modules, which do not link to one another.
     globs = ["csrc/tensor_table.cpp", "csrc/cuda/*.cpp", "kernels/*/*.cu"]

@@ -1,6 +1,10 @@
-"""The compiler flags of every kernel: setup.py builds with them, the CUDA report looks at them."""
+"""The compiler flags of every kernel; `python flags.py` prints those that CMake needs, too."""
+
+from __future__ import annotations
 
 import platform
+
+STANDARD = ["-std=c++20"]
 
 # The same arithmetic on every instruction set: no contraction, nothing reordered. errno and traps
 # are given up because they keep square roots and comparisons from being vectorised.
@@ -9,14 +13,20 @@ CXX_NUMERICS = ["-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fno-
 # The same on a GPU: no contraction, IEEE division and square root, denormals kept.
 NVCC_NUMERICS = ["--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false"]
 
-# Each function is compiled for several instruction sets (FUSEDSTEP_CLONES); the widest of them
-# uses its full width only where told to. Whoever passes a vector is inlined, so that no one depends
-# on how narrower instruction sets pass it.
-CXX_WIDTH = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
-CXX_WIDTH += ["-Wno-psabi"]
+# Whoever passes a vector is inlined, so that no one depends on how narrower instruction sets pass
+# it: that warning has nothing to say here.
+CXX_WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]
 
-CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", *CXX_NUMERICS, *CXX_WIDTH]
+# Each function is compiled for several instruction sets (FUSEDSTEP_CLONES); the widest of them
+# uses its full width only where told to.
+CXX_WIDTH = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
+
+CXX_FLAGS = [*STANDARD, "-O3", "-g0", "-fvisibility=hidden"]
+CXX_FLAGS += [*CXX_NUMERICS, *CXX_WARNINGS, *CXX_WIDTH]
 
 # Line numbers cost nothing at run time and let compute-sanitizer name the line it complains about.
-NVCC_FLAGS = ["-std=c++20", "-O3", "-lineinfo", *NVCC_NUMERICS]
+NVCC_FLAGS = [*STANDARD, "-O3", "-lineinfo", *NVCC_NUMERICS]
 NVCC_FLAGS += ["-Xcompiler=" + ",".join(["-fvisibility=hidden", *CXX_NUMERICS])]
+
+if __name__ == "__main__":
+    print(*CXX_NUMERICS, *CXX_WARNINGS, sep=";")

@@ -23,8 +23,8 @@ def wheel_folders(cuda: str) -> list[Path]:
             spec = importlib.util.find_spec(f"nvidia.{name}")
         except ModuleNotFoundError:  # there is not even a folder nvidia
             continue
-        places = spec.submodule_search_locations if spec else []
-        folders += [Path(place) / "include" for place in places]
+        places = spec.submodule_search_locations if spec else None
+        folders += [Path(place) / "include" for place in places or ()]
     return folders
 
 

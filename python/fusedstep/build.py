@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-MINIMUM_TORCH = (2, 11)
+MINIMUM_TORCH = (2, 11)  # as pyproject.toml says, which an installed package does not have
 
 
 def cuda_mismatch(facts: Mapping[str, str], torch_version: str, torch_cuda: str | None) -> str:
@@ -30,7 +30,8 @@ def cuda_mismatch(facts: Mapping[str, str], torch_version: str, torch_cuda: str 
 def _load_cpu() -> ModuleType:
     """Imports _C, or raises ImportError with one sentence that says what to do."""
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
-        raise ImportError(f"fusedstep needs torch >= 2.11, found {torch.__version__}")
+        least = ".".join(map(str, MINIMUM_TORCH))
+        raise ImportError(f"fusedstep needs torch >= {least}, found {torch.__version__}")
     try:
         return importlib.import_module("fusedstep._C")
     except ModuleNotFoundError as error:
