@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -30,16 +31,19 @@ def built() -> Iterator[tuple[str, str]]:
 def loaded() -> Iterator[tuple[str, str]]:
     """Rows about this process: the torch in use and which modules serve it."""
     yield "torch", torch.__version__
-    yield "_C", build._C.__file__
-    yield "_C_cuda", build.CUDA_REASON or build._C_cuda.__file__
-    if not build.CUDA_REASON:
-        yield "cuSOLVER", solver_library()
+    yield "_C", str(build._C.__file__)
+    module = build._C_cuda
+    if module is None:
+        yield "_C_cuda", build.CUDA_REASON
+    else:
+        yield "_C_cuda", str(module.__file__)
+        yield "cuSOLVER", solver_library(module)
 
 
-def solver_library() -> str:
-    """cuSOLVER's version and where it lies, or why pinv and lstsq cannot run on a GPU here."""
+def solver_library(module: ModuleType) -> str:
+    """cuSOLVER's version and where it is, or why pinv and lstsq cannot run on a GPU here."""
     try:
-        return build._C_cuda.solver_library()
+        return str(module.solver_library())
     except RuntimeError as error:
         return str(error)
 

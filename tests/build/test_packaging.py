@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import torch
 
 import fusedstep
 from fusedstep import build
+from python.buildtools.minimum_torch import MINIMUM_TORCH, TORCH_TARGET_VERSION, declared
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT_WITH_CUDA = {"cuda": "13.0", "cuda_reason": ""}
@@ -112,8 +115,41 @@ def test_kernels_include_no_torch_header() -> None:
 def test_makefile_installs_what_pyproject_needs_to_build() -> None:
     declared = re.search(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
     installed = re.search(r"^BUILD_REQUIRES := (.*)$", (ROOT / "Makefile").read_text(), re.M)
-    needed = {item.strip(' "') for item in declared[1].split(",")} - {"torch>=2.11"}
-    assert {item.strip('"') for item in installed[1].split()} == needed
+    needed = {item.strip(' "') for item in declared[1].split(",")}
+    assert {item.strip('"') for item in installed[1].split()} == {
+        item for item in needed if not item.startswith("torch")
+    }
+
+
+def test_the_minimum_torch_is_the_same_everywhere() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    stated = re.findall(r'"torch>=([\d.]+)"', text)
+    assert stated == [".".join(map(str, MINIMUM_TORCH))] * 2, "to build and to run"
+    assert build.MINIMUM_TORCH == MINIMUM_TORCH
+    assert build.FACTS["torch_target"] == stated[0]
+    assert int(TORCH_TARGET_VERSION, 16) == (MINIMUM_TORCH[0] << 56) + (MINIMUM_TORCH[1] << 48)
+
+
+def test_a_minimum_torch_that_is_not_stated_is_refused() -> None:
+    assert declared('dependencies = ["numpy", "torch>=3.4"]\n') == (3, 4)
+    with pytest.raises(RuntimeError, match=r"^pyproject.toml: dependencies must name torch>="):
+        declared('requires = ["torch>=3.4"]\ndependencies = ["torch"]\n')
+
+
+def public(names: Iterable[str]) -> set[str]:
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_the_stub_names_what_the_module_has() -> None:
+    tree = ast.parse((ROOT / "python" / "fusedstep" / "_C.pyi").read_text())
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    constants = [node for node in tree.body if isinstance(node, ast.AnnAssign)]
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    names = functions | classes.keys() | {ast.unparse(node.target) for node in constants}
+    assert public(names) == public(vars(build._C))
+    for name, node in classes.items():
+        stated = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+        assert public(stated) == public(vars(getattr(build._C, name)))
 
 
 def test_command_line_prints_the_facts() -> None:
@@ -124,6 +160,14 @@ def test_command_line_prints_the_facts() -> None:
     assert rows["_C"] == build._C.__file__
     assert rows["CUDA"].startswith(build.FACTS["cuda"] or "left out: ")
     assert rows["_C_cuda"] == (build.CUDA_REASON or build._C_cuda.__file__)
+
+
+@pytest.mark.slow
+def test_what_is_installed_has_its_types(tmp_path: Path) -> None:
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    package = tmp_path / "fusedstep"
+    assert {path.name for path in package.iterdir()} > {"py.typed", "_C.pyi", "optim"}
 
 
 @pytest.mark.slow

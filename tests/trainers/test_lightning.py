@@ -24,12 +24,13 @@ from tests.support.tiny import STEPS, Batch, batches, examples, loss_of, network
 
 lightning = pytest.importorskip("lightning.pytorch", reason="needs the trainers extra: lightning")
 fabric = pytest.importorskip("lightning.fabric", reason="needs the trainers extra: lightning")
+LightningModule: Any = lightning.LightningModule
 
 # Of Lightning itself, about no fault of ours.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.*LeafSpec")
 
 
-class Module(lightning.LightningModule):
+class Module(LightningModule):
     """The regression; keeps the norm of every step, by the name a user would read it under."""
 
     def __init__(self, make: Callable[..., Optimizer], automatic: bool = True) -> None:
@@ -39,7 +40,7 @@ class Module(lightning.LightningModule):
         self.automatic_optimization = automatic
         self.norms: list[Tensor | None] = []
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, _: int) -> Tensor | None:
         if self.automatic_optimization:
             return loss_of(self.net, batch)
         optimizer = self.optimizers()
@@ -47,6 +48,7 @@ class Module(lightning.LightningModule):
         self.manual_backward(loss_of(self.net, batch))
         optimizer.step()
         self.lr_schedulers().step()
+        return None
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.norms.append(self.optimizers().grad_norm)

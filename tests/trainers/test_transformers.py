@@ -26,6 +26,7 @@ from tests.support.tiny import batches, loss_of, network
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the package is imported
 transformers = pytest.importorskip("transformers", reason="needs the trainers extra: transformers")
 accelerate = pytest.importorskip("accelerate", reason="needs the trainers extra: accelerate")
+TrainerCallback: Any = transformers.TrainerCallback
 
 STEPS, BATCH, LENGTH, VOCABULARY = 6, 4, 8, 31
 
@@ -50,7 +51,7 @@ def texts() -> tuple[Tensor, Tensor]:
     return tokens, labels
 
 
-class Norms(transformers.TrainerCallback):
+class Norms(TrainerCallback):
     """Keeps the norm of every step; callbacks see the optimizer inside accelerate's wrapper."""
 
     def __init__(self) -> None:
