@@ -1,4 +1,4 @@
-"""What all tests share: the `gpu` marker, the device fixture, and the count of skips by reason."""
+"""What all tests share: their marks, the device fixture, and the count of skips by reason."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from hypothesis import settings
 
 from fusedstep import build
+from tests.support.marks import marks_of
 
 pytest_plugins = [
     "tests.support.on_host",
@@ -35,10 +36,13 @@ def gpu_lack() -> str:
     return ""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest's own selects by mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips tests marked `gpu` where they cannot run."""
+    """Marks tests by their place and fixtures; skips those marked `gpu` where they cannot run."""
     reason = gpu_lack()
     for item in items:
+        for mark in marks_of(item):
+            item.add_marker(mark)
         if reason and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=reason))
 

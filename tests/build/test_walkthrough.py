@@ -27,6 +27,7 @@ def test_the_walk_has_one_new_file_of_each_kind() -> None:
     assert not any((ROOT / name).exists() for name in files)
 
 
+@pytest.mark.compiles
 @pytest.mark.slow
 def test_a_rule_needs_its_four_files_and_nothing_else(tmp_path: Path) -> None:
     tree = tmp_path / "tree"

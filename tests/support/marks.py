@@ -1,0 +1,63 @@
+"""The marks of whole folders, files and users of a fixture: which tests run where, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+
+# Folders and files below tests/.
+PLACES = {
+    "processes": ("distributed",),
+    "compiles": ("optim/test_isa.py", "optim/test_quantize.py", "optim/test_random.py"),
+    # What a second torch runs: loading, ops and their boxed calls, subclassing of torch's
+    # optimizers, hooks, checkpoints, autograd functions, torch.compile, DTensors.
+    "abi": (
+        "build/test_packaging.py",
+        "build/test_ops_refuse.py",
+        "distributed",
+        "linalg/test_gram.py",
+        "linalg/test_lstsq_derivatives.py",
+        "linalg/test_pinv.py",
+        "linalg/test_pinv_derivatives.py",
+        "linalg/test_rank.py",
+        "lm_head/test_lm_head_least_squares.py",
+        "lm_head/test_segment_sum.py",
+        "lm_head/test_softmax.py",
+        "optim/test_any_mode.py",
+        "optim/test_clip.py",
+        "optim/test_cuda.py",
+        "optim/test_cuda_graph.py",
+        "optim/test_dtypes.py",
+        "optim/test_grad_scaler.py",
+        "optim/test_layouts.py",
+        "optim/test_loop_copies.py",
+        "optim/test_loops.py",
+        "optim/test_lr_schedulers.py",
+        "optim/test_mode_checkpoints.py",
+        "optim/test_muon_loops.py",
+        "optim/test_ops.py",
+        "optim/test_optimizers.py",
+        "optim/test_state_dict.py",
+        "optim/test_table.py",
+        "optim/test_torch_database.py",
+        "optim/test_traps.py",
+        "schedules/test_scheduler.py",
+    ),
+}
+
+# Fixtures that run a compiler.
+FIXTURES = {"compiles": {"opener", "simt"}}
+
+
+def marks_of(item: pytest.Item) -> Iterator[str]:
+    """The marks that `item` has by its file or by its fixtures."""
+    for mark, places in PLACES.items():
+        if any(item.path.is_relative_to(TESTS / place) for place in places):
+            yield mark
+    for mark, fixtures in FIXTURES.items():
+        if fixtures & set(getattr(item, "fixturenames", ())):
+            yield mark
