@@ -17,6 +17,20 @@ FUSEDSTEP_TORCH ?= torch
 FUSEDSTEP_SECOND_TORCH ?= torch==2.13.0
 BUILD_REQUIRES := "setuptools>=77" "pybind11>=3.0" ninja
 
+# What setup.py is told about CUDA and warnings, as $(VENV)/options keeps it. Without a GPU, goals
+# that only run things build the CPU module alone, unless FUSEDSTEP_CUDA says otherwise or more is
+# built already.
+RUN_GOALS := train test-fast lint format bench precision lm-head plot
+SPACE := $() $()
+GPU := $(wildcard /dev/nvidia[0-9]* /dev/dxg)
+ONLY_RUNS := $(if $(MAKECMDGOALS),$(if $(filter-out $(RUN_GOALS),$(MAKECMDGOALS)),,yes))
+OPTIONS := FUSEDSTEP_CUDA=$(or $(FUSEDSTEP_CUDA),auto) \
+           TORCH_CUDA_ARCH_LIST=$(subst $(SPACE),;,$(TORCH_CUDA_ARCH_LIST)) FUSEDSTEP_WERROR=$(FUSEDSTEP_WERROR)
+ifeq ($(ONLY_RUNS)$(FUSEDSTEP_CUDA)$(GPU),yes)
+OPTIONS := $(or $(shell cat $(VENV)/options 2> /dev/null),\
+                $(patsubst FUSEDSTEP_CUDA=%,FUSEDSTEP_CUDA=0,$(OPTIONS)))
+endif
+
 SOURCES := setup.py pyproject.toml $(wildcard python/buildtools/*.py) \
            $(shell find csrc kernels -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' -o -name '*.in')
 CXX_FILES = $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
@@ -32,12 +46,17 @@ train: setup ## train a language model with torch's step and with fusedstep's; A
 .PHONY: test
 test: test-kernels test-second test-python ## every test that this machine can run, trainers aside
 
+.PHONY: test-fast
+test-fast: setup ## the tests that need no compiler, no GPU and no further process, in two minutes
+	$(PY) -m pytest -m "not (compiles or processes or slow or gpu)" $(PYTEST_ARGS)
+
 .PHONY: setup
 setup: $(VENV)/built ## make the virtual environment and build the extension in it
 
 .PHONY: test-kernels
 test-kernels: $(VENV)/cmake # the CUDA kernels' source on the CPU, under sanitizers
-	$(IN_VENV) cmake -S . -B build/cmake -G Ninja
+	$(IN_VENV) cmake -S . -B build/cmake -G Ninja \
+	  -DCMAKE_COMPILE_WARNING_AS_ERROR=$(or $(FUSEDSTEP_WERROR),0)
 	$(IN_VENV) cmake --build build/cmake --parallel $(JOBS)
 	$(IN_VENV) ctest --test-dir build/cmake --output-on-failure
 
@@ -48,10 +67,10 @@ test-python: setup
 .PHONY: test-second
 ifeq ($(FUSEDSTEP_SECOND_TORCH),$(FUSEDSTEP_TORCH))
 test-second:
-	@echo "FUSEDSTEP_SECOND_TORCH is FUSEDSTEP_TORCH: no second torch to repeat the suite under"
+	@echo "FUSEDSTEP_SECOND_TORCH is FUSEDSTEP_TORCH: no second torch to load the build under"
 else
 test-second: setup $(SECOND)/installed # the files that were built for the first torch
-	PYTHONPATH="$(CURDIR)/python" $(SECOND)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	PYTHONPATH="$(CURDIR)/python" $(SECOND)/bin/python -m pytest -m "abi and not compiles" $(PYTEST_ARGS)
 endif
 
 # Not a part of `make test`: these two libraries want an environment of their own.
@@ -86,10 +105,11 @@ gpu-check: ## prove and time everything on this machine's GPU, with PYTHON (pyth
 	$(PYTHON) -m bench.gpu_check $(ARGS)
 
 .PHONY: lint
-lint: $(VENV)/lint ## check the format of all code and run ruff
+lint: $(VENV)/lint ## check format, style and types of all code
 	$(IN_VENV) clang-format --dry-run -Werror $(CXX_FILES)
 	$(IN_VENV) ruff check .
 	$(IN_VENV) ruff format --check .
+	$(IN_VENV) mypy
 
 .PHONY: format
 format: $(VENV)/lint ## format all code
@@ -110,17 +130,27 @@ $(VENV)/created $(SECOND)/created $(TRAINERS)/created: %/created:
 	$(PYTHON) -m venv $*
 	touch $@
 
-$(VENV)/settings: SETTINGS = torch $(FUSEDSTEP_TORCH) cuda $(FUSEDSTEP_CUDA) $(TORCH_CUDA_ARCH_LIST)
+$(VENV)/settings: SETTINGS = torch $(FUSEDSTEP_TORCH)
 $(SECOND)/settings $(TRAINERS)/settings: SETTINGS = torch $(FUSEDSTEP_SECOND_TORCH)
+$(VENV)/options: SETTINGS = $(strip $(OPTIONS))
 $(VENV)/settings $(SECOND)/settings $(TRAINERS)/settings: %/settings: FORCE | %/created
+	@cmp -s $@ <(echo '$(SETTINGS)') || echo '$(SETTINGS)' > $@
+$(VENV)/options: FORCE | $(VENV)/created
 	@cmp -s $@ <(echo '$(SETTINGS)') || echo '$(SETTINGS)' > $@
 
 $(VENV)/torch: $(VENV)/settings
+	@echo "== install torch and the tools of a build"
 	$(PY) -m pip install "$(FUSEDSTEP_TORCH)" $(BUILD_REQUIRES)
 	touch $@
 
-$(VENV)/built: $(VENV)/torch $(SOURCES)
-	$(PY) -m pip install -q --no-build-isolation -e '.[bench,test]'
+# Compiled first, a line for each source with the seconds so far: pip would say nothing until the
+# end. It then finds everything compiled.
+$(VENV)/built: $(VENV)/torch $(VENV)/options $(SOURCES)
+	@echo "== compile the C++ modules: $$(cat $(VENV)/options)"
+	export $$(cat $(VENV)/options) NINJA_STATUS="[%f/%t, %e s] "; set -o pipefail; \
+	$(PY) setup.py -q build_ext --inplace | sed -u -E 's|^(\[.*\]) .* -c ([^ ]*/)?([^ /]+) .*|\1 \3|'
+	@echo "== install the package and what benchmarks and tests need"
+	export $$(cat $(VENV)/options); $(PY) -m pip install --no-build-isolation -e '.[bench,test]'
 	touch $@
 
 $(SECOND)/installed: EXTRAS = bench test
@@ -131,10 +161,10 @@ $(SECOND)/installed $(TRAINERS)/installed: %/installed: %/settings | $(VENV)/bui
 	touch $@
 
 $(VENV)/lint: pyproject.toml | $(VENV)/built
-	$(PY) -m pip install -q $$($(PY) python/buildtools/extras.py lint)
+	$(PY) -m pip install $$($(PY) python/buildtools/extras.py lint)
 	touch $@
 
 # cmake and ctest of the machine where it has them, else those of the package index.
 $(VENV)/cmake: | $(VENV)/torch
-	{ command -v cmake && command -v ctest; } || $(PY) -m pip install -q cmake
+	{ command -v cmake && command -v ctest; } || $(PY) -m pip install cmake
 	touch $@
