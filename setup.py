@@ -125,7 +125,7 @@ def module(
     globs: list[str],
     device: str,
     libraries: list[str],
-    macros: Sequence[tuple[str, str | None]] = (),
+    macros: Sequence[tuple[str, str | None]],
     includes: Sequence[Path] = (),
 ) -> setuptools.Extension:
     """One C++ module; it links only what it uses, so that _C loads on a torch without CUDA."""
@@ -133,9 +133,11 @@ def module(
     system = [part for path in foreign for part in ("-isystem", path)]  # no warnings of theirs
     sources = [path for glob in globs for path in ROOT.glob(glob)]
     sources += write_sources(device, GENERATED / "rules" / device, ROOT)
+    names = [str(path.relative_to(ROOT)) for path in sources]
     return setuptools.Extension(
         f"fusedstep.{name}",
-        sorted(str(path.relative_to(ROOT)) for path in sources),
+        # Those that take longest come first: at the end, the other processors would wait for them.
+        sorted(names, key=lambda name: ("tiny_pinv." not in name, name)),
         include_dirs=[
             *[str(ROOT), str(GENERATED)],
             *[path for path in cpp_extension.include_paths(device) if path not in foreign],
@@ -154,7 +156,7 @@ def module(
 
 check_tools()
 PLAN = plan_cuda()
-MODULES = [module("_C", ["csrc/*.cpp", "kernels/*/*.cpp"], "cpu", ["torch_cpu"])]
+MODULES = [module("_C", ["csrc/*.cpp", "kernels/*/*.cpp"], "cpu", ["torch_cpu"], [])]
 if PLAN.root:
     # The tensor table is used from both modules, which do not link to one another.
     globs = ["csrc/tensor_table.cpp", "csrc/cuda/*.cpp", "kernels/*/*.cu"]

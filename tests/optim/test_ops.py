@@ -69,7 +69,8 @@ def test_step_op_does_what_the_optimizer_does(device: torch.device) -> None:
         optimizer.step()
         grads = [p.grad for p in params]
         norm = ops.total_norm(grads)
-        ops.step_("adam", by_op, grads, *arrays_of(*of_each), [2], VALUES, 0, [], [], norm, max_norm=1.0)
+        arrays = arrays_of(*of_each)
+        ops.step_("adam", by_op, grads, *arrays, [2], VALUES, 0, [], [], norm, max_norm=1.0)
     for param, other in zip(params, by_op, strict=True):
         assert_same_bits(param, other, "parameter")
     assert [float(step) for *_, step in of_each] == [3.0, 3.0]

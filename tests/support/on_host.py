@@ -21,6 +21,8 @@ import fusedstep
 from fusedstep.linalg import decompositions
 from fusedstep.optim import step as step_module
 from fusedstep.optim.optimizer import FusedOptimizer
+from python.buildtools.flags import CXX_NUMERICS, STANDARD
+from python.buildtools.minimum_torch import TORCH_TARGET_VERSION
 from python.buildtools.rules import write_sources
 from tests.support.tensors import assert_same_bits, make_params
 
@@ -38,9 +40,9 @@ SOURCES = (
     "tests/simt/torch/solvers.cpp",
 )
 GLOBS = ("kernels/*/*.cu", "tests/simt/src/*.cpp")
-# As in CMakeLists.txt; -Bsymbolic makes the module's own stand-ins for torch's CUDA calls count.
-FLAGS = ["-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-DFUSEDSTEP_SIMT", "-w"]
-FLAGS += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DUSE_CUDA"]
+# -Bsymbolic makes the module's own stand-ins for torch's CUDA calls count.
+FLAGS = [*STANDARD, *CXX_NUMERICS, "-O1", "-fPIC", "-DFUSEDSTEP_SIMT", "-w"]
+FLAGS += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", "-DUSE_CUDA"]
 SHAPES = ((70, 300), (), (0, 3), (5,), (33000,), (16, 16))
 
 
