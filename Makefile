@@ -27,7 +27,7 @@ ONLY_RUNS := $(if $(MAKECMDGOALS),$(if $(filter-out $(RUN_GOALS),$(MAKECMDGOALS)
 OPTIONS := FUSEDSTEP_CUDA=$(or $(FUSEDSTEP_CUDA),auto) \
            TORCH_CUDA_ARCH_LIST=$(subst $(SPACE),;,$(TORCH_CUDA_ARCH_LIST)) FUSEDSTEP_WERROR=$(FUSEDSTEP_WERROR)
 ifeq ($(ONLY_RUNS)$(FUSEDSTEP_CUDA)$(GPU),yes)
-OPTIONS := $(or $(shell cat $(VENV)/options 2> /dev/null),\
+OPTIONS := $(or $(shell [ $(VENV)/built -nt $(VENV)/options ] && cat $(VENV)/options),\
                 $(patsubst FUSEDSTEP_CUDA=%,FUSEDSTEP_CUDA=0,$(OPTIONS)))
 endif
 
@@ -48,7 +48,8 @@ test: test-kernels test-second test-python ## every test that this machine can r
 
 .PHONY: test-fast
 test-fast: setup ## the tests that need no compiler, no GPU and no further process, in two minutes
-	$(PY) -m pytest -m "not (compiles or processes or slow or gpu)" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8 \
+	  -m "not (compiles or processes or slow or gpu)" $(PYTEST_ARGS)
 
 .PHONY: setup
 setup: $(VENV)/built ## make the virtual environment and build the extension in it
