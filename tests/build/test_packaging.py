@@ -179,7 +179,7 @@ def test_sdist_carries_every_source(tmp_path: Path) -> None:
     subprocess.run(command, cwd=tree, check=True, capture_output=True, text=True)
     with tarfile.open(next(tmp_path.glob("fusedstep-*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    folders = ["csrc", "kernels", "python", "tests"]
+    folders = ["csrc", "docs", "kernels", "python", "tests"]
     sources = {
         str(path.relative_to(tree))
         for folder in folders

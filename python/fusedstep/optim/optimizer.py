@@ -204,7 +204,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             or self._optimizer_step_post_hooks
             or torch_optimizer._global_optimizer_pre_hooks
             or torch_optimizer._global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+            or torch.autograd._profiler_enabled()
         )
         perform = self._watched_step if watched else self._plain_step
         return perform(*args, **kwargs)
@@ -228,7 +228,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     _watched_step = torch.optim.Optimizer.profile_hook_step(_plain_step)
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
+    @torch._disable_dynamo
     def _step_outside_graph(self, *args: Any, **kwargs: Any) -> Any:
         """A compiled function breaks here: addresses are compared and tables kept, eagerly."""
         return self.step(*args, **kwargs)
