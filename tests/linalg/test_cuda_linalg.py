@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fusedstep import lstsq, pinv
 from fusedstep.linalg import decompositions
-from tests.optim.test_cuda_graph import warm_up
 from tests.support.matrices import conditioned, random, refined_pinv, relative_error
 from tests.support.reads import waiting_is_an_error, warm_up
 from tests.support.tensors import name_of

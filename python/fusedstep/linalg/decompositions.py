@@ -77,7 +77,7 @@ def _alone(
     """
     try:
         return factorise(X), torch.ones(len(X), dtype=torch.bool)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+    except torch.linalg.LinAlgError:
         if len(X) == 1:
             results = [torch.full_like(t, math.nan) for t in factorise(torch.zeros_like(X))]
             return results, torch.zeros(1, dtype=torch.bool)
