@@ -188,7 +188,7 @@ class Muon(FusedOptimizer, torch.optim.Muon):
     def _write(self, active: dict[Place, Table], values: list[Values]) -> None:
         super()._write(active, values)  # AdamW's part, and the directions
         for table in active.values():
-            assert isinstance(table, DirectionTable)
+            assert isinstance(table, _DirectionTable)
             iterations: dict[tuple[Any, ...], list[Tensor]] = {}
             for group, directions in zip(
                 self.param_groups, table.written_directions(self.param_groups), strict=True
@@ -201,7 +201,7 @@ class Muon(FusedOptimizer, torch.optim.Muon):
             if iterations:
                 self._descend(table.descent, values)
 
-    def _descend(self, table: DescentTable, values: list[Values]) -> None:
+    def _descend(self, table: _DescentTable, values: list[Values]) -> None:
         """Moves the matrices, unless the step is skipped: the same decision, made once more."""
         groups = [self.param_groups[g] for g, _ in table.kinds]
         of_kinds = []
@@ -216,7 +216,7 @@ class Muon(FusedOptimizer, torch.optim.Muon):
 # --- the tables of the two passes -----------------------------------------------------------------
 
 
-class DirectionTable(Table):
+class _DirectionTable(Table):
     """The table of the first pass: matrices are represented by their directions.
 
     A direction has its parameter's shape and layout and is bfloat16, which the matrix products
@@ -225,7 +225,7 @@ class DirectionTable(Table):
     """
 
     def __init__(self, function: str, place: Place) -> None:
-        self.descent = DescentTable(function, place)
+        self.descent = _DescentTable(function, place)
         self._directions: dict[Tensor, Tensor] = {}
         super().__init__(function, place)
 
@@ -286,7 +286,7 @@ class DirectionTable(Table):
         self.descent.release()
 
 
-class DescentTable(Table):
+class _DescentTable(Table):
     """The table of the second pass: matrices, with their orthogonal directions as gradients.
 
     Those of one parameter group and one shape are a group of it, as the step's ratio to the rate
@@ -321,7 +321,7 @@ class DescentTable(Table):
         return [None if p.grad is None else self._directions[p] for p in self._owners]
 
 
-Muon._table_type = DirectionTable
+Muon._table_type = _DirectionTable
 
 
 def _direction_of(param: Tensor, old: Tensor | None) -> Tensor:

@@ -191,7 +191,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Performs one update.
 
         Args:
-            closure: A function that reevaluates the model and returns the loss, as in torch.optim.
+            *args: `closure`, a function that reevaluates the model and returns the loss, or nothing,
+                as in torch.optim.
+            **kwargs: `closure` by name. Hooks see the arguments as they were given.
 
         Returns:
             The loss that `closure` returned, or None.
