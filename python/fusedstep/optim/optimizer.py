@@ -191,8 +191,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Performs one update.
 
         Args:
-            *args: `closure`, a function that reevaluates the model and returns the loss, or nothing,
-                as in torch.optim.
+            *args: `closure`, a function that reevaluates the model and returns the loss, as in
+                torch.optim; or nothing.
             **kwargs: `closure` by name. Hooks see the arguments as they were given.
 
         Returns:
