@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.support.toolkits import headers, script
+from tests.support.fake_toolkit import headers, script
 
 from python.buildtools import cuda, solvers
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.toolkits import headers
+from tests.support.fake_toolkit import headers
 
 from fusedstep import build
 from python.buildtools import solvers

@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import fusedstep
-from tests.distributed.pair import Pair, make_model, shard, whole
 from tests.distributed.ranks import Ranks, check
+from tests.distributed.side_by_side import SideBySide, make_model, shard, whole
 
 STEPS = 3
 
@@ -39,48 +39,48 @@ def load(path: Path, model: Any, optimizer: Any) -> None:
 @check(2, 3)
 def saved_by_two_loaded_by_three(ranks: Ranks) -> None:
     """Training goes on from there as if it had been one process throughout."""
-    pair = Pair(shard, ranks.rank, ranks.world)
+    models = SideBySide(shard, ranks.rank, ranks.world)
     if ranks.world == 2:
         for _ in range(STEPS):
-            pair.step()
-        model, optimizer = get_state_dict(pair.spread, pair.optimizer)
+            models.step()
+        model, optimizer = get_state_dict(models.spread, models.optimizer)
         dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=folder_of(ranks))
         return
     for _ in range(STEPS):
-        pair.step_alone()
-    load(folder_of(ranks), pair.spread, pair.optimizer)
+        models.step_alone()
+    load(folder_of(ranks), models.spread, models.optimizer)
     for _ in range(STEPS):
-        pair.step()
+        models.step()
 
 
 @check(2, 3)
 def whole_state_on_one_rank(ranks: Ranks) -> None:
     """full_state_dict=True gathers what one process would have; it loads the same way."""
-    pair = Pair(shard, ranks.rank, ranks.world)
-    pair.step()
+    models = SideBySide(shard, ranks.rank, ranks.world)
+    models.step()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    full = get_optimizer_state_dict(pair.spread, pair.optimizer, options=options)
-    alone = get_optimizer_state_dict(pair.alone, pair.reference)
+    full = get_optimizer_state_dict(models.spread, models.optimizer, options=options)
+    alone = get_optimizer_state_dict(models.alone, models.reference)
     if ranks.rank == 0:
         assert full["state"].keys() == alone["state"].keys()
         for name, state in full["state"].items():
             for key, value in state.items():
                 torch.testing.assert_close(value, alone["state"][name][key])
-    pair.optimizer = type(pair.optimizer)(pair.spread.parameters(), lr=0.01, max_norm=0.05)
+    models.optimizer = type(models.optimizer)(models.spread.parameters(), lr=0.01, max_norm=0.05)
     spread = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_optimizer_state_dict(pair.spread, pair.optimizer, full, options=spread)
-    pair.step()
+    set_optimizer_state_dict(models.spread, models.optimizer, full, options=spread)
+    models.step()
 
 
 @check(2, 3)
 def own_state_dict(ranks: Ranks) -> None:
     """torch.optim's own state_dict, of this rank's part, into an optimizer of the same ranks."""
-    pair = Pair(shard, ranks.rank, ranks.world)
-    pair.step()
-    saved = pair.optimizer.state_dict()
-    pair.optimizer = type(pair.optimizer)(pair.spread.parameters(), lr=0.01, max_norm=0.05)
-    pair.optimizer.load_state_dict(saved)
-    pair.step()
+    models = SideBySide(shard, ranks.rank, ranks.world)
+    models.step()
+    saved = models.optimizer.state_dict()
+    models.optimizer = type(models.optimizer)(models.spread.parameters(), lr=0.01, max_norm=0.05)
+    models.optimizer.load_state_dict(saved)
+    models.step()
 
 
 @check(2)

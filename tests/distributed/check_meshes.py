@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import fusedstep
-from tests.distributed.pair import Pair, shard
 from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check
+from tests.distributed.side_by_side import SideBySide, shard
 
 
 @contextmanager
@@ -44,35 +44,35 @@ def replicated_shards(ranks: Ranks) -> None:
     shapes = [(1, ranks.world), (ranks.world, 1)] if ranks.world < 4 else [(2, 2)]
     for shape in shapes:
         mesh = named_mesh(*shape)
-        pair = Pair(lambda model, mesh=mesh: shard(model, mesh), ranks.rank, ranks.world)
+        models = SideBySide(lambda model, mesh=mesh: shard(model, mesh), ranks.rank, ranks.world)
         for _ in range(3):
-            pair.step()
+            models.step()
 
 
 @check(2, 3)
 def several_meshes_in_one_model(ranks: Ranks) -> None:
     meshes = named_mesh(ranks.world, name="a"), named_mesh(1, ranks.world, name="b")
-    pair = Pair(lambda model: shard(model, *meshes), ranks.rank, ranks.world)
-    assert len({param.device_mesh for param in pair.spread.parameters()}) == 2
+    models = SideBySide(lambda model: shard(model, *meshes), ranks.rank, ranks.world)
+    assert len({param.device_mesh for param in models.spread.parameters()}) == 2
     for _ in range(3):
-        pair.step()
-    pair.backward()
+        models.step()
+    models.backward()
     with counted_gathers() as shapes:
-        pair.update()
+        models.update()
     assert shapes == [torch.Size([1])] * 2
-    pair.backward()
+    models.backward()
     with counted_gathers() as shapes:
-        fusedstep.clip_grad_norm_(pair.spread.parameters(), 1.0)
+        fusedstep.clip_grad_norm_(models.spread.parameters(), 1.0)
     assert shapes == [torch.Size([1])] * 2
 
 
 @check(2, 3)
 def nothing_is_communicated_unless_a_norm_is_wanted(ranks: Ranks) -> None:
-    pair = Pair(shard, ranks.rank, ranks.world, max_norm=None)
-    pair.step()
-    pair.backward()
+    models = SideBySide(shard, ranks.rank, ranks.world, max_norm=None)
+    models.step()
+    models.backward()
     with counted_gathers() as shapes:
-        pair.update()
+        models.update()
     assert not shapes
 
 
@@ -92,13 +92,13 @@ def shard_and_split(model: nn.Sequential, mesh: DeviceMesh) -> nn.Sequential:
 def shards_of_splits(ranks: Ranks) -> None:
     """FSDP times tensor parallelism: both dimensions sharded, or only the first (a row's bias)."""
     mesh = named_mesh(2, 2)
-    pair = Pair(lambda model: shard_and_split(model, mesh), ranks.rank // 2, 2)
-    assert {str(p.placements[1]) for p in pair.spread.parameters()} >= {"R", "S(0)", "S(1)"}
+    models = SideBySide(lambda model: shard_and_split(model, mesh), ranks.rank // 2, 2)
+    assert {str(p.placements[1]) for p in models.spread.parameters()} >= {"R", "S(0)", "S(1)"}
     for _ in range(3):
-        pair.step()
-    pair.backward()
+        models.step()
+    models.backward()
     with counted_gathers() as shapes:
-        pair.update()
+        models.update()
     assert shapes == [torch.Size([2])] * 2  # along each dimension, both kinds in one message
 
 

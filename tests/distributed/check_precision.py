@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 import fusedstep
 from tests.distributed.check_checkpoints import load
-from tests.distributed.pair import make_model, shard, whole
 from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check
+from tests.distributed.side_by_side import make_model, shard, whole
 from tests.support.optimizers import OPTIMIZERS, Kind
 from tests.support.refusals import refuses
 from tests.support.tensors import assert_same_bits

@@ -11,8 +11,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import fusedstep
-from tests.distributed.pair import make_model, shard, whole
 from tests.distributed.ranks import Ranks, check
+from tests.distributed.side_by_side import make_model, shard, whole
 from tests.support.refusals import refuses
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.distributed.pair import Pair
 from tests.distributed.ranks import Ranks, check
+from tests.distributed.side_by_side import SideBySide
 
 
 @check(2, 3)
 def distributed_data_parallel(ranks: Ranks) -> None:
     for bucket_view in (False, True):  # gradients that are views of the buckets
-        pair = Pair(
+        models = SideBySide(
             lambda model, view=bucket_view: DistributedDataParallel(
                 model, gradient_as_bucket_view=view
             ),
@@ -19,4 +19,4 @@ def distributed_data_parallel(ranks: Ranks) -> None:
             ranks.world,
         )
         for _ in range(3):
-            pair.step()
+            models.step()

@@ -9,8 +9,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.distributed.tensor import DTensor
 
 import fusedstep
-from tests.distributed.pair import Pair, make_model, shard, whole
 from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check
+from tests.distributed.side_by_side import SideBySide, make_model, shard, whole
 from tests.support.optimizers import OPTIMIZERS
 
 
@@ -18,27 +18,27 @@ from tests.support.optimizers import OPTIMIZERS
 def uneven_and_empty_shards(ranks: Ranks) -> None:
     double, single = torch.float64, torch.float32
     for dtype, norm_type in ((double, 2.0), (double, 1.0), (double, math.inf), (single, 2.0)):
-        pair = Pair(shard, ranks.rank, ranks.world, dtype, norm_type=norm_type)
+        models = SideBySide(shard, ranks.rank, ranks.world, dtype, norm_type=norm_type)
         for _ in range(3):
-            pair.step()
-    sizes = [param.to_local().numel() for param in pair.spread.parameters()]
+            models.step()
+    sizes = [param.to_local().numel() for param in models.spread.parameters()]
     assert (0 in sizes) == (ranks.rank > 0)
 
 
 @check(2, 3)
 def every_optimizer(ranks: Ranks) -> None:
     for kind in OPTIMIZERS:
-        pair = Pair(shard, ranks.rank, ranks.world, optimizer=kind.ours)
+        models = SideBySide(shard, ranks.rank, ranks.world, optimizer=kind.ours)
         for _ in range(3):
-            pair.step()
+            models.step()
 
 
 @check(2, 3)
 def state_is_placed_as_its_parameter(ranks: Ranks) -> None:
-    pair = Pair(shard, ranks.rank, ranks.world)
-    pair.step()
-    for param in pair.spread.parameters():
-        state = pair.optimizer.state[param]
+    models = SideBySide(shard, ranks.rank, ranks.world)
+    models.step()
+    for param in models.spread.parameters():
+        state = models.optimizer.state[param]
         for name in ("exp_avg", "exp_avg_sq"):
             assert isinstance(state[name], DTensor)
             assert state[name].placements == param.placements
@@ -91,9 +91,9 @@ def policies_and_accumulated_gradients(ranks: Ranks) -> None:
 @check(2, 3)
 def standalone_clip(ranks: Ranks) -> None:
     for norm_type in (2.0, 1.0, math.inf):
-        pair = Pair(shard, ranks.rank, ranks.world)
-        pair.backward()
-        params, alone = list(pair.spread.parameters()), list(pair.alone.parameters())
+        models = SideBySide(shard, ranks.rank, ranks.world)
+        models.backward()
+        params, alone = list(models.spread.parameters()), list(models.alone.parameters())
         total = fusedstep.get_total_norm([p.grad for p in params], norm_type)
         norm = fusedstep.clip_grad_norm_(params, 0.05, norm_type)
         expected = fusedstep.clip_grad_norm_(alone, 0.05, norm_type)
@@ -106,7 +106,7 @@ def standalone_clip(ranks: Ranks) -> None:
 
 @check(2, 3)
 def parameters_given_other_memory_between_steps(ranks: Ranks) -> None:
-    pair = Pair(shard, ranks.rank, ranks.world)
-    pair.step()
-    pair.spread._apply(torch.clone)  # as `.to()` does: the same parameters over other memory
-    pair.step()
+    models = SideBySide(shard, ranks.rank, ranks.world)
+    models.step()
+    models.spread._apply(torch.clone)  # as `.to()` does: the same parameters over other memory
+    models.step()

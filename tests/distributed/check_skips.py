@@ -8,41 +8,41 @@ import torch
 
 import fusedstep
 from fusedstep.optim.distributed import placed_like
-from tests.distributed.pair import Pair, make_model, shard, whole
 from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check, of_all_ranks
+from tests.distributed.side_by_side import SideBySide, make_model, shard, whole
 
 
-def poison(pair: Pair, ranks: Ranks, value: float) -> None:
+def poison(models: SideBySide, ranks: Ranks, value: float) -> None:
     """One element of one rank's shard, of the first parameter."""
     if ranks.rank == ranks.world - 1:
-        next(pair.spread.parameters()).grad.to_local()[0, 0] = value
+        next(models.spread.parameters()).grad.to_local()[0, 0] = value
 
 
 @check(2, 3)
 def all_ranks_skip_what_one_cannot_use(ranks: Ranks) -> None:
     for value in (math.nan, math.inf):
-        pair = Pair(shard, ranks.rank, ranks.world, nonfinite="skip", max_norm=None)
-        pair.step()
-        before = [whole(p).clone() for p in pair.spread.parameters()]
-        pair.backward()
-        poison(pair, ranks, value)
-        pair.optimizer.step()
-        assert not pair.optimizer.grad_norm.isfinite()
-        assert_same_on_all_ranks(pair.optimizer.grad_norm, "grad_norm")
-        for param, kept in zip(pair.spread.parameters(), before, strict=True):
+        models = SideBySide(shard, ranks.rank, ranks.world, nonfinite="skip", max_norm=None)
+        models.step()
+        before = [whole(p).clone() for p in models.spread.parameters()]
+        models.backward()
+        poison(models, ranks, value)
+        models.optimizer.step()
+        assert not models.optimizer.grad_norm.isfinite()
+        assert_same_on_all_ranks(models.optimizer.grad_norm, "grad_norm")
+        for param, kept in zip(models.spread.parameters(), before, strict=True):
             assert torch.equal(whole(param), kept)
-            assert pair.optimizer.state[param]["step"] == 1
+            assert models.optimizer.state[param]["step"] == 1
 
 
 @check(2, 3)
 def all_ranks_raise_for_what_one_cannot_use(ranks: Ranks) -> None:
-    pair = Pair(shard, ranks.rank, ranks.world, nonfinite="error")
-    pair.backward()
-    poison(pair, ranks, math.nan)
+    models = SideBySide(shard, ranks.rank, ranks.world, nonfinite="error")
+    models.backward()
+    poison(models, ranks, math.nan)
     raised = []
     calls = (
-        pair.optimizer.step,
-        lambda: fusedstep.clip_grad_norm_(pair.spread.parameters(), 1.0, error_if_nonfinite=True),
+        models.optimizer.step,
+        lambda: fusedstep.clip_grad_norm_(models.spread.parameters(), 1.0, error_if_nonfinite=True),
     )
     for call in calls:
         try:
@@ -56,25 +56,25 @@ def all_ranks_raise_for_what_one_cannot_use(ranks: Ranks) -> None:
 
 @check(2, 3)
 def grad_scaler(ranks: Ranks) -> None:
-    pair = Pair(shard, ranks.rank, ranks.world, dtype=torch.float32)
+    models = SideBySide(shard, ranks.rank, ranks.world, dtype=torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=100)
     scaler.scale(torch.zeros(()))  # the scaler makes its tensors at the first use
     for inf in (False, True, False):
-        pair.backward()
-        for param in pair.spread.parameters():
+        models.backward()
+        for param in models.spread.parameters():
             param.grad.mul_(scaler.get_scale())
-        before = [whole(p).clone() for p in pair.spread.parameters()]
+        before = [whole(p).clone() for p in models.spread.parameters()]
         if inf:
-            poison(pair, ranks, math.inf)
+            poison(models, ranks, math.inf)
         else:
-            pair.reference.step()
-        scaler.step(pair.optimizer)
+            models.reference.step()
+        scaler.step(models.optimizer)
         scaler.update()
-        pair.discard()
+        models.discard()
         if inf:
-            assert all(map(torch.equal, map(whole, pair.spread.parameters()), before))
+            assert all(map(torch.equal, map(whole, models.spread.parameters()), before))
         else:
-            pair.check()
+            models.check()
     assert scaler.get_scale() == 32.0
 
 

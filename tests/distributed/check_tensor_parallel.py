@@ -17,8 +17,8 @@ from torch.distributed.tensor.parallel import (
 )
 
 import fusedstep
-from tests.distributed.pair import Pair, whole
 from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check
+from tests.distributed.side_by_side import SideBySide, whole
 
 
 def split(model: nn.Sequential) -> nn.Module:
@@ -35,11 +35,11 @@ def split(model: nn.Sequential) -> nn.Module:
 @check(2, 3)
 def columns_and_rows(ranks: Ranks) -> None:
     for norm_type in (2.0, 1.0, math.inf):
-        pair = Pair(split, norm_type=norm_type)
-        placements = {param.placements for param in pair.spread.parameters()}
+        models = SideBySide(split, norm_type=norm_type)
+        placements = {param.placements for param in models.spread.parameters()}
         assert placements == {(Shard(0),), (Shard(1),), (Replicate(),)}
         for _ in range(3):
-            pair.step()
+            models.step()
 
 
 @check(2, 3)

@@ -19,7 +19,7 @@ if not torch.distributed.is_available():
 
 from tests.distributed import check_checkpoints, worker
 from tests.distributed.every_check import CHECKS
-from tests.distributed.pair import Pair
+from tests.distributed.side_by_side import SideBySide
 
 DEADLINE = 600  # seconds for all checks of one number of processes
 # Torch is imported once, by the server that every rank is forked from.
@@ -106,8 +106,8 @@ def test_ranks(world: int, name: str, launches: Launches) -> None:
 def test_one_process_loads_what_several_saved(launches: Launches) -> None:
     """The same checkpoint, without torch.distributed's processes."""
     assert not launches.outcome(2, "saved_by_two_loaded_by_three")
-    pair = Pair(lambda model: model)
+    models = SideBySide(lambda model: model)
     for _ in range(check_checkpoints.STEPS):
-        pair.step_alone()
-    check_checkpoints.load(launches.folder / "checkpoint", pair.spread, pair.optimizer)
-    pair.step()
+        models.step_alone()
+    check_checkpoints.load(launches.folder / "checkpoint", models.spread, models.optimizer)
+    models.step()

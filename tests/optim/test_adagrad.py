@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 import fusedstep
 from tests.support.any_step import any_step, small
-from tests.support.refusals import refuses
-from tests.support.tensors import DTYPES, assert_same_bits, copies, make_params, name_of, set_grads
-from tests.support.trials import (
+from tests.support.compare import (
     COMMON,
     IMPLEMENTATIONS,
-    follow_reference,
-    follow_torch,
-    follow_torch_in_float64,
+    compare_with_reference,
+    compare_with_torch,
+    compare_with_torch_in_float64,
     in_float64,
 )
-from tests.support.twin import Twin
+from tests.support.refusals import refuses
+from tests.support.shadow import Shadow
+from tests.support.tensors import DTYPES, assert_same_bits, copies, make_params, name_of, set_grads
 
 OPTIONS = COMMON | {
     "rate decay": {"lr_decay": 0.5, "lr": 0.1},
@@ -41,18 +41,18 @@ test_any_step_is_that_of_the_reference = any_step(
 
 @every_option
 def test_equals_the_reference_bit_for_bit(options: dict[str, Any], device: torch.device) -> None:
-    follow_reference("Adagrad", options, device)
+    compare_with_reference("Adagrad", options, device)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @every_option
 def test_is_close_to_torch(options: dict[str, Any], implementation: str) -> None:
-    follow_torch("Adagrad", options, implementation)
+    compare_with_torch("Adagrad", options, implementation)
 
 
 @pytest.mark.parametrize("name", in_float64(OPTIONS))
 def test_is_close_to_torch_in_float64(name: str) -> None:
-    follow_torch_in_float64("Adagrad", OPTIONS[name])
+    compare_with_torch_in_float64("Adagrad", OPTIONS[name])
 
 
 @pytest.mark.parametrize("value", [-0.1, math.nan])
@@ -107,26 +107,26 @@ def test_initial_value_is_the_constructors_whatever_a_group_says() -> None:
         optimizers.append(optimizer)
     for param, other in zip(ours[:2], theirs, strict=False):
         assert_same_bits(optimizers[0].state[param]["sum"], optimizers[1].state[other]["sum"])
-    twin = Twin(optimizers[0])
+    shadow = Shadow(optimizers[0])
     for step in range(3):
         for params in (ours, theirs):
             set_grads(params, seed=step)
-        twin.step()
+        shadow.step()
         optimizers[1].step()
     torch.testing.assert_close(ours, theirs)
 
 
 def test_cleared_state_begins_with_the_initial_value() -> None:
     params = make_params((30,))
-    twin = Twin(fusedstep.Adagrad(params, initial_accumulator_value=0.5))
+    shadow = Shadow(fusedstep.Adagrad(params, initial_accumulator_value=0.5))
     for step in range(4):
         set_grads(params, seed=step)
         if step == 2:
-            twin.optimizer.state.clear()
-            twin._take_over(params[0])
-        twin.step()
+            shadow.optimizer.state.clear()
+            shadow._take_over(params[0])
+        shadow.step()
     total = sum(g.square() for g in gradients(params, 2, 4)) + 0.5
-    torch.testing.assert_close(twin.optimizer.state[params[0]]["sum"], total)
+    torch.testing.assert_close(shadow.optimizer.state[params[0]]["sum"], total)
 
 
 def gradients(params: list[torch.Tensor], first: int, end: int) -> list[torch.Tensor]:
@@ -140,19 +140,19 @@ def gradients(params: list[torch.Tensor], first: int, end: int) -> list[torch.Te
 
 def test_rate_decays_by_the_steps_of_each_parameter() -> None:
     params = make_params((20,), (30,))
-    twin = Twin(fusedstep.Adagrad(params, lr=0.1, lr_decay=1.0))
+    shadow = Shadow(fusedstep.Adagrad(params, lr=0.1, lr_decay=1.0))
     for step in range(5):
         set_grads(params, seed=step)
         params[1].grad = params[1].grad if step % 2 else None
-        twin.step()
-    assert [float(twin.optimizer.state[p]["step"]) for p in params] == [5.0, 2.0]
+        shadow.step()
+    assert [float(shadow.optimizer.state[p]["step"]) for p in params] == [5.0, 2.0]
 
 
 def test_state_may_be_shared_between_processes() -> None:
     params = make_params((20,))
-    twin = Twin(fusedstep.Adagrad(params))
-    twin.optimizer.share_memory()
+    shadow = Shadow(fusedstep.Adagrad(params))
+    shadow.optimizer.share_memory()
     for step in range(2):
         set_grads(params, seed=step)
-        twin.step()
-    assert twin.optimizer.state[params[0]]["sum"].is_shared()
+        shadow.step()
+    assert shadow.optimizer.state[params[0]]["sum"].is_shared()

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 import fusedstep
 from tests.support.any_step import any_step, share, small
-from tests.support.refusals import refuses
-from tests.support.tensors import make_params
-from tests.support.trials import (
+from tests.support.compare import (
     COMMON,
     IMPLEMENTATIONS,
-    follow_reference,
-    follow_torch,
-    follow_torch_in_float64,
+    compare_with_reference,
+    compare_with_torch,
+    compare_with_torch_in_float64,
     in_float64,
 )
+from tests.support.refusals import refuses
+from tests.support.tensors import make_params
 
 OPTIONS = COMMON | {
     "amsgrad": {"amsgrad": True, "lr": 0.05},
@@ -39,18 +39,18 @@ test_any_step_is_that_of_the_reference = any_step(
 
 @every_option
 def test_equals_the_reference_bit_for_bit(options: dict[str, Any], device: torch.device) -> None:
-    follow_reference("AdamW", options, device)
+    compare_with_reference("AdamW", options, device)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @every_option
 def test_is_close_to_torch(options: dict[str, Any], implementation: str) -> None:
-    follow_torch("AdamW", options, implementation)
+    compare_with_torch("AdamW", options, implementation)
 
 
 @pytest.mark.parametrize("name", in_float64(OPTIONS))
 def test_is_close_to_torch_in_float64(name: str) -> None:
-    follow_torch_in_float64("AdamW", OPTIONS[name])
+    compare_with_torch_in_float64("AdamW", OPTIONS[name])
 
 
 BETA = "be at least 0 and below 1"

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.optimizers import OPTIMIZERS, Kind
+from tests.support.shadow import Shadow
 from tests.support.tensors import (
     DTYPES,
     LAYOUTS,
@@ -19,7 +20,6 @@ from tests.support.tensors import (
     set_grads,
     threads,
 )
-from tests.support.twin import Twin
 
 STATE_DTYPES = st.sampled_from([None, torch.bfloat16, "int8"])
 # How a bfloat16 parameter is kept.
@@ -79,7 +79,7 @@ def test_any_mode_has_the_bits_of_its_reference(
             param_groups[-1] = kind.fitting(state).options | param_groups[-1] | state
         if group["dtype"] == torch.bfloat16:
             param_groups[-1].update(group["kept"])
-    twin = Twin(
+    shadow = Shadow(
         kind.ours(param_groups, max_norm=1.0, nonfinite=nonfinite, seed=seed, ema_decay=ema_decay)
     )
     with threads(count):
@@ -90,4 +90,4 @@ def test_any_mode_has_the_bits_of_its_reference(
                     param.grad[(0,) * param.dim()] = spoil
                 if not tensor["present"][step]:
                     param.grad = None
-            twin.step()
+            shadow.step()

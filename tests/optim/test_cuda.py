@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fusedstep
+from tests.support.cpu_and_gpu import CpuAndGpu
 from tests.support.optimizers import Kind, every_kind
-from tests.support.pair import Pair
 from tests.support.reads import LONG, waiting_is_an_error
-from tests.support.stored import FORMS, Form, Stored, assert_stored_alike
+from tests.support.storage_forms import FORMS, Form, StoredTable, assert_stored_alike
 from tests.support.tensors import DTYPES, assert_same_bits, bounded, make_params, name_of, set_grads
 
 pytestmark = pytest.mark.gpu
@@ -32,11 +32,11 @@ SHAPES = [(70_001,), (3, 5), (), (0,), (32_768,), (257,), (0, 2)]
 def test_bits_are_those_of_the_cpu(
     dtype: torch.dtype, grad_dtype: torch.dtype, norm_type: float
 ) -> None:
-    pair = Pair(*SHAPES, dtype=dtype, max_norm=1.0, norm_type=norm_type, amsgrad=True)
+    both = CpuAndGpu(*SHAPES, dtype=dtype, max_norm=1.0, norm_type=norm_type, amsgrad=True)
     for step in range(3):
-        pair.set_grads(step, grad_dtype)
-        pair.step()
-        pair.check()
+        both.set_grads(step, grad_dtype)
+        both.step()
+        both.check()
 
 
 @bounded
@@ -56,21 +56,21 @@ def test_bits_are_those_of_the_cpu_for_any_list(
     scale: float,
     lr: float,
 ) -> None:
-    pair = Pair(*shapes, dtype=dtype, lr=lr, max_norm=max_norm)
+    both = CpuAndGpu(*shapes, dtype=dtype, lr=lr, max_norm=max_norm)
     for step in range(2):
-        pair.set_grads(step, grad_dtype, scale)
-        pair.step()
-    pair.check()
+        both.set_grads(step, grad_dtype, scale)
+        both.step()
+    both.check()
 
 
 @every_kind
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_bits_are_those_of_the_cpu_for_every_form_of_storage(form: Form, kind: Kind) -> None:
-    pair = [Stored(kind, form, *SHAPES, device=device) for device in ("cuda", "cpu")]
+    both = [StoredTable(kind, form, *SHAPES, device=device) for device in ("cuda", "cpu")]
     for _ in range(3):
-        for stored in pair:
+        for stored in both:
             stored.step(torch.ops.fusedstep.table_step_)
-        assert_stored_alike(*pair)
+        assert_stored_alike(*both)
 
 
 def test_norm_of_more_chunks_than_can_run_at_once() -> None:
@@ -123,51 +123,51 @@ def test_clip_and_norm_do_not_wait() -> None:
 
 def test_tables_under_way_are_not_overwritten() -> None:
     """While the GPU is busy, many tables with other addresses are sent, one after the other."""
-    pair = Pair(*SHAPES, max_norm=1.0)
-    pair.set_grads(0)
-    pair.step()
+    both = CpuAndGpu(*SHAPES, max_norm=1.0)
+    both.set_grads(0)
+    both.step()
     kept: list[Tensor | None] = []
     torch.cuda._sleep(LONG)
     for step in range(1, 30):
-        pair.set_grads(step)
+        both.set_grads(step)
         if step % 3 == 0:
-            pair.cpu[1].grad = pair.cuda[1].grad = None
-        kept += [p.grad for p in pair.cuda]  # so that no address comes again
-        pair.step()
-    pair.check()
+            both.cpu[1].grad = both.cuda[1].grad = None
+        kept += [p.grad for p in both.cuda]  # so that no address comes again
+        both.step()
+    both.check()
 
 
 def test_lr_on_the_device_is_read_at_every_step() -> None:
-    pair = Pair(*SHAPES)
+    both = CpuAndGpu(*SHAPES)
     rate = torch.tensor(0.0, device="cuda")
-    pair.optimizers[1].param_groups[0]["lr"] = rate
+    both.optimizers[1].param_groups[0]["lr"] = rate
     for step in range(4):
-        pair.set_grads(step)
+        both.set_grads(step)
         rate.fill_(0.1 / (step + 1))
-        pair.optimizers[0].param_groups[0]["lr"] = float(rate)
-        pair.step()
-        pair.check()
+        both.optimizers[0].param_groups[0]["lr"] = float(rate)
+        both.step()
+        both.check()
 
 
 @pytest.mark.parametrize("wait_first", [True, False])
 def test_side_stream(wait_first: bool) -> None:
-    pair = Pair(*SHAPES, max_norm=1.0)
+    both = CpuAndGpu(*SHAPES, max_norm=1.0)
     side = torch.cuda.Stream()
     for step in range(3):
-        pair.set_grads(step)
+        both.set_grads(step)
         if wait_first:
             torch.cuda.synchronize()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             torch.cuda._sleep(LONG // 20)
-            for param in pair.cuda:  # the step must come after this, on the same stream
+            for param in both.cuda:  # the step must come after this, on the same stream
                 param.grad.mul_(2)
-            pair.optimizers[1].step()
+            both.optimizers[1].step()
         torch.cuda.current_stream().wait_stream(side)
-        for param in pair.cpu:
+        for param in both.cpu:
             param.grad.mul_(2)
-        pair.optimizers[0].step()
-        pair.check()
+        both.optimizers[0].step()
+        both.check()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

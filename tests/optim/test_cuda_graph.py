@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import fusedstep
+from tests.support.cpu_and_gpu import CpuAndGpu
 from tests.support.optimizers import Kind, every_kind
-from tests.support.pair import Pair
 from tests.support.reads import warm_up
 from tests.support.tensors import assert_same_bits, make_params, set_grads
 
@@ -27,8 +27,8 @@ def refill(grads: list[Tensor], seed: int) -> None:
         grad.copy_(source.detach())
 
 
-class Captured(Pair):
-    """A pair whose GPU half has its step in a graph, after two steps of both halves."""
+class Captured(CpuAndGpu):
+    """The GPU half has its step in a graph, after two steps of both halves."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(*SHAPES, capturable=True, **options)
@@ -135,17 +135,17 @@ def test_two_graphs_of_one_optimizer() -> None:
 
 
 def test_capture_needs_capturable() -> None:
-    pair = Pair((300,), (5,))
-    pair.set_grads(0)
-    pair.step()
+    both = CpuAndGpu((300,), (5,))
+    both.set_grads(0)
+    both.step()
     graph = torch.cuda.CUDAGraph()
     with (
         pytest.raises(RuntimeError, match="capturable must be True in every group"),
         torch.cuda.graph(graph),
     ):
-        pair.optimizers[1].step()
-    pair.step()
-    pair.check()
+        both.optimizers[1].step()
+    both.step()
+    both.check()
 
 
 def test_captured_clip_and_norm() -> None:

@@ -10,7 +10,7 @@ import torch
 import fusedstep
 from tests.support.on_host import SHAPES, address_of, assert_twins, step_on_cpu, twins
 from tests.support.optimizers import OPTIMIZERS, Kind, every_kind
-from tests.support.stored import FORMS, Form, Stored, assert_stored_alike
+from tests.support.storage_forms import FORMS, Form, StoredTable, assert_stored_alike
 from tests.support.tensors import assert_same_bits, make_params, set_grads
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,7 @@ def test_modes_have_the_bits_of_the_cpu(on_simt: Any, mode: dict[str, Any]) -> N
 def test_every_form_of_storage_has_the_bits_of_the_cpu(
     on_simt: Any, form: Form, kind: Kind
 ) -> None:
-    ours, twin = (Stored(kind, form, *STORED_SHAPES) for _ in range(2))
+    ours, twin = (StoredTable(kind, form, *STORED_SHAPES) for _ in range(2))
     for _ in range(3):
         ours.step(on_simt.table_step_)
         twin.step(torch.ops.fusedstep.table_step_)
@@ -75,7 +75,7 @@ def test_every_form_of_storage_has_the_bits_of_the_cpu(
 def test_replays_draw_fresh_random_numbers(on_simt: Any) -> None:
     """The step, one of their keys, is read on the device."""
     form = Form(torch.bfloat16, torch.bfloat16, torch.bfloat16, stochastic=True)
-    ours, twin = (Stored(OPTIMIZERS[0], form, *STORED_SHAPES) for _ in range(2))
+    ours, twin = (StoredTable(OPTIMIZERS[0], form, *STORED_SHAPES) for _ in range(2))
     on_simt.begin_capture()
     ours.step(on_simt.table_step_)
     on_simt.end_capture()

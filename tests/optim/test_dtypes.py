@@ -12,6 +12,7 @@ from torch import Tensor
 import fusedstep
 from tests.reference.storage import round_to
 from tests.support.op_arguments import arrays_of, values_of
+from tests.support.shadow import Shadow
 from tests.support.tensors import (
     DTYPES,
     assert_same_bits,
@@ -22,7 +23,6 @@ from tests.support.tensors import (
     name_of,
     set_grads,
 )
-from tests.support.twin import Twin
 
 SHAPES = [(7, 3), (), (0,), (33_000,), (1025,)]
 HALVES = (torch.bfloat16, torch.float16)
@@ -40,19 +40,19 @@ def test_every_combination_equals_the_reference(
     dtype: torch.dtype, grad_dtype: torch.dtype, device: torch.device
 ) -> None:
     params = make_params(*SHAPES, dtype=dtype, device=device)
-    twin = Twin(fusedstep.AdamW(params, lr=0.1, max_norm=1.0, amsgrad=True))
+    shadow = Shadow(fusedstep.AdamW(params, lr=0.1, max_norm=1.0, amsgrad=True))
     for step in range(3):
         set_grads(params, seed=step, dtype=grad_dtype)
-        twin.step()
+        shadow.step()
 
 
 def test_all_combinations_in_one_step(device: torch.device) -> None:
     params = [p for dtype in DTYPES for p in make_params(*[(50,)] * 4, dtype=dtype, device=device)]
-    twin = Twin(fusedstep.AdamW(params, max_norm=1.0))
+    shadow = Shadow(fusedstep.AdamW(params, max_norm=1.0))
     for step in range(3):
         for i, param in enumerate(params):
             set_grads([param], seed=step * 100 + i, dtype=DTYPES[(i + step) % 4])
-        twin.step()
+        shadow.step()
 
 
 @bounded
@@ -71,11 +71,11 @@ def test_any_mixture_equals_the_reference(
     params = []
     for (dtype, _), size in zip(dtypes, sizes, strict=False):
         params += make_params((size,), dtype=dtype, seed=size)
-    twin = Twin(fusedstep.AdamW(params, max_norm=max_norm))
+    shadow = Shadow(fusedstep.AdamW(params, max_norm=max_norm))
     for step in range(2):
         for param, (_, grad_dtype) in zip(params, dtypes, strict=True):
             set_grads([param], seed=step, dtype=grad_dtype, scale=scale)
-        twin.step()
+        shadow.step()
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name_of)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 import fusedstep
 from tests.support.optimizers import Kind, assert_same_run, every_kind, params_of
 from tests.support.tensors import assert_same_bits
-from tests.support.tiny import Batch, batches, loss_of, network
+from tests.support.training_loop import Batch, batches, loss_of, network
 
 Task = tuple[nn.Module, Optimizer]
 by_the_user = pytest.mark.parametrize("unscale", [False, True], ids=["step", "unscale_ then step"])

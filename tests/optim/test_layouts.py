@@ -13,6 +13,7 @@ from torch import Tensor
 import fusedstep
 from tests.reference.norm import total_norm
 from tests.support.optimizers import Kind, every_kind
+from tests.support.shadow import Shadow
 from tests.support.tensors import (
     DTYPES,
     assert_same_bits,
@@ -22,7 +23,6 @@ from tests.support.tensors import (
     name_of,
     set_grads,
 )
-from tests.support.twin import Twin
 
 # From a contiguous base to the view that is the parameter.
 VIEWS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
@@ -62,10 +62,10 @@ def test_parameter_and_gradient_of_one_layout(
 ) -> None:
     param = view_of(name, dtype, device)
     address, strides = param.data_ptr(), param.stride()
-    twin = Twin(kind.ours([param], max_norm=1.0))
+    shadow = Shadow(kind.ours([param], max_norm=1.0))
     for step in range(3):
         set_grads([param], seed=step)
-        twin.step()
+        shadow.step()
     assert (param.data_ptr(), param.stride()) == (address, strides)
 
 
@@ -73,12 +73,12 @@ def test_parameter_and_gradient_of_one_layout(
 @every_kind
 def test_gradient_of_other_strides(kind: Kind, name: str, device: torch.device) -> None:
     param = view_of(name, device=device)
-    twin = Twin(kind.ours([param, *make_params((300,), device=device)], max_norm=1.0))
-    (other,) = twin.optimizer.param_groups[0]["params"][1:]
+    shadow = Shadow(kind.ours([param, *make_params((300,), device=device)], max_norm=1.0))
+    (other,) = shadow.optimizer.param_groups[0]["params"][1:]
     for step, reorder in enumerate([torch.Tensor.contiguous, backwards, with_gaps]):
         set_grads([param, other], seed=step)
         param.grad = reorder(param.grad)
-        twin.step()
+        shadow.step()
 
 
 def backwards(tensor: Tensor) -> Tensor:
@@ -95,19 +95,19 @@ def with_gaps(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["contiguous", "transposed", "channels last", "a block"])
 def test_expanded_gradient(name: str, device: torch.device) -> None:
     param = view_of(name, device=device)
-    twin = Twin(fusedstep.AdamW([param], max_norm=1.0))
+    shadow = Shadow(fusedstep.AdamW([param], max_norm=1.0))
     for value in (0.5, -2.0):
         param.grad = torch.tensor(value, device=device).expand(param.shape)
-        twin.step()
+        shadow.step()
 
 
 def test_gradient_from_autograd_of_a_sum_and_of_a_transposed_use() -> None:
     (param,) = make_params((30, 20))
-    twin = Twin(fusedstep.AdamW([param], max_norm=1.0))
+    shadow = Shadow(fusedstep.AdamW([param], max_norm=1.0))
     for loss in (lambda: param.sum(), lambda: (param.t() @ torch.ones(30, 4)).square().sum()):
         param.grad = None
         loss().backward()
-        twin.step()
+        shadow.step()
 
 
 @pytest.mark.parametrize("name", ["every second column", "every second row", "a block"])
@@ -130,10 +130,10 @@ def test_every_misalignment(dtype: torch.dtype, offset: int, device: torch.devic
     (base,) = make_params((3000,), dtype=dtype, device=device)
     (grads,) = make_params((3000,), dtype=dtype, device=device, seed=1)
     param = base.detach()[offset : offset + 2500].requires_grad_()
-    twin = Twin(fusedstep.AdamW([param], max_norm=1.0))
+    shadow = Shadow(fusedstep.AdamW([param], max_norm=1.0))
     for shift in (offset, 0, 5):
         param.grad = grads.detach()[shift : shift + 2500]
-        twin.step()
+        shadow.step()
     assert_same_bits(
         fusedstep.get_total_norm([param.grad]),
         fusedstep.get_total_norm([param.grad.clone()]),
@@ -150,11 +150,11 @@ def test_empty_parameters_anywhere(position: str, device: torch.device) -> None:
         "alone": [(0,)],
     }[position]
     params = make_params(*shapes, device=device)
-    twin = Twin(fusedstep.AdamW(params, max_norm=1.0))
+    shadow = Shadow(fusedstep.AdamW(params, max_norm=1.0))
     for step in range(3):
         set_grads(params, seed=step)
-        twin.step()
-    assert all(float(twin.optimizer.state[p]["step"]) == 3 for p in params)
+        shadow.step()
+    assert all(float(shadow.optimizer.state[p]["step"]) == 3 for p in params)
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -197,11 +197,11 @@ def test_any_strides(
 
     (values,) = make_params(shape, dtype=dtype)
     param = strided(order).copy_(values.detach()).requires_grad_()
-    twin = Twin(fusedstep.AdamW([param], max_norm=1.0, amsgrad=True))
+    shadow = Shadow(fusedstep.AdamW([param], max_norm=1.0, amsgrad=True))
     for step in range(2):
         set_grads([param], seed=step)
         param.grad = strided(grad_order).copy_(param.grad)
-        twin.step()
+        shadow.step()
 
 
 def test_gradients_with_a_lazy_negation() -> None:

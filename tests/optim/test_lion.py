@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import fusedstep
 from tests.support.any_step import any_step, share
+from tests.support.compare import COMMON, SHAPES, compare_with_reference
 from tests.support.refusals import refuses
+from tests.support.shadow import Shadow
 from tests.support.tensors import DTYPES, assert_same_bits, copies, make_params, name_of, set_grads
-from tests.support.trials import COMMON, SHAPES, follow_reference
-from tests.support.twin import Twin
 
 OPTIONS = COMMON | {
     "no momentum": {"betas": (0.0, 0.0)},
@@ -27,7 +27,7 @@ test_any_step_is_that_of_the_reference = any_step(fusedstep.Lion, betas=st.tuple
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_equals_the_reference_bit_for_bit(options: dict[str, Any], device: torch.device) -> None:
-    follow_reference("Lion", options, device)
+    compare_with_reference("Lion", options, device)
 
 
 @pytest.mark.parametrize("maximize", [False, True])
@@ -99,18 +99,18 @@ def test_zero_moves_nothing_and_nan_is_passed_on() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_state_is_one_average_and_goes_through_a_checkpoint(dtype: torch.dtype) -> None:
     params = make_params((40,), (3, 4), dtype=dtype)
-    twin = Twin(fusedstep.Lion(params, lr=0.01, weight_decay=0.1))
+    shadow = Shadow(fusedstep.Lion(params, lr=0.01, weight_decay=0.1))
     for step in range(2):
         set_grads(params, seed=step)
-        twin.step()
+        shadow.step()
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    state = twin.optimizer.state_dict()["state"]
+    state = shadow.optimizer.state_dict()["state"]
     assert [{k: v.dtype for k, v in one.items()} for one in state.values()] == [
         {"exp_avg": wide}
     ] * 2
-    loaded = Twin(fusedstep.Lion(copies(params)))
-    loaded.optimizer.load_state_dict(twin.optimizer.state_dict())
-    for one in (twin, loaded):
+    loaded = Shadow(fusedstep.Lion(copies(params)))
+    loaded.optimizer.load_state_dict(shadow.optimizer.state_dict())
+    for one in (shadow, loaded):
         ours = one.optimizer.param_groups[0]["params"]
         set_grads(ours, seed=2)
         one.step()

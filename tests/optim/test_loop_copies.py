@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.support.optimizers import Kind, assert_same_run, every_kind, params_of
 from tests.support.tensors import assert_same_bits
-from tests.support.tiny import STEPS, batches, loss_of, network, plain_run, plain_step, run
+from tests.support.training_loop import STEPS, batches, loss_of, network, plain_run, plain_step, run
 
 
 def through_a_file(pair: Any) -> Any:

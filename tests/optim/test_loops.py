@@ -20,7 +20,16 @@ from torch.utils.checkpoint import checkpoint
 
 import fusedstep
 from tests.support.optimizers import Kind, assert_same_run, every_kind, every_namesake, params_of
-from tests.support.tiny import STEPS, Batch, batches, loss_of, network, plain_run, plain_step, run
+from tests.support.training_loop import (
+    STEPS,
+    Batch,
+    batches,
+    loss_of,
+    network,
+    plain_run,
+    plain_step,
+    run,
+)
 
 
 @every_namesake

@@ -17,8 +17,8 @@ import fusedstep
 from tests.support.modes import BFLOAT16, MODES, every_mode
 from tests.support.optimizers import Kind, assert_same_run, every_kind, every_namesake, params_of
 from tests.support.refusals import Snapshot
+from tests.support.shadow import Shadow
 from tests.support.tensors import assert_same_bits, copies, laid_out, make_params, set_grads
-from tests.support.twin import Twin
 
 SHAPES = [(300,), (), (0,), (4, 5)]
 
@@ -69,10 +69,10 @@ def test_a_checkpoint_of_torch_loads_into_every_mode(kind: Kind, mode: str) -> N
             close = {"rtol": 0.13, "atol": float(value.abs().max() if value.numel() else 0) * 1e-2}
             expected = theirs.state[q][name].to(value.dtype)
             torch.testing.assert_close(value, expected, **close if name != "step" else {})
-    twin = Twin(ours)
+    shadow = Shadow(ours)
     for step in range(3, 5):
         set_grads(params_of(ours), seed=step)
-        twin.step()  # the kernels ran, with the state and step counts of the checkpoint
+        shadow.step()  # the kernels ran, with the state and step counts of the checkpoint
 
 
 def params_index(optimizer: Optimizer, param: Tensor) -> int:
@@ -110,9 +110,9 @@ def test_every_mode_exports_what_the_mode_without_bits_to_save_loads(kind: Kind,
     exported = through_a_file(ours.to_torch_state_dict())
     plain = kind.ours([p.detach().float() for p in params_of(ours)])
     plain.load_state_dict(copy.deepcopy(exported))  # torch writes to what it has loaded
-    twin = Twin(plain)
+    shadow = Shadow(plain)
     set_grads(params_of(plain))
-    twin.step()
+    shadow.step()
     back = kind.ours(copies(params_of(ours)), **options)
     back.load_state_dict(exported)
     for p, q in zip(params_of(ours), params_of(back), strict=True):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import fusedstep
+from tests.support.shadow import Shadow
 from tests.support.tensors import assert_same_bits, copies, make_params, set_grads
-from tests.support.twin import Twin
 
 SHAPES = [(300,), (), (40_000,), (0,), (5, 5)]
 BAD = (math.nan, math.inf, -math.inf)
@@ -40,13 +40,16 @@ def test_propagate_does_as_torch(
 ) -> None:
     params = make_params(*SHAPES, device=device)
     theirs = copies(params)
-    twin, reference = Twin(fusedstep.AdamW(params, max_norm=max_norm)), torch.optim.AdamW(theirs)
+    shadow, reference = (
+        Shadow(fusedstep.AdamW(params, max_norm=max_norm)),
+        torch.optim.AdamW(theirs),
+    )
     for step in range(3):
         for tensors in (params, theirs):
             set_grads(tensors, seed=step)
             if step == 1:
                 spoil(tensors, value)
-        twin.step()
+        shadow.step()
         if max_norm is not None:
             torch.nn.utils.clip_grad_norm_(theirs, max_norm)
         reference.step()
@@ -65,19 +68,19 @@ def test_skip_leaves_everything_as_it_was(
     at: int, value: float, options: dict[str, Any], device: torch.device
 ) -> None:
     params = make_params(*SHAPES, device=device)
-    twin = Twin(fusedstep.AdamW(params, nonfinite="skip", amsgrad=True, **options))
+    shadow = Shadow(fusedstep.AdamW(params, nonfinite="skip", amsgrad=True, **options))
     for step in range(4):
         set_grads(params, seed=step)
         if step != at:
-            twin.step()
+            shadow.step()
             continue
         spoil(params, value)
-        before = snapshot(twin.optimizer)
-        twin.step()
+        before = snapshot(shadow.optimizer)
+        shadow.step()
         if step > 0:
-            assert_unchanged(twin.optimizer, before)
-        assert not math.isfinite(float(twin.optimizer.grad_norm))
-    assert {float(s["step"]) for s in twin.optimizer.state.values()} == {3.0}
+            assert_unchanged(shadow.optimizer, before)
+        assert not math.isfinite(float(shadow.optimizer.grad_norm))
+    assert {float(s["step"]) for s in shadow.optimizer.state.values()} == {3.0}
 
 
 @pytest.mark.parametrize("value", BAD)
@@ -99,13 +102,13 @@ def test_error_raises_and_leaves_everything_as_it_was(value: float, device: torc
 
 def test_norm_beyond_float32_counts_as_infinite(device: torch.device) -> None:
     params = make_params((2,), device=device)
-    twin = Twin(fusedstep.AdamW(params, nonfinite="skip"))
+    shadow = Shadow(fusedstep.AdamW(params, nonfinite="skip"))
     params[0].grad = torch.full((2,), 3e38, device=device)  # each finite, their norm 4.2e38
-    twin.step()
-    assert float(twin.optimizer.state[params[0]]["step"]) == 0
+    shadow.step()
+    assert float(shadow.optimizer.state[params[0]]["step"]) == 0
     params[0].grad = torch.full((2,), 2e38, device=device)
-    twin.step()
-    assert float(twin.optimizer.state[params[0]]["step"]) == 1
+    shadow.step()
+    assert float(shadow.optimizer.state[params[0]]["step"]) == 1
 
 
 @pytest.mark.parametrize("scale", [65536.0, 1.0, 3.0, 2.0**-10])
@@ -114,12 +117,12 @@ def test_loss_scale_is_divided_out(
     max_norm: float | None, scale: float, device: torch.device
 ) -> None:
     params = make_params(*SHAPES, device=device)
-    twin = Twin(fusedstep.AdamW(params, max_norm=max_norm))
+    shadow = Shadow(fusedstep.AdamW(params, max_norm=max_norm))
     for step in range(3):
         set_grads(params, seed=step, scale=scale)
-        twin.optimizer.grad_scale = torch.tensor(scale, device=device)
-        twin.optimizer.found_inf = torch.tensor(0.0, device=device)
-        twin.step()
+        shadow.optimizer.grad_scale = torch.tensor(scale, device=device)
+        shadow.optimizer.found_inf = torch.tensor(0.0, device=device)
+        shadow.step()
 
 
 @pytest.mark.parametrize("scale", [None, 8.0])
@@ -128,16 +131,16 @@ def test_found_inf_skips_also_without_a_scale(
     options: dict[str, Any], scale: float | None, device: torch.device
 ) -> None:
     params = make_params(*SHAPES, device=device)
-    twin = Twin(fusedstep.AdamW(params, **options))
+    shadow = Shadow(fusedstep.AdamW(params, **options))
     for step, found in enumerate([0.0, 1.0, 0.0, 2.0]):
         set_grads(params, seed=step)
-        twin.optimizer.grad_scale = None if scale is None else torch.tensor(scale, device=device)
-        twin.optimizer.found_inf = torch.tensor(found, device=device)
-        before = snapshot(twin.optimizer)
-        twin.step()
+        shadow.optimizer.grad_scale = None if scale is None else torch.tensor(scale, device=device)
+        shadow.optimizer.found_inf = torch.tensor(found, device=device)
+        before = snapshot(shadow.optimizer)
+        shadow.step()
         if found:
-            assert_unchanged(twin.optimizer, before)
-    assert {float(s["step"]) for s in twin.optimizer.state.values()} == {2.0}
+            assert_unchanged(shadow.optimizer, before)
+    assert {float(s["step"]) for s in shadow.optimizer.state.values()} == {2.0}
 
 
 def test_error_is_not_raised_for_what_the_scaler_found() -> None:

@@ -12,8 +12,8 @@ import torch
 import fusedstep
 from fusedstep.optim.optimizer import FusedOptimizer
 from tests.support.optimizers import OPTIMIZERS, Kind, every_kind, every_namesake
+from tests.support.shadow import Shadow
 from tests.support.tensors import DTYPES, copies, make_params, set_grads, threads
-from tests.support.twin import Twin
 
 
 def test_every_optimizer_is_in_the_list() -> None:
@@ -50,32 +50,32 @@ def test_unknown_arguments_are_refused(kind: Kind) -> None:
 def test_the_number_of_threads_changes_no_bit(kind: Kind, count: int) -> None:
     params = make_params((40_000,), (5, 7), (65_536,))
     with threads(count):
-        twin = Twin(kind.ours(params, max_norm=1.0))
+        shadow = Shadow(kind.ours(params, max_norm=1.0))
         for step in range(2):
             set_grads(params, seed=step)
-            twin.step()
+            shadow.step()
 
 
 @every_kind
 def test_every_combination_of_dtypes_in_one_step(kind: Kind, device: torch.device) -> None:
     params = [p for dtype in DTYPES for p in make_params(*[(50,)] * 4, dtype=dtype, device=device)]
-    twin = Twin(kind.ours(params, max_norm=1.0))
+    shadow = Shadow(kind.ours(params, max_norm=1.0))
     for step in range(3):
         for i, param in enumerate(params):
             set_grads([param], seed=step * 100 + i, dtype=DTYPES[(i + step) % 4])
-        twin.step()
+        shadow.step()
 
 
 @every_kind
 def test_gradients_come_and_go(kind: Kind, device: torch.device) -> None:
     params = make_params((40,), (0,), (3, 4), (), (33_000,), device=device)
-    twin = Twin(kind.ours(params, max_norm=1.0))
-    twin.step()  # no gradient at all
+    shadow = Shadow(kind.ours(params, max_norm=1.0))
+    shadow.step()  # no gradient at all
     for step in range(6):
         set_grads(params, seed=step)
         for i, param in enumerate(params):
             param.grad = param.grad if step % (i + 1) == 0 else None
-        twin.step()
+        shadow.step()
 
 
 @pytest.mark.parametrize("nonfinite", ["propagate", "skip"])
@@ -85,12 +85,12 @@ def test_gradients_that_are_not_finite(
     kind: Kind, bad: float, nonfinite: str, device: torch.device
 ) -> None:
     params = make_params((40,), (3, 4), device=device)
-    twin = Twin(kind.ours(params, max_norm=1.0, nonfinite=nonfinite))
+    shadow = Shadow(kind.ours(params, max_norm=1.0, nonfinite=nonfinite))
     for step in range(4):
         set_grads(params, seed=step)
         if step in (0, 2):
             params[1].grad[1, 2] = bad
-        twin.step()
+        shadow.step()
     assert all(p.isfinite().all() for p in params) == (nonfinite == "skip")
 
 
@@ -98,12 +98,12 @@ def test_gradients_that_are_not_finite(
 def test_groups_of_their_own_and_added_later(kind: Kind) -> None:
     a, b, c = params = make_params((40,), (3, 4), (500,))
     groups = [{"params": [a], "lr": 0.1}, {"params": [b], "maximize": True, "weight_decay": 0.5}]
-    twin = Twin(kind.ours(groups, max_norm=1.0))
+    shadow = Shadow(kind.ours(groups, max_norm=1.0))
     for step in range(4):
         if step == 2:
-            twin.optimizer.add_param_group({"params": [c], "lr": 0.3})
+            shadow.optimizer.add_param_group({"params": [c], "lr": 0.3})
         set_grads(params, seed=step)
-        twin.step()
+        shadow.step()
 
 
 @every_namesake
@@ -112,19 +112,19 @@ def test_groups_that_a_class_of_torch_has_filled(kind: Kind) -> None:
     params = make_params((3,), (4,))
     groups = [{"params": [p], "lr": 0.1 * (i + 1)} for i, p in enumerate(params)]
     kind.torchs(groups)
-    twin = Twin(kind.ours(groups))
+    shadow = Shadow(kind.ours(groups))
     set_grads(params)
-    twin.step()
+    shadow.step()
 
 
 @every_kind
 def test_a_rate_that_is_a_tensor_is_read_at_every_step(kind: Kind) -> None:
     params = make_params((40,), (3, 4))
     lr = torch.tensor(0.1)
-    twin = Twin(kind.ours(params, lr=lr))
+    shadow = Shadow(kind.ours(params, lr=lr))
     for step in range(3):
         set_grads(params, seed=step)
-        twin.step()
+        shadow.step()
         lr.mul_(0.5)
 
 
@@ -183,13 +183,13 @@ def test_gradients_that_have_a_graph_of_their_own(kind: Kind) -> None:
 @every_kind
 def test_max_norm_can_be_changed_between_steps(kind: Kind) -> None:
     params = make_params((50,))
-    twin = Twin(kind.ours(params, max_norm=1.0))
+    shadow = Shadow(kind.ours(params, max_norm=1.0))
     for step, max_norm in enumerate([1.0, 0.1, None, 5.0]):
         set_grads(params, seed=step)
-        twin.optimizer.max_norm = max_norm
-        twin.norm = None
-        twin.step()
-        assert (twin.optimizer.grad_norm is None) == (max_norm is None)
+        shadow.optimizer.max_norm = max_norm
+        shadow.norm = None
+        shadow.step()
+        assert (shadow.optimizer.grad_norm is None) == (max_norm is None)
 
 
 @every_kind

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 import fusedstep
+from tests.support.compare import SHAPES
 from tests.support.modes import BFLOAT16, MODES, every_mode
 from tests.support.optimizers import Kind, every_kind
 from tests.support.refusals import Snapshot
+from tests.support.shadow import Shadow
 from tests.support.tensors import (
     LAYOUTS,
     assert_same_bits,
@@ -24,29 +26,27 @@ from tests.support.tensors import (
     set_grads,
     threads,
 )
-from tests.support.trials import SHAPES
-from tests.support.twin import Twin
 
 
-def following(kind: Kind, mode: str, shapes: list[Any], **more: Any) -> Twin:
-    """A twin of a new optimizer of this mode."""
+def following(kind: Kind, mode: str, shapes: list[Any], **more: Any) -> Shadow:
+    """The shadow of a new optimizer of this mode."""
     options, params = MODES[mode]
-    return Twin(kind.ours(make_params(*shapes, **params), **options, **more))
+    return Shadow(kind.ours(make_params(*shapes, **params), **options, **more))
 
 
-def params_of(twin: Twin) -> list[Tensor]:
-    return [p for group in twin.optimizer.param_groups for p in group["params"]]
+def params_of(shadow: Shadow) -> list[Tensor]:
+    return [p for group in shadow.optimizer.param_groups for p in group["params"]]
 
 
 @every_mode
 @every_kind
 def test_every_mode_has_the_bits_of_its_reference(kind: Kind, mode: str) -> None:
-    twin = following(kind, mode, SHAPES, max_norm=1.0)
+    shadow = following(kind, mode, SHAPES, max_norm=1.0)
     for step in range(4):
-        set_grads(params_of(twin), seed=step)
+        set_grads(params_of(shadow), seed=step)
         if step == 2:
-            params_of(twin)[0].grad = params_of(twin)[3].grad = None
-        twin.step()
+            params_of(shadow)[0].grad = params_of(shadow)[3].grad = None
+        shadow.step()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -59,10 +59,10 @@ def test_layouts(mode: str, layout: str) -> None:
         for p in make_params((3, 70, 5), (66, 130), (2, 3, 8, 8), **dtype)
     ]
     params[2] = params[2].detach().to(memory_format=torch.channels_last).requires_grad_()
-    twin = Twin(fusedstep.AdamW(params, lr=0.01, amsgrad=True, **options))
+    shadow = Shadow(fusedstep.AdamW(params, lr=0.01, amsgrad=True, **options))
     for step in range(3):
         set_grads(params, seed=step, dtype=torch.float32)
-        twin.step()
+        shadow.step()
 
 
 @every_mode
@@ -71,11 +71,11 @@ def test_threads_and_chunks_do_not_matter(mode: str) -> None:
     results = []
     for count in (1, 2):
         with threads(count):
-            twin = following(Kind("AdamW", {"lr": 0.01}), mode, [(100_001,), (7,)])
+            shadow = following(Kind("AdamW", {"lr": 0.01}), mode, [(100_001,), (7,)])
             for step in range(2):
-                set_grads(params_of(twin), seed=step)
-                twin.step()
-        results.append(twin.optimizer.state_dict()["state"][0] | {"param": params_of(twin)[0]})
+                set_grads(params_of(shadow), seed=step)
+                shadow.step()
+        results.append(shadow.optimizer.state_dict()["state"][0] | {"param": params_of(shadow)[0]})
     for name, value in results[0].items():
         assert_same_bits(value, results[1][name], name)
 
@@ -102,16 +102,16 @@ def test_a_skipped_step_leaves_everything_as_it_was(kind: Kind, mode: str) -> No
 )
 @every_mode
 def test_copies_go_on_alike(mode: str, duplicate: Any) -> None:
-    twin = following(Kind("AdamW", {"lr": 0.01}), mode, [(300,), (2, 2)])
-    set_grads(params_of(twin))
-    twin.step()
-    other = Twin(duplicate(twin.optimizer))
+    shadow = following(Kind("AdamW", {"lr": 0.01}), mode, [(300,), (2, 2)])
+    set_grads(params_of(shadow))
+    shadow.step()
+    other = Shadow(duplicate(shadow.optimizer))
     for option in ("state_dtype", "master", "stochastic_rounding", "seed", "ema_decay"):
-        assert getattr(other.optimizer, option) == getattr(twin.optimizer, option)
-    for one in (twin, other):
+        assert getattr(other.optimizer, option) == getattr(shadow.optimizer, option)
+    for one in (shadow, other):
         set_grads(params_of(one), seed=1)
         one.step()
-    for p, q in zip(params_of(twin), params_of(other), strict=True):
+    for p, q in zip(params_of(shadow), params_of(other), strict=True):
         assert_same_bits(p, q)
 
 
@@ -129,10 +129,10 @@ def test_groups_have_modes_of_their_own() -> None:
     optimizer = fusedstep.AdamW(
         groups, max_norm=1.0, master="remainder", state_dtype=torch.bfloat16, ema_decay=0.9
     )
-    twin = Twin(optimizer)
+    shadow = Shadow(optimizer)
     for step in range(3):
         set_grads([*weights, *norms, *doubles, *plain], seed=step)
-        twin.step()
+        shadow.step()
     assert optimizer.state[weights[0]].keys() >= {"remainder", "ema"}
     assert optimizer.state[norms[0]]["exp_avg"].dtype == torch.bfloat16
     assert optimizer.state[doubles[0]]["exp_avg"].dtype == torch.float64

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 import fusedstep
 from tests.support.any_step import any_step, share, small
-from tests.support.refusals import refuses
-from tests.support.tensors import copies, make_params, set_grads
-from tests.support.trials import (
+from tests.support.compare import (
     COMMON,
-    follow_reference,
-    follow_torch,
-    follow_torch_in_float64,
+    compare_with_reference,
+    compare_with_torch,
+    compare_with_torch_in_float64,
     in_float64,
 )
-from tests.support.twin import Twin
+from tests.support.refusals import refuses
+from tests.support.shadow import Shadow
+from tests.support.tensors import copies, make_params, set_grads
 
 OPTIONS = COMMON | {
     "momentum": {"momentum": 0.9},
@@ -46,18 +46,18 @@ test_any_step_is_that_of_the_reference = any_step(
 
 @every_option
 def test_equals_the_reference_bit_for_bit(options: dict[str, Any], device: torch.device) -> None:
-    follow_reference("RMSprop", options, device)
+    compare_with_reference("RMSprop", options, device)
 
 
 @pytest.mark.parametrize("implementation", ["for-loop", "foreach"])  # torch has no fused one
 @every_option
 def test_is_close_to_torch(options: dict[str, Any], implementation: str) -> None:
-    follow_torch("RMSprop", options, implementation)
+    compare_with_torch("RMSprop", options, implementation)
 
 
 @pytest.mark.parametrize("name", in_float64(OPTIONS))
 def test_is_close_to_torch_in_float64(name: str) -> None:
-    follow_torch_in_float64("RMSprop", OPTIONS[name])
+    compare_with_torch_in_float64("RMSprop", OPTIONS[name])
 
 
 @pytest.mark.parametrize("value", [-0.1, math.nan])
@@ -81,21 +81,21 @@ def test_momentum_and_centered_switched_on_later(late: dict[str, Any], new: list
     """torch raises KeyError; with zeros put in by hand it does what is expected of us."""
     ours = make_params((40,), (3, 4))
     theirs = copies(ours)
-    twin, reference = Twin(fusedstep.RMSprop(ours)), torch.optim.RMSprop(theirs)
+    shadow, reference = Shadow(fusedstep.RMSprop(ours)), torch.optim.RMSprop(theirs)
     for step in range(6):
         for params in (ours, theirs):
             set_grads(params, seed=step)
         if step == 2:
-            twin.optimizer.param_groups[0].update(late)
+            shadow.optimizer.param_groups[0].update(late)
             reference.param_groups[0].update(late)
             with pytest.raises(KeyError):
                 reference.step()
             for param in theirs:
                 reference.state[param].update({name: torch.zeros_like(param) for name in new})
-        twin.step()
+        shadow.step()
         reference.step()
     torch.testing.assert_close(ours, theirs)
-    assert set(new) <= twin.optimizer.state[ours[0]].keys()
+    assert set(new) <= shadow.optimizer.state[ours[0]].keys()
 
 
 def test_fused_is_no_entry_of_a_group_as_torch_has_none() -> None:

@@ -14,17 +14,17 @@ from torch.optim import Optimizer
 
 import fusedstep
 from tests.support.any_step import any_step, share
-from tests.support.refusals import refuses
-from tests.support.tensors import DTYPES, assert_same_bits, copies, make_params, name_of, set_grads
-from tests.support.trials import (
+from tests.support.compare import (
     COMMON,
     IMPLEMENTATIONS,
-    follow_reference,
-    follow_torch,
-    follow_torch_in_float64,
+    compare_with_reference,
+    compare_with_torch,
+    compare_with_torch_in_float64,
     in_float64,
 )
-from tests.support.twin import Twin
+from tests.support.refusals import refuses
+from tests.support.shadow import Shadow
+from tests.support.tensors import DTYPES, assert_same_bits, copies, make_params, name_of, set_grads
 
 OPTIONS = COMMON | {
     "momentum": {"momentum": 0.9},
@@ -49,18 +49,18 @@ test_any_step_is_that_of_the_reference = any_step(
 
 @every_option
 def test_equals_the_reference_bit_for_bit(options: dict[str, Any], device: torch.device) -> None:
-    follow_reference("SGD", options, device)
+    compare_with_reference("SGD", options, device)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @every_option
 def test_is_close_to_torch(options: dict[str, Any], implementation: str) -> None:
-    follow_torch("SGD", options, implementation)
+    compare_with_torch("SGD", options, implementation)
 
 
 @pytest.mark.parametrize("name", in_float64(OPTIONS))
 def test_is_close_to_torch_in_float64(name: str) -> None:
-    follow_torch_in_float64("SGD", OPTIONS[name])
+    compare_with_torch_in_float64("SGD", OPTIONS[name])
 
 
 @pytest.mark.parametrize("option", ["lr", "momentum", "weight_decay", "dampening"])
@@ -88,19 +88,19 @@ class Both:
     def __init__(self, *, dtype: torch.dtype = torch.float32, **options: Any) -> None:
         self.ours = make_params((40,), (3, 4), (), dtype=dtype)
         self.theirs = copies(self.ours)
-        self.twin = Twin(fusedstep.SGD(self.ours, **options))
+        self.shadow = Shadow(fusedstep.SGD(self.ours, **options))
         self.torch = torch.optim.SGD(self.theirs, foreach=False, **options)
 
     @property
     def optimizers(self) -> tuple[Optimizer, Optimizer]:
-        return self.twin.optimizer, self.torch
+        return self.shadow.optimizer, self.torch
 
     def step(self, seed: int, without: tuple[int, ...] = ()) -> None:
         for params in (self.ours, self.theirs):
             set_grads(params, seed=seed)
             for i in without:
                 params[i].grad = None
-        self.twin.step()
+        self.shadow.step()
         self.torch.step()
         torch.testing.assert_close(self.ours, self.theirs)
 
@@ -120,10 +120,10 @@ def test_without_momentum_there_is_no_state() -> None:
 def test_buffer_begins_as_the_gradient() -> None:
     both = Both(momentum=0.9, dampening=0.7)
     both.step(0)
-    for param, buffer in zip(both.ours, buffers(both.ours, both.twin.optimizer), strict=True):
+    for param, buffer in zip(both.ours, buffers(both.ours, both.shadow.optimizer), strict=True):
         assert_same_bits(buffer, param.grad, "momentum_buffer")
     both.step(1)
-    assert {float(s["step"]) for s in both.twin.optimizer.state.values()} == {2.0}
+    assert {float(s["step"]) for s in both.shadow.optimizer.state.values()} == {2.0}
 
 
 def test_first_gradient_that_comes_late_starts_a_buffer() -> None:
@@ -131,18 +131,18 @@ def test_first_gradient_that_comes_late_starts_a_buffer() -> None:
     both = Both(momentum=0.9, dampening=0.5)
     for step, without in enumerate([(1,), (1, 2), (), (0,), ()]):
         both.step(step, without)
-    state = both.twin.optimizer.state
+    state = both.shadow.optimizer.state
     assert [float(state[param]["step"]) for param in both.ours] == [4.0, 3.0, 4.0]
 
 
 def test_first_step_that_was_skipped_does_not_count() -> None:
     """torch's fused step goes on with a buffer that nobody has written."""
     both = Both(momentum=0.9, dampening=0.5)
-    optimizer = both.twin.optimizer
+    optimizer = both.shadow.optimizer
     for _ in range(2):
         set_grads(both.ours, scale=math.inf)
         optimizer.found_inf, optimizer.grad_scale = torch.tensor(1.0), torch.tensor(1.0)
-        both.twin.step()
+        both.shadow.step()
     del optimizer.found_inf, optimizer.grad_scale
     for step in range(3):
         both.step(step)
@@ -157,7 +157,7 @@ def test_momentum_switched_on_and_off(momenta: tuple[float, ...]) -> None:
             optimizer.param_groups[0]["momentum"] = momentum
         both.step(step)
     counted = sum(momentum > 0 for momentum in momenta)
-    assert {float(s["step"]) for s in both.twin.optimizer.state.values()} == {counted}
+    assert {float(s["step"]) for s in both.shadow.optimizer.state.values()} == {counted}
 
 
 def test_nesterov_of_a_group_is_taken_as_torch_takes_it() -> None:
@@ -175,14 +175,14 @@ def test_buffer_of_torch_without_a_count_has_begun(dtype: torch.dtype) -> None:
     set_grads(params)
     theirs.step()
     begun = [buffer.clone() for buffer in buffers(params, theirs)]
-    twin = Twin(fusedstep.SGD(params))
-    twin.optimizer.load_state_dict(theirs.state_dict())
+    shadow = Shadow(fusedstep.SGD(params))
+    shadow.optimizer.load_state_dict(theirs.state_dict())
     set_grads(params, seed=1)
-    twin.step()
-    for param, buffer, first in zip(params, buffers(params, twin.optimizer), begun, strict=True):
+    shadow.step()
+    for param, buffer, first in zip(params, buffers(params, shadow.optimizer), begun, strict=True):
         expected = 0.9 * first.to(buffer.dtype) + 0.5 * param.grad.to(buffer.dtype)
         torch.testing.assert_close(buffer, expected)
-    assert {float(s["step"]) for s in twin.optimizer.state.values()} == {2.0}
+    assert {float(s["step"]) for s in shadow.optimizer.state.values()} == {2.0}
 
 
 def test_none_in_an_old_checkpoint_is_no_buffer() -> None:
@@ -203,17 +203,17 @@ def test_the_count_does_not_disturb_torch(theirs: dict[str, bool]) -> None:
         both.step(step)
     params = copies(both.ours)
     reference = torch.optim.SGD(params, **theirs)
-    reference.load_state_dict(copy.deepcopy(both.twin.optimizer.state_dict()))
+    reference.load_state_dict(copy.deepcopy(both.shadow.optimizer.state_dict()))
     for step in range(2, 4):
         both.step(step)
         set_grads(params, seed=step)
         reference.step()
     torch.testing.assert_close(params, both.theirs)
     back = copies(params)
-    twin = Twin(fusedstep.SGD(back))
-    twin.optimizer.load_state_dict(copy.deepcopy(reference.state_dict()))
+    shadow = Shadow(fusedstep.SGD(back))
+    shadow.optimizer.load_state_dict(copy.deepcopy(reference.state_dict()))
     for step in range(4, 6):
         both.step(step)
         set_grads(back, seed=step)
-        twin.step()
+        shadow.step()
     torch.testing.assert_close(back, both.theirs)

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 
 import fusedstep
 from tests.support.optimizers import Kind, assert_same_run, every_kind, every_namesake, params_of
+from tests.support.shadow import Shadow
 from tests.support.tensors import assert_same_bits, copies, make_params, name_of, set_grads
-from tests.support.twin import Twin
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -107,7 +107,7 @@ def test_we_continue_a_run_of_torch(kind: Kind, theirs: dict[str, bool]) -> None
     (group,) = ours.param_groups
     assert (group["lr"], group["foreach"]) == (kind.options["lr"], None)
     assert group.get("fused", True) is True
-    shadow = Twin(ours)
+    shadow = Shadow(ours)
     for step in range(3, 6):
         set_grads(group["params"], seed=step)
         shadow.step()  # the kernels ran, with the state and step counts of the checkpoint
@@ -132,7 +132,7 @@ def test_state_that_torch_kept_in_half_precision_is_widened(kind: Kind, dtype: t
     run(theirs, range(2))
     ours = loading(kind, params)
     ours.load_state_dict(theirs.state_dict())
-    shadow = Twin(ours)
+    shadow = Shadow(ours)
     set_grads(params_of(ours), seed=2)
     shadow.step()
     (state,) = ours.state.values()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import fusedstep
 from fusedstep import _C
+from tests.support.shadow import Shadow
 from tests.support.tensors import DTYPES, LAYOUTS, bounded, laid_out, make_params, set_grads
-from tests.support.twin import Twin
 
 
 def table_of(optimizer: fusedstep.AdamW) -> _C.TensorTable:
@@ -22,30 +22,30 @@ def table_of(optimizer: fusedstep.AdamW) -> _C.TensorTable:
 
 def test_is_laid_out_once_although_gradients_move() -> None:
     params = make_params((40_000,), (0,), (3, 3))
-    twin = Twin(fusedstep.AdamW(params, max_norm=1.0))
+    shadow = Shadow(fusedstep.AdamW(params, max_norm=1.0))
     addresses, versions, kept = set(), set(), []
     for step in range(5):
-        twin.optimizer.zero_grad()
+        shadow.optimizer.zero_grad()
         set_grads(params, seed=step)
         kept.append([p.grad for p in params])  # so that no address comes again
-        twin.step()
+        shadow.step()
         addresses.add(params[0].grad.data_ptr())
-        versions.add(table_of(twin.optimizer).layout_version)
+        versions.add(table_of(shadow.optimizer).layout_version)
     assert len(addresses) == 5
     assert len(versions) == 1
 
 
 def test_hyperparameters_change_without_a_new_layout() -> None:
     params = make_params((500,), (20,))
-    twin = Twin(fusedstep.AdamW([{"params": [p]} for p in params]))
+    shadow = Shadow(fusedstep.AdamW([{"params": [p]} for p in params]))
     versions = set()
     for step in range(4):
         set_grads(params, seed=step)
-        for g, group in enumerate(twin.optimizer.param_groups):
+        for g, group in enumerate(shadow.optimizer.param_groups):
             group |= {"lr": 0.1 / (step + 1 + g), "weight_decay": 0.1 * step, "eps": 1e-8 + g}
             group |= {"betas": (0.9 - 0.1 * step, 0.99), "maximize": step == 2}
-        twin.step()
-        versions.add(table_of(twin.optimizer).layout_version)
+        shadow.step()
+        versions.add(table_of(shadow.optimizer).layout_version)
     assert len(versions) == 1
 
 
@@ -82,11 +82,11 @@ def test_hundreds_of_groups() -> None:
         {"params": [p], "lr": 1e-3 * i, "weight_decay": 0.01 * (i % 7), "amsgrad": i % 3 == 0}
         for i, p in enumerate(params)
     ]
-    twin = Twin(fusedstep.AdamW(groups, max_norm=1.0))
+    shadow = Shadow(fusedstep.AdamW(groups, max_norm=1.0))
     for step in range(2):
         set_grads(params, seed=step)
-        twin.step()
-    table = table_of(twin.optimizer)
+        shadow.step()
+    table = table_of(shadow.optimizer)
     assert (table.num_rows, table.num_launches) == (300, 1)
 
 
@@ -101,7 +101,7 @@ def test_gradients_that_come_and_go(
 ) -> None:
     params = make_params((5,), (0,), (3, 3), (), (70,), (2,))
     groups = [{"params": params[i : i + per_group]} for i in range(0, 6, per_group)]
-    twin = Twin(fusedstep.AdamW(groups, max_norm=max_norm))
+    shadow = Shadow(fusedstep.AdamW(groups, max_norm=max_norm))
     counts = [0] * len(params)
     for step, flags in enumerate(present):
         set_grads(params, seed=step)
@@ -109,35 +109,35 @@ def test_gradients_that_come_and_go(
             counts[i] += has_grad
             if not has_grad:
                 param.grad = None
-        twin.step()
-    steps = [int(twin.optimizer.state.get(p, {}).get("step", 0)) for p in params]
+        shadow.step()
+    steps = [int(shadow.optimizer.state.get(p, {}).get("step", 0)) for p in params]
     assert steps == counts  # each parameter has its own, so its own bias correction
 
 
 def test_same_pattern_of_gradients_keeps_the_layout() -> None:
     params = make_params((5,), (6,), (7,))
-    twin = Twin(fusedstep.AdamW(params))
+    shadow = Shadow(fusedstep.AdamW(params))
     set_grads(params)
-    twin.step()
+    shadow.step()
     versions = []
     for missing in (1, 1, None, 1):
         set_grads(params)
         if missing is not None:
             params[missing].grad = None
-        twin.step()
-        versions.append(table_of(twin.optimizer).layout_version)
+        shadow.step()
+        versions.append(table_of(shadow.optimizer).layout_version)
     assert versions[0] == versions[1] < versions[2] < versions[3]
 
 
 def test_two_optimizers_take_turns() -> None:
     params = make_params((20,), (40_000,))
-    twins = [Twin(fusedstep.AdamW(params, lr=lr, max_norm=1.0)) for lr in (0.1, 0.01)]
+    shadows = [Shadow(fusedstep.AdamW(params, lr=lr, max_norm=1.0)) for lr in (0.1, 0.01)]
     for step in range(4):
         set_grads(params, seed=step)
-        twin = twins[step % 2]
+        shadow = shadows[step % 2]
         for param in params:
-            twin._take_over(param)
-        twin.step()
+            shadow._take_over(param)
+        shadow.step()
 
 
 @bounded
@@ -149,13 +149,13 @@ def test_gradients_whose_ids_and_addresses_come_again(
     dtypes: list[torch.dtype], layouts: list[str]
 ) -> None:
     params = make_params((8, 8), (8, 8))
-    twin = Twin(fusedstep.AdamW(params, max_norm=1.0))
+    shadow = Shadow(fusedstep.AdamW(params, max_norm=1.0))
     for step, (dtype, layout) in enumerate(zip(dtypes, layouts, strict=False)):
         for param in params:
             param.grad = None  # freed: the allocator hands the same memory out again
         set_grads(params, seed=step, dtype=dtype)
         params[1].grad = laid_out(params[1].grad, layout)
-        twin.step()
+        shadow.step()
 
 
 def test_parameters_whose_ids_come_again() -> None:
@@ -166,7 +166,7 @@ def test_parameters_whose_ids_come_again() -> None:
         optimizer.param_groups[0]["params"] = [param]
         optimizer.state.clear()
         set_grads([param], seed=step)
-        Twin(optimizer).step()
+        Shadow(optimizer).step()
         if id(param) in seen and step >= 10:
             return
         seen.add(id(param))

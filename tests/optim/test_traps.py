@@ -15,8 +15,8 @@ import torch
 
 import fusedstep
 from tests.support.optimizers import Kind, every_kind
+from tests.support.shadow import Shadow
 from tests.support.tensors import DTYPES, assert_same_bits, copies, make_params, name_of, set_grads
-from tests.support.twin import Twin
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_trap_1_work_pending_before_an_empty_last_tensor_is_done(kind: Kind, empties: int) -> None:
     """apex and DeepSpeed launch inside the chunk loop, which an empty last tensor never enters."""
     params = make_params((70_000,), (3,), *[(0,)] * empties)
-    twin = Twin(kind.ours(params, max_norm=1.0))
+    shadow = Shadow(kind.ours(params, max_norm=1.0))
     set_grads(params)
     before = [p.detach().clone() for p in params[:2]]
-    twin.step()
+    shadow.step()
     assert not any(map(torch.equal, params[:2], before))
-    assert all(float(twin.optimizer.state[p].get("step", 1)) == 1 for p in params)
+    assert all(float(shadow.optimizer.state[p].get("step", 1)) == 1 for p in params)
 
 
 @pytest.mark.parametrize("first", DTYPES, ids=name_of)
@@ -42,23 +42,23 @@ def test_trap_2_dtype_of_the_first_tensor_is_not_taken_for_that_of_all(
     """A mixed list crashed TransformerEngine."""
     order = sorted(DTYPES, key=lambda dtype: dtype != first)
     params = [p for dtype in order for p in make_params((300,), dtype=dtype)]
-    twin = Twin(kind.ours(params, max_norm=1.0))
+    shadow = Shadow(kind.ours(params, max_norm=1.0))
     for step in range(2):
         set_grads(params, seed=step)
-        twin.step()
+        shadow.step()
 
 
 @every_kind
 def test_trap_3_every_parameter_of_a_group_has_its_own_step_count(kind: Kind) -> None:
     """apex and DeepSpeed count once a group, or advance only the last parameter's count."""
     params = make_params((5,), (6,), (7,))
-    twin = Twin(kind.ours(params, lr=0.1))
+    shadow = Shadow(kind.ours(params, lr=0.1))
     for step in range(6):
         set_grads(params, seed=step)
         for i, param in enumerate(params):
             param.grad = param.grad if step % (i + 1) == 0 else None
-        twin.step()
-    counts = [float(s["step"]) for s in map(twin.optimizer.state.get, params) if "step" in s]
+        shadow.step()
+    counts = [float(s["step"]) for s in map(shadow.optimizer.state.get, params) if "step" in s]
     assert counts == ([] if kind.name == "Lion" else [6.0, 3.0, 2.0])
 
 
@@ -114,12 +114,12 @@ def test_trap_5_misaligned_tensors_are_read_and_written_whole(kind: Kind, offset
 def test_trap_7_ids_of_gradients_come_again() -> None:
     """A cache keyed on id() takes a new tensor for an old one."""
     (param,) = make_params((64,))
-    twin = Twin(fusedstep.AdamW([param], max_norm=1.0))
+    shadow = Shadow(fusedstep.AdamW([param], max_norm=1.0))
     seen: set[int] = set()
     for step in range(500):
         param.grad = None
         set_grads([param], seed=step, dtype=DTYPES[step % 4])
-        twin.step()
+        shadow.step()
         if id(param.grad) in seen and step >= 10:
             return
         seen.add(id(param.grad))
@@ -146,8 +146,8 @@ def test_trap_8_finite_gradients_whose_squares_overflow_are_not_zeroed() -> None
 def test_trap_9_step_counts_go_beyond_256(kind: Kind, dtype: torch.dtype) -> None:
     """A bfloat16 count stays at 256, since 257 has no bfloat16."""
     params = make_params((3,), dtype=dtype)
-    twin = Twin(kind.ours(params))
+    shadow = Shadow(kind.ours(params))
     set_grads(params)
     for _ in range(260):
-        twin.step()
-    assert float(twin.optimizer.state[params[0]].get("step", 260)) == 260
+        shadow.step()
+    assert float(shadow.optimizer.state[params[0]].get("step", 260)) == 260

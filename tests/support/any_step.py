@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.shadow import Shadow
 from tests.support.tensors import (
     DTYPES,
     LAYOUTS,
@@ -19,7 +20,6 @@ from tests.support.tensors import (
     set_grads,
     threads,
 )
-from tests.support.twin import Twin
 
 tensors = st.fixed_dictionaries(
     {
@@ -80,10 +80,10 @@ def any_step(optimizer: type, **hyperparameters: st.SearchStrategy) -> Callable[
                 described.append((members[-1], tensor))
             param_groups.append({**group, "params": members})
             del param_groups[-1]["tensors"]
-        twin = Twin(optimizer(param_groups, **options))
+        shadow = Shadow(optimizer(param_groups, **options))
         if scale is not None:
-            twin.optimizer.grad_scale = torch.tensor(scale)
-            twin.optimizer.found_inf = torch.tensor(0.0)
+            shadow.optimizer.grad_scale = torch.tensor(scale)
+            shadow.optimizer.found_inf = torch.tensor(0.0)
         with threads(count):
             for step in range(3):
                 for i, (param, tensor) in enumerate(described):
@@ -93,6 +93,6 @@ def any_step(optimizer: type, **hyperparameters: st.SearchStrategy) -> Callable[
                         param.grad[(0,) * param.dim()] = spoil
                     if not tensor["present"][step]:
                         param.grad = None
-                twin.step()
+                shadow.step()
 
     return test

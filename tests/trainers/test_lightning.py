@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.support.optimizers import Kind, assert_same_run, every_kind
-from tests.support.tiny import STEPS, Batch, batches, examples, loss_of, network, plain_run
+from tests.support.training_loop import STEPS, Batch, batches, examples, loss_of, network, plain_run
 
 lightning = pytest.importorskip("lightning.pytorch", reason="needs the trainers extra: lightning")
 fabric = pytest.importorskip("lightning.fabric", reason="needs the trainers extra: lightning")

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 
 from tests.support.optimizers import Kind, assert_same_run, every_kind
-from tests.support.tiny import batches, loss_of, network
+from tests.support.training_loop import batches, loss_of, network
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the package is imported
 transformers = pytest.importorskip("transformers", reason="needs the trainers extra: transformers")

@@ -1,4 +1,4 @@
-"""A rule's step by the ops alone, over parameters whose arrays are stored in a chosen form."""
+"""Forms in which parameters and states are stored, and a rule's step by the ops alone in each."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ FORMS = [
 ]
 
 
-class Stored:
+class StoredTable:
     """A tensor table over parameters with random values, states of zero and fixed gradients."""
 
     def __init__(
@@ -114,7 +114,7 @@ class Stored:
         return {float(arrays[Role.STEP]) for arrays in self.arrays}
 
 
-def assert_stored_alike(actual: Stored, expected: Stored) -> None:
+def assert_stored_alike(actual: StoredTable, expected: StoredTable) -> None:
     """Norm, parameters and every array of theirs, bit for bit; a NaN could hide a difference."""
     assert_same_bits(actual.norm, expected.norm, "norm")
     for i, (p, q) in enumerate(zip(actual.params, expected.params, strict=True)):

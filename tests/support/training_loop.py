@@ -1,4 +1,4 @@
-"""A regression that takes milliseconds: what the tests of loops and trainers train."""
+"""A training loop that takes milliseconds: a small network, its data, and the usual step."""
 
 from __future__ import annotations
 

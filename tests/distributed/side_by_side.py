@@ -1,4 +1,4 @@
-"""A model trained by several processes beside the same one trained by this process alone."""
+"""A model trained by several processes, compared with the same one trained by one process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor()
 
 
-class Pair:
+class SideBySide:
     """Both models and their optimizers; `part` of `parts` is this rank's share of each batch."""
 
     def __init__(

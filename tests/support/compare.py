@@ -1,4 +1,4 @@
-"""What the test file of each optimizer asks of it: its reference's bits and torch's numbers."""
+"""Steps of an optimizer compared with its NumPy reference, bit for bit, and with torch's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 import fusedstep
+from tests.support.shadow import Shadow
 from tests.support.tensors import copies, make_params, set_grads
-from tests.support.twin import Twin
 
 SHAPES = [(3, 5), (), (1,), (40_001,), (0,), (66, 130), (33,), (0, 4)]
 # Options of every optimizer; each test file adds those of its own.
@@ -28,19 +28,19 @@ COMMON: dict[str, dict[str, Any]] = {
 IMPLEMENTATIONS = ("for-loop", "foreach", "fused")  # torch's
 
 
-def follow_reference(
+def compare_with_reference(
     name: str, options: dict[str, Any], device: torch.device | str = "cpu", steps: int = 4
-) -> Twin:
+) -> Shadow:
     """Steps of fusedstep's optimizer and of its NumPy reference: the same bits each time."""
     params = make_params(*SHAPES, device=device)
-    twin = Twin(getattr(fusedstep, name)(params, **options))
+    shadow = Shadow(getattr(fusedstep, name)(params, **options))
     for step in range(steps):
         set_grads(params, seed=step)
-        twin.step()
-    return twin
+        shadow.step()
+    return shadow
 
 
-def follow_torch(
+def compare_with_torch(
     name: str,
     options: dict[str, Any],
     implementation: str = "for-loop",
@@ -83,6 +83,6 @@ def in_float64(choices: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-def follow_torch_in_float64(name: str, options: dict[str, Any]) -> None:
+def compare_with_torch_in_float64(name: str, options: dict[str, Any]) -> None:
     """The same to the last digits: any number that is rounded to float32 on the way shows."""
-    follow_torch(name, options, dtype=torch.float64, rtol=1e-12, atol=1e-13)
+    compare_with_torch(name, options, dtype=torch.float64, rtol=1e-12, atol=1e-13)

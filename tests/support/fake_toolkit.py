@@ -1,4 +1,4 @@
-"""Folders that look like CUDA's to those who look for it."""
+"""Folders that look like an installed CUDA toolkit to the build."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def script(path: Path, text: str) -> Path:
 
 
 def headers(folder: Path, *names: str, version: str = "11 7 1") -> Path:
-    """A folder with these headers and, beside cusolverDn.h, the one that has the version."""
+    """A folder with these headers and, next to cusolverDn.h, the one that has the version."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).touch()

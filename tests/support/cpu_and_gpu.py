@@ -1,4 +1,4 @@
-"""One optimizer on the CPU and its like on the GPU: after each step they agree in all bits."""
+"""One optimizer on the CPU and on the GPU: after each step they agree in every bit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import fusedstep
 from tests.support.tensors import assert_same_bits, make_params, set_grads
 
 
-class Pair:
+class CpuAndGpu:
     """The same optimizer over the same parameters on the CPU and on the GPU."""
 
     def __init__(

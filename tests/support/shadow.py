@@ -1,4 +1,4 @@
-"""What an optimizer must do, by the NumPy reference of its rule: a shadow, compared bit for bit."""
+"""Shadow: follows an optimizer with the NumPy reference of its rule, and compares every bit."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def reference_of(rule: str) -> tuple[Callable[..., Any], type]:
     return getattr(module, rule), group
 
 
-class Twin:
-    """Follows `optimizer` from now on; its parameters may be of any dtype, layout and device."""
+class Shadow:
+    """Takes each step of `optimizer` in NumPy as well, for parameters of any dtype and layout."""
 
     def __init__(self, optimizer: FusedOptimizer) -> None:
         self.optimizer = optimizer
@@ -69,7 +69,7 @@ class Twin:
         self._reference_step(with_grad)
         optimizer.step()
         for param, grad in zip(with_grad, before, strict=True):
-            assert_same_bits(param.grad, grad, "a gradient that nobody asked to rewrite")
+            assert_same_bits(param.grad, grad, "a gradient, which a step leaves alone")
         self.check(listed)
 
     def _reference_step(self, with_grad: list[Tensor]) -> None:
