@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import strategies as st
 
 import fusedstep
-from tests.support.any_step import any_step, small
 from tests.support.compare import (
     COMMON,
     IMPLEMENTATIONS,
+    cases,
     compare_with_reference,
     compare_with_torch,
-    compare_with_torch_in_float64,
-    in_float64,
 )
-from tests.support.refusals import refuses
 from tests.support.shadow import Shadow
 from tests.support.tensors import DTYPES, assert_same_bits, copies, make_params, name_of, set_grads
 
@@ -32,38 +27,24 @@ OPTIONS = COMMON | {
         "maximize": True, "max_norm": 0.7,
     },
 }  # fmt: skip
-every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-
-test_any_step_is_that_of_the_reference = any_step(
-    fusedstep.Adagrad, eps=small, lr_decay=st.floats(0, 10), initial_accumulator_value=small
-)
+every_case = cases(Adagrad=OPTIONS)
 
 
-@every_option
-def test_equals_the_reference_bit_for_bit(options: dict[str, Any], device: torch.device) -> None:
-    compare_with_reference("Adagrad", options, device)
+@every_case
+def test_equals_the_reference_bit_for_bit(
+    name: str, options: dict[str, Any], device: torch.device
+) -> None:
+    compare_with_reference(name, options, device)
+
+
+@every_case
+def test_is_close_to_torch(name: str, options: dict[str, Any]) -> None:
+    compare_with_torch(name, options)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@every_option
-def test_is_close_to_torch(options: dict[str, Any], implementation: str) -> None:
-    compare_with_torch("Adagrad", options, implementation)
-
-
-@pytest.mark.parametrize("name", in_float64(OPTIONS))
-def test_is_close_to_torch_in_float64(name: str) -> None:
-    compare_with_torch_in_float64("Adagrad", OPTIONS[name])
-
-
-@pytest.mark.parametrize("value", [-0.1, math.nan])
-@pytest.mark.parametrize(
-    "option", ["lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value"]
-)
-def test_wrong_hyperparameters(option: str, value: float) -> None:
-    with refuses("Adagrad", option, "be 0 or more", str(value), ValueError):
-        fusedstep.Adagrad(make_params((3,)), **{option: value})
-    with refuses("Adagrad", option, "be a number", "str", TypeError):
-        fusedstep.Adagrad(make_params((3,)), **{option: "a"})
+def test_is_close_to_every_implementation_of_torch(implementation: str) -> None:
+    compare_with_torch("Adagrad", OPTIONS["all"], implementation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)

@@ -1,76 +1,57 @@
-"""Adam against its NumPy reference bit for bit, against torch.optim.Adam within tolerance."""
+"""Adam and AdamW: the bits of their NumPy reference, torch's numbers, one rule for both."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import strategies as st
 
 import fusedstep
-from tests.support.any_step import any_step, share, small
 from tests.support.compare import (
     COMMON,
     IMPLEMENTATIONS,
+    cases,
     compare_with_reference,
     compare_with_torch,
-    compare_with_torch_in_float64,
-    in_float64,
 )
-from tests.support.refusals import refuses
 from tests.support.tensors import assert_same_bits, copies, make_params, set_grads
 
-OPTIONS = COMMON | {
+BOTH = COMMON | {
     "amsgrad": {"amsgrad": True, "lr": 0.05},
-    "decoupled": {"decoupled_weight_decay": True, "weight_decay": 0.1},
     "no momentum": {"betas": (0.0, 0.0)},
     "no eps": {"eps": 0.0, "lr": 0.1},
+}
+ADAM = BOTH | {
+    "decoupled": {"decoupled_weight_decay": True, "weight_decay": 0.1},
     "all": {"amsgrad": True, "maximize": True, "weight_decay": 0.1, "lr": 0.03, "max_norm": 0.7},
 }
-every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-
-test_any_step_is_that_of_the_reference = any_step(
-    fusedstep.Adam,
-    betas=st.tuples(share, share),
-    eps=small,
-    amsgrad=st.booleans(),
-    decoupled_weight_decay=st.booleans(),
-)
+ADAMW = BOTH | {
+    "no decay": {"weight_decay": 0.0},
+    "gpt": {"lr": 6e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1},
+    "all": {"max_norm": 0.7, "amsgrad": True, "maximize": True, "lr": 0.3},
+}
+every_case = cases(Adam=ADAM, AdamW=ADAMW)
 
 
-@every_option
-def test_equals_the_reference_bit_for_bit(options: dict[str, Any], device: torch.device) -> None:
-    compare_with_reference("Adam", options, device)
+@every_case
+def test_equals_the_reference_bit_for_bit(
+    name: str, options: dict[str, Any], device: torch.device
+) -> None:
+    compare_with_reference(name, options, device)
+
+
+@every_case
+def test_is_close_to_torch(name: str, options: dict[str, Any]) -> None:
+    compare_with_torch(name, options)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@every_option
-def test_is_close_to_torch(options: dict[str, Any], implementation: str) -> None:
-    compare_with_torch("Adam", options, implementation)
-
-
-@pytest.mark.parametrize("name", in_float64(OPTIONS))
-def test_is_close_to_torch_in_float64(name: str) -> None:
-    compare_with_torch_in_float64("Adam", OPTIONS[name])
-
-
-@pytest.mark.parametrize(
-    ("options", "argument", "must", "got", "kind"),
-    [
-        ({"lr": -1.0}, "lr", "be 0 or more", "-1.0", ValueError),
-        ({"eps": math.nan}, "eps", "be 0 or more", "nan", ValueError),
-        ({"weight_decay": "a"}, "weight_decay", "be a number", "str", TypeError),
-        ({"betas": (1.0, 0.9)}, "betas[0]", "be at least 0 and below 1", "1.0", ValueError),
-        ({"betas": 0.9}, "betas", "be a pair of numbers", "0.9", ValueError),
-    ],
-)
-def test_wrong_hyperparameters(
-    options: dict[str, Any], argument: str, must: str, got: str, kind: type[Exception]
+@cases(Adam={"all": ADAM["all"]}, AdamW={"all": ADAMW["all"]})
+def test_is_close_to_every_implementation_of_torch(
+    name: str, options: dict[str, Any], implementation: str
 ) -> None:
-    with refuses("Adam", argument, must, got, kind):
-        fusedstep.Adam(make_params((3,)), **options)
+    compare_with_torch(name, options, implementation)
 
 
 def test_decoupled_decay_makes_it_adamw() -> None:

@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import strategies as st
 
 import fusedstep
-from tests.support.any_step import any_step, share
-from tests.support.compare import COMMON, SHAPES, compare_with_reference
-from tests.support.refusals import refuses
+from tests.support.compare import COMMON, SHAPES, cases, compare_with_reference
 from tests.support.shadow import Shadow
 from tests.support.tensors import DTYPES, assert_same_bits, copies, make_params, name_of, set_grads
 
@@ -22,12 +19,12 @@ OPTIONS = COMMON | {
     "all": {"betas": (0.5, 0.6), "weight_decay": 0.1, "maximize": True, "max_norm": 0.7},
 }
 
-test_any_step_is_that_of_the_reference = any_step(fusedstep.Lion, betas=st.tuples(share, share))
 
-
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_equals_the_reference_bit_for_bit(options: dict[str, Any], device: torch.device) -> None:
-    compare_with_reference("Lion", options, device)
+@cases(Lion=OPTIONS)
+def test_equals_the_reference_bit_for_bit(
+    name: str, options: dict[str, Any], device: torch.device
+) -> None:
+    compare_with_reference(name, options, device)
 
 
 @pytest.mark.parametrize("maximize", [False, True])
@@ -52,24 +49,6 @@ def test_walks_as_algorithm_2_does(
     for param, value, average in zip(ours, expected, averages, strict=True):
         torch.testing.assert_close(param.detach(), value, rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(optimizer.state[param]["exp_avg"], average, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("options", "argument", "must", "got", "kind"),
-    [
-        ({"lr": -1.0}, "lr", "be 0 or more", "-1.0", ValueError),
-        ({"lr": torch.ones(2)}, "lr", "have one element", r"\(2,\)", ValueError),
-        ({"weight_decay": math.nan}, "weight_decay", "be 0 or more", "nan", ValueError),
-        ({"weight_decay": None}, "weight_decay", "be a number", "NoneType", TypeError),
-        ({"betas": (0.9, 1.0)}, "betas[1]", "be at least 0 and below 1", "1.0", ValueError),
-        ({"betas": (0.9,)}, "betas", "be a pair of numbers", r"\(0.9,\)", ValueError),
-    ],
-)
-def test_wrong_hyperparameters(
-    options: dict[str, Any], argument: str, must: str, got: str, kind: type[Exception]
-) -> None:
-    with refuses("Lion", argument, must, got, kind):
-        fusedstep.Lion(make_params((3,)), **options)
 
 
 @pytest.mark.parametrize("option", ["fused", "foreach", "differentiable", "eps"])

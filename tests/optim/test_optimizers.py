@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from inspect import Parameter, signature
 
-import numpy as np
 import pytest
 import torch
 
@@ -204,20 +203,6 @@ def test_grad_norm_is_none_until_it_is_asked_for(kind: Kind) -> None:
     optimizer.step()
     assert optimizer.grad_norm.dtype == torch.float32
     assert optimizer.grad_norm.shape == ()
-
-
-@every_kind
-def test_numbers_of_numpy_are_numbers(kind: Kind) -> None:
-    params = make_params((3,))
-    optimizer = kind.ours(params, lr=1.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: np.float32(0.5))
-    set_grads(params)
-    before = params[0].detach().clone()
-    optimizer.step()
-    schedule.step()
-    optimizer.step()
-    assert isinstance(optimizer.param_groups[0]["lr"], np.floating)
-    assert not torch.equal(params[0], before)
 
 
 @every_kind

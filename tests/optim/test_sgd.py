@@ -8,21 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.optim import Optimizer
 
 import fusedstep
-from tests.support.any_step import any_step, share
 from tests.support.compare import (
     COMMON,
     IMPLEMENTATIONS,
+    cases,
     compare_with_reference,
     compare_with_torch,
-    compare_with_torch_in_float64,
-    in_float64,
 )
-from tests.support.refusals import refuses
 from tests.support.shadow import Shadow
 from tests.support.tensors import DTYPES, assert_same_bits, copies, make_params, name_of, set_grads
 
@@ -37,49 +33,24 @@ OPTIONS = COMMON | {
         "momentum": 0.8, "nesterov": True, "weight_decay": 0.1, "maximize": True, "max_norm": 0.7
     },
 }  # fmt: skip
-every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-
-test_any_step_is_that_of_the_reference = any_step(
-    fusedstep.SGD,
-    momentum=st.just(0.0) | share,
-    dampening=st.just(0.0) | st.floats(-1, 1),
-    nesterov=st.booleans(),
-)
+every_case = cases(SGD=OPTIONS)
 
 
-@every_option
-def test_equals_the_reference_bit_for_bit(options: dict[str, Any], device: torch.device) -> None:
-    compare_with_reference("SGD", options, device)
+@every_case
+def test_equals_the_reference_bit_for_bit(
+    name: str, options: dict[str, Any], device: torch.device
+) -> None:
+    compare_with_reference(name, options, device)
+
+
+@every_case
+def test_is_close_to_torch(name: str, options: dict[str, Any]) -> None:
+    compare_with_torch(name, options)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@every_option
-def test_is_close_to_torch(options: dict[str, Any], implementation: str) -> None:
-    compare_with_torch("SGD", options, implementation)
-
-
-@pytest.mark.parametrize("name", in_float64(OPTIONS))
-def test_is_close_to_torch_in_float64(name: str) -> None:
-    compare_with_torch_in_float64("SGD", OPTIONS[name])
-
-
-@pytest.mark.parametrize("option", ["lr", "momentum", "weight_decay", "dampening"])
-def test_wrong_hyperparameters(option: str) -> None:
-    params = make_params((3,))
-    must = "be a number" if option == "dampening" else "be 0 or more"
-    with refuses("SGD", option, must, "nan", ValueError):
-        fusedstep.SGD(params, **{option: math.nan})
-    with refuses("SGD", option, "be a number", "str", TypeError):
-        fusedstep.SGD(params, **{option: "a"})
-    if option != "dampening":
-        with refuses("SGD", option, must, "-1.0", ValueError):
-            fusedstep.SGD(params, **{option: -1.0})
-
-
-@pytest.mark.parametrize("more", [{}, {"momentum": 0.9, "dampening": 0.1}])
-def test_nesterov_needs_momentum_and_no_dampening(more: dict[str, float]) -> None:
-    with refuses("SGD", "nesterov", "be False without .*", "True", ValueError):
-        fusedstep.SGD(make_params((3,)), nesterov=True, **more)
+def test_is_close_to_every_implementation_of_torch(implementation: str) -> None:
+    compare_with_torch("SGD", OPTIONS["all"], implementation)
 
 
 class Both:

@@ -1,0 +1,184 @@
+"""The numbers of parameter groups: what is refused, when, and that nothing was changed before."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fusedstep
+from fusedstep.ops import in_order, rule_fields
+from fusedstep.optim.optimizer import FusedOptimizer
+from tests.support.optimizers import Kind, every_kind
+from tests.support.refusals import Snapshot, refuses
+from tests.support.tensors import make_params, set_grads
+
+nan = math.nan
+ADAM = ("lr", "weight_decay", "eps")
+# The hyperparameters that are numbers, 0 or more. Adagrad's initial value is the constructor's.
+NUMBERS = {
+    "Adam": ADAM,
+    "AdamW": ADAM,
+    "RMSprop": ("lr", "weight_decay", "eps", "alpha", "momentum"),
+    "SGD": ("lr", "weight_decay", "momentum"),
+    "Adagrad": ("lr", "weight_decay", "eps", "lr_decay"),
+    "Lion": ("lr", "weight_decay"),
+    "Muon": ("lr", "weight_decay", "eps", "momentum"),
+}
+every_number = pytest.mark.parametrize(
+    ("name", "option"), [(name, option) for name, options in NUMBERS.items() for option in options]
+)
+BAD_NUMBERS: list[tuple[Any, str, str, type[Exception]]] = [
+    (-1e-3, "be 0 or more", "-0.001", ValueError),
+    (nan, "be 0 or more", "nan", ValueError),
+    ("0.1", "be a number", "str", TypeError),
+    (None, "be a number", "NoneType", TypeError),
+    (True, "be a number", "bool", TypeError),
+    (torch.tensor([0.1, 0.2]), "have one element", r"\(2,\)", ValueError),
+]
+
+
+@every_number
+def test_the_constructor_refuses_what_is_no_number_of_0_or_more(name: str, option: str) -> None:
+    for value, must, got, error in BAD_NUMBERS:
+        with refuses(name, option, must, got, error):
+            getattr(fusedstep, name)(make_params((3, 4)), **{option: value})
+
+
+def test_adagrad_refuses_an_initial_value_that_is_no_number() -> None:
+    for value, must, got, error in BAD_NUMBERS:
+        with refuses("Adagrad", "initial_accumulator_value", must, got, error):
+            fusedstep.Adagrad(make_params((3,)), initial_accumulator_value=value)
+
+
+@every_number
+def test_what_a_group_is_given_between_steps_is_refused(name: str, option: str) -> None:
+    params = make_params((3, 4), (4, 3))
+    optimizer = getattr(fusedstep, name)([{"params": [p]} for p in params])
+    where = f"param_groups[1]['{option}']"
+    for value, must, got, error in BAD_NUMBERS:
+        good = optimizer.param_groups[1][option]
+        set_grads(params)
+        optimizer.param_groups[1][option] = value
+        snapshot = Snapshot(params, optimizer)
+        with refuses(name, where, must, got, error):
+            optimizer.step()
+        snapshot.check()
+        with refuses(name, where.replace("1", "2"), must, got, error):
+            optimizer.add_param_group({"params": make_params((5, 2)), option: value})
+        assert len(optimizer.param_groups) == 2
+        optimizer.param_groups[1][option] = good
+        optimizer.step()  # the first of these is the first of all
+    counts = {float(state["step"]) for state in optimizer.state.values() if "step" in state}
+    assert counts <= {float(len(BAD_NUMBERS))}
+
+
+BETA = "be at least 0 and below 1"
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Lion"])
+def test_betas(name: str) -> None:
+    kind = getattr(fusedstep, name)
+    optimizer = kind([{"params": make_params((3,))}])
+    for betas, argument, must, got, error in (
+        ((1.0, 0.9), "betas[0]", BETA, "1.0", ValueError),
+        ((-0.1, 0.9), "betas[0]", BETA, "-0.1", ValueError),
+        ((0.9, 1.5), "betas[1]", BETA, "1.5", ValueError),
+        ((0.9, nan), "betas[1]", BETA, "nan", ValueError),
+        ((0.9, "a"), "betas[1]", "be a number", "str", TypeError),
+        ((0.9,), "betas", "be a pair of numbers", r"\(0.9,\)", ValueError),
+        ((0.9, 0.99, 0.999), "betas", "be a pair of numbers", ".*", ValueError),
+        (0.9, "betas", "be a pair of numbers", "0.9", ValueError),
+        (None, "betas", "be a pair of numbers", "None", ValueError),
+        ("ab", "betas[0]", "be a number", "str", TypeError),
+    ):
+        with refuses(name, argument, must, got, error):
+            kind(make_params((3,)), betas=betas)
+        where = argument.replace("betas", "param_groups[1]['betas']")
+        with refuses(name, where, must, got, error):
+            optimizer.add_param_group({"params": make_params((3,)), "betas": betas})
+        assert len(optimizer.param_groups) == 1
+
+
+def test_dampening_may_be_negative_but_is_a_number() -> None:
+    for value, must, got, error in (
+        (nan, "be a number", "nan", ValueError),
+        ("a", "be a number", "str", TypeError),
+    ):
+        with refuses("SGD", "dampening", must, got, error):
+            fusedstep.SGD(make_params((3,)), dampening=value)
+
+
+@pytest.mark.parametrize("more", [{}, {"momentum": 0.9, "dampening": 0.1}])
+def test_nesterov_needs_momentum_and_no_dampening(more: dict[str, float]) -> None:
+    with refuses("SGD", "nesterov", "be False without .*", "True", ValueError):
+        fusedstep.SGD(make_params((3,)), nesterov=True, **more)
+
+
+@pytest.mark.parametrize("state_dtype", [torch.bfloat16, "int8"])
+def test_centered_needs_state_that_is_not_rounded(state_dtype: torch.dtype | str) -> None:
+    params = make_params((3,), (4,))
+    must = f"be False where state_dtype={state_dtype!r} rounds what it subtracts"
+    with refuses("RMSprop", "centered", must, "True", ValueError):
+        fusedstep.RMSprop(params, centered=True, state_dtype=state_dtype)
+    optimizer = fusedstep.RMSprop(params[:1], state_dtype=state_dtype)
+    with refuses("RMSprop", "param_groups[1]['centered']", must, "True", ValueError):
+        optimizer.add_param_group({"params": params[1:], "centered": True})
+    optimizer.add_param_group({"params": params[1:], "centered": True, "state_dtype": None})
+
+
+@every_kind
+def test_numbers_of_numpy_are_numbers(kind: Kind) -> None:
+    params = make_params((3,))
+    optimizer = kind.ours(params, lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: np.float32(0.5))
+    set_grads(params)
+    before = params[0].detach().clone()
+    optimizer.step()
+    schedule.step()
+    optimizer.step()
+    assert isinstance(optimizer.param_groups[0]["lr"], np.floating)
+    assert not torch.equal(params[0], before)
+
+
+# --- by name, in the order of the rule's fields ---------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_field_of_the_rule_has_a_value_of_its_name(name: str) -> None:
+    optimizer: FusedOptimizer = getattr(fusedstep, name)(make_params((3, 4)))
+    values = optimizer._values(optimizer.param_groups[0], 0)
+    assert values.keys() == set(rule_fields(optimizer._rule))
+    assert in_order(optimizer._rule, [values]) == [values[f] for f in rule_fields(optimizer._rule)]
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        (lambda values: values.pop("dampening"), r"\['dampening'\]"),
+        (lambda values: values.update(dampenning=values.pop("dampening")), r"'dampening'"),
+        (lambda values: values.update(power=1.0), r"\['power'\]"),
+    ],
+    ids=["missing", "misspelt", "unknown"],
+)
+def test_a_rules_values_must_be_its_fields(
+    change: Any, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_sgd = fusedstep.SGD._rule_values
+
+    def rule_values(self: fusedstep.SGD, group: dict[str, Any], index: int | None) -> Any:
+        values = dict(of_sgd(self, group, index))
+        change(values)
+        return values
+
+    params = make_params((3,))
+    optimizer = fusedstep.SGD(params)
+    set_grads(params)
+    monkeypatch.setattr(fusedstep.SGD, "_rule_values", rule_values)
+    before = Snapshot(params)
+    with pytest.raises((TypeError, KeyError), match=wrong):
+        optimizer.step()
+    before.check()
