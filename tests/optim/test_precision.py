@@ -15,7 +15,6 @@ import fusedstep
 from tests.support.compare import SHAPES
 from tests.support.modes import BFLOAT16, MODES, every_mode
 from tests.support.optimizers import Kind, every_kind
-from tests.support.refusals import Snapshot
 from tests.support.shadow import Shadow
 from tests.support.tensors import (
     LAYOUTS,
@@ -221,14 +220,3 @@ def test_initial_accumulator_value_is_encoded(state_dtype: Any) -> None:
     exported = optimizer.to_torch_state_dict()["state"]
     for state in exported.values():
         assert_same_bits(state["sum"], torch.full_like(state["sum"], 0.5, dtype=torch.float32))
-
-
-def test_a_refused_step_makes_no_state() -> None:
-    params = make_params((5,), (6,))
-    optimizer = fusedstep.AdamW(params, state_dtype="int8")
-    set_grads(params)
-    optimizer.state[params[1]]["exp_avg"] = torch.zeros(6, dtype=torch.int8)  # and no scales
-    before = Snapshot(params, optimizer)
-    with pytest.raises(ValueError, match=r"state of params\[1\]\['exp_avg_scale'\] must be there"):
-        optimizer.step()
-    before.check()

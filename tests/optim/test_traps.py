@@ -1,7 +1,9 @@
 """One regression test for each trap that other fused optimizers fell into; its name says which.
 
-Not here: sizes of 2^31 elements (tests/simt/test_large_sizes.cpp), tables sent from memory that is
-gone and hidden waits for the GPU (tests/test_cuda*.py), scalar loads (tests/cuda/report.py).
+Tested elsewhere: step counts of a whole group (3: test_optimizer.py), NaN lost by the inf-norm and
+elements lost next to 16-byte loads (5: test_clip.py, test_memory.py), sizes of 2^31 elements
+(tests/simt/test_large_sizes.cpp), tables sent from memory that is gone and hidden waits for the GPU
+(test_cuda*.py), scalar loads (tests/cuda/report.py).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @every_kind
 def test_trap_1_work_pending_before_an_empty_last_tensor_is_done(kind: Kind, empties: int) -> None:
     """apex and DeepSpeed launch inside the chunk loop, which an empty last tensor never enters."""
-    params = make_params((70_000,), (3,), *[(0,)] * empties)
+    params = make_params((33_000,), (3,), *[(0,)] * empties)
     shadow = Shadow(kind.ours(params, max_norm=1.0))
     set_grads(params)
     before = [p.detach().clone() for p in params[:2]]
@@ -35,31 +37,14 @@ def test_trap_1_work_pending_before_an_empty_last_tensor_is_done(kind: Kind, emp
 
 
 @pytest.mark.parametrize("first", DTYPES, ids=name_of)
-@every_kind
-def test_trap_2_dtype_of_the_first_tensor_is_not_taken_for_that_of_all(
-    kind: Kind, first: torch.dtype
-) -> None:
+def test_trap_2_dtype_of_the_first_tensor_is_not_taken_for_that_of_all(first: torch.dtype) -> None:
     """A mixed list crashed TransformerEngine."""
     order = sorted(DTYPES, key=lambda dtype: dtype != first)
     params = [p for dtype in order for p in make_params((300,), dtype=dtype)]
-    shadow = Shadow(kind.ours(params, max_norm=1.0))
+    shadow = Shadow(fusedstep.AdamW(params, max_norm=1.0))
     for step in range(2):
         set_grads(params, seed=step)
         shadow.step()
-
-
-@every_kind
-def test_trap_3_every_parameter_of_a_group_has_its_own_step_count(kind: Kind) -> None:
-    """apex and DeepSpeed count once a group, or advance only the last parameter's count."""
-    params = make_params((5,), (6,), (7,))
-    shadow = Shadow(kind.ours(params, lr=0.1))
-    for step in range(6):
-        set_grads(params, seed=step)
-        for i, param in enumerate(params):
-            param.grad = param.grad if step % (i + 1) == 0 else None
-        shadow.step()
-    counts = [float(s["step"]) for s in map(shadow.optimizer.state.get, params) if "step" in s]
-    assert counts == ([] if kind.name == "Lion" else [6.0, 3.0, 2.0])
 
 
 @every_kind
@@ -88,27 +73,6 @@ def test_trap_5_rules_call_no_pow_and_norms_are_not_taken_in_half_precision() ->
     norm = fusedstep.clip_grad_norm_([param], 1e9)
     assert norm.dtype == torch.float32
     assert float(norm) == pytest.approx(math.sqrt(1000), rel=1e-7)
-
-
-@pytest.mark.parametrize("at", [0, 100, 255, 256, 32_767, 32_768, 39_999])
-def test_trap_5_inf_norm_does_not_lose_a_nan(at: int) -> None:
-    """The fmaxf of apex and TransformerEngine prefers the number to the NaN."""
-    grad = torch.randn(40_000)
-    grad[at] = math.nan
-    assert math.isnan(fusedstep.get_total_norm([torch.ones(5), grad, torch.ones(5)], math.inf))
-
-
-@pytest.mark.parametrize("offset", [1, 2, 3])
-@every_kind
-def test_trap_5_misaligned_tensors_are_read_and_written_whole(kind: Kind, offset: int) -> None:
-    """A head and a tail beside 16-byte loads are where elements get lost."""
-    (base,) = make_params((2_000 + offset,))
-    param = base.detach()[offset:].requires_grad_()
-    aligned = param.detach().clone().requires_grad_()
-    for one in (param, aligned):
-        set_grads([one])
-        kind.ours([one], max_norm=1.0).step()
-    assert_same_bits(param, aligned, "misaligned")
 
 
 def test_trap_7_ids_of_gradients_come_again() -> None:
@@ -146,8 +110,11 @@ def test_trap_8_finite_gradients_whose_squares_overflow_are_not_zeroed() -> None
 def test_trap_9_step_counts_go_beyond_256(kind: Kind, dtype: torch.dtype) -> None:
     """A bfloat16 count stays at 256, since 257 has no bfloat16."""
     params = make_params((3,), dtype=dtype)
-    shadow = Shadow(kind.ours(params))
+    optimizer = kind.ours(params)
     set_grads(params)
-    for _ in range(260):
+    for _ in range(254):
+        optimizer.step()
+    shadow = Shadow(optimizer)
+    for _ in range(6):
         shadow.step()
-    assert float(shadow.optimizer.state[params[0]].get("step", 260)) == 260
+    assert float(optimizer.state[params[0]].get("step", 260)) == 260
