@@ -65,45 +65,6 @@ def test_gradients_that_do_not_fit(
     snapshot.check()
 
 
-@pytest.mark.parametrize("stepped", [False, True])
-@pytest.mark.parametrize(
-    ("views", "must", "got"),
-    [
-        (lambda x: (x[:4], x[3:]), r"not overlap params\[0\]", "shared memory"),
-        (lambda x: (x, x.view(2, 5)), r"not overlap params\[0\]", "shared memory"),
-        (lambda x: (x[::2], x[::3]), r"not overlap params\[0\]", "shared memory"),
-        (lambda x: (x[:1], x[1:2].expand(4)), "not overlap itself", r"strides \(0,\)"),
-        (lambda x: (x[:1], x[1:].as_strided((3, 3), (1, 1))), "not overlap itself", "strides .*"),
-    ],
-)
-def test_parameters_that_overlap(
-    views: Callable[[Tensor], tuple[Tensor, Tensor]], must: str, got: str, stepped: bool
-) -> None:
-    base = torch.arange(10.0)
-    others = make_params((3,))
-    params = [view.requires_grad_() for view in views(base)]
-    optimizer = fusedstep.AdamW([*params, *others])
-    if stepped:  # one that has no gradient at first does not overlap unnoticed later
-        set_grads([params[0], *others])
-        optimizer.step()
-    set_grads([params[0], *others])
-    params[1].grad = torch.ones(params[1].shape)
-    snapshot = Snapshot([*params, *others], optimizer)
-    with refuses("AdamW", "params[1]", must, got, ValueError):
-        optimizer.step()
-    snapshot.check()
-
-
-def test_views_of_one_tensor_that_do_not_overlap_are_taken() -> None:
-    base = torch.arange(48.0).reshape(6, 8)
-    views = [base[:3, ::2], base[:3, 1::2], base[3:, :4], base[3:, 4:]]
-    params = [view.requires_grad_() for view in views]
-    set_grads(params)
-    before = base.clone()
-    fusedstep.AdamW(params, lr=1.0).step()
-    assert (base != before).all()
-
-
 def test_state_of_another_shape_is_refused_until_it_is_mended() -> None:
     (param,) = make_params((3,))
     optimizer = fusedstep.AdamW([param])

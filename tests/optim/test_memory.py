@@ -1,4 +1,4 @@
-"""Strides, gaps, alignment, shapes without elements or dimensions: the same numbers everywhere."""
+"""Strides, gaps, alignment, overlap, no elements or dimensions: the same numbers everywhere."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 import fusedstep
 from tests.reference.norm import total_norm
 from tests.support.optimizers import Kind, every_kind
+from tests.support.refusals import Snapshot, refuses
 from tests.support.shadow import Shadow
 from tests.support.tensors import (
     DTYPES,
@@ -55,28 +56,37 @@ def view_of(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
-@pytest.mark.parametrize("name", VIEWS)
 @every_kind
-def test_parameter_and_gradient_of_one_layout(
-    kind: Kind, name: str, dtype: torch.dtype, device: torch.device
+def test_gradients_in_the_layouts_of_their_parameters(
+    kind: Kind, dtype: torch.dtype, device: torch.device
 ) -> None:
-    param = view_of(name, dtype, device)
-    address, strides = param.data_ptr(), param.stride()
-    shadow = Shadow(kind.ours([param], max_norm=1.0))
+    params = [view_of(name, dtype, device) for name in VIEWS]
+    before = [(param.data_ptr(), param.stride()) for param in params]
+    shadow = Shadow(kind.ours(params, max_norm=1.0))
     for step in range(3):
-        set_grads([param], seed=step)
+        set_grads(params, seed=step)
         shadow.step()
-    assert (param.data_ptr(), param.stride()) == (address, strides)
+    assert [(param.data_ptr(), param.stride()) for param in params] == before
+
+
+@every_kind
+def test_gradients_in_other_layouts(kind: Kind, device: torch.device) -> None:
+    params = [view_of(name, device=device) for name in VIEWS]
+    shadow = Shadow(kind.ours(params, max_norm=1.0))
+    for step, reorder in enumerate([torch.Tensor.contiguous, backwards, with_gaps]):
+        set_grads(params, seed=step)
+        for param in params:
+            param.grad = reorder(param.grad)
+        shadow.step()
 
 
 @pytest.mark.parametrize("name", VIEWS)
-@every_kind
-def test_gradient_of_other_strides(kind: Kind, name: str, device: torch.device) -> None:
+def test_each_layout_alone(name: str, device: torch.device) -> None:
+    """The table has a single row, and copies or does not."""
     param = view_of(name, device=device)
-    shadow = Shadow(kind.ours([param, *make_params((300,), device=device)], max_norm=1.0))
-    (other,) = shadow.optimizer.param_groups[0]["params"][1:]
-    for step, reorder in enumerate([torch.Tensor.contiguous, backwards, with_gaps]):
-        set_grads([param, other], seed=step)
+    shadow = Shadow(fusedstep.AdamW([param], max_norm=1.0))
+    for step, reorder in enumerate([torch.Tensor.clone, backwards]):
+        set_grads([param], seed=step)
         param.grad = reorder(param.grad)
         shadow.step()
 
@@ -216,3 +226,42 @@ def test_gradients_with_a_lazy_negation() -> None:
         fusedstep.clip_grad_norm_(params, 0.5)
     assert_same_bits(lazy[0], plain[0], "parameter")
     assert_same_bits(lazy[0].grad.resolve_neg(), plain[0].grad, "clipped gradient")
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+@pytest.mark.parametrize(
+    ("views", "must", "got"),
+    [
+        (lambda x: (x[:4], x[3:]), r"not overlap params\[0\]", "shared memory"),
+        (lambda x: (x, x.view(2, 5)), r"not overlap params\[0\]", "shared memory"),
+        (lambda x: (x[::2], x[::3]), r"not overlap params\[0\]", "shared memory"),
+        (lambda x: (x[:1], x[1:2].expand(4)), "not overlap itself", r"strides \(0,\)"),
+        (lambda x: (x[:1], x[1:].as_strided((3, 3), (1, 1))), "not overlap itself", "strides .*"),
+    ],
+)
+def test_parameters_that_overlap(
+    views: Callable[[Tensor], tuple[Tensor, Tensor]], must: str, got: str, stepped: bool
+) -> None:
+    base = torch.arange(10.0)
+    others = make_params((3,))
+    params = [view.requires_grad_() for view in views(base)]
+    optimizer = fusedstep.AdamW([*params, *others])
+    if stepped:  # one that has no gradient at first does not overlap unnoticed later
+        set_grads([params[0], *others])
+        optimizer.step()
+    set_grads([params[0], *others])
+    params[1].grad = torch.ones(params[1].shape)
+    snapshot = Snapshot([*params, *others], optimizer)
+    with refuses("AdamW", "params[1]", must, got, ValueError):
+        optimizer.step()
+    snapshot.check()
+
+
+def test_views_of_one_tensor_that_do_not_overlap_are_taken() -> None:
+    base = torch.arange(48.0).reshape(6, 8)
+    views = [base[:3, ::2], base[:3, 1::2], base[3:, :4], base[3:, 4:]]
+    params = [view.requires_grad_() for view in views]
+    set_grads(params)
+    before = base.clone()
+    fusedstep.AdamW(params, lr=1.0).step()
+    assert (base != before).all()
