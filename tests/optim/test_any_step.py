@@ -28,17 +28,14 @@ from tests.support.tensors import (
 
 Groups = list[dict[str, Any]]
 
-SIZES = st.lists(st.integers(0, 25), max_size=3)
-TENSORS = st.fixed_dictionaries(
-    {
-        "shape": SIZES,
-        "layout": st.sampled_from(LAYOUTS),
-        "grad_dtype": st.sampled_from(DTYPES),
-        "grad_layout": st.sampled_from(LAYOUTS),
-        "present": st.tuples(*[st.booleans()] * 3),
-    }
-)
-# What a test does in three steps: it makes one gradient of the second not finite, and so on.
+TENSOR = {
+    "shape": st.lists(st.integers(0, 25), max_size=3),
+    "layout": st.sampled_from(LAYOUTS),
+    "grad_dtype": st.sampled_from(DTYPES),
+    "grad_layout": st.sampled_from(LAYOUTS),
+    "present": st.tuples(*[st.booleans()] * 3),
+}
+# What happens in the three steps: `spoil` is an element of a gradient of the second.
 RUNS = st.fixed_dictionaries(
     {
         "threads": st.sampled_from([1, 2, 3]),
@@ -49,9 +46,12 @@ RUNS = st.fixed_dictionaries(
 )
 
 
-def groups_of(**more: st.SearchStrategy) -> st.SearchStrategy:
-    """Lists of parameter groups: their tensors, options that all have, and these."""
-    tensors = st.lists(TENSORS, min_size=1, max_size=4)
+def groups_of(
+    more_of_tensors: dict[str, st.SearchStrategy], **more: st.SearchStrategy
+) -> st.SearchStrategy:
+    """Lists of parameter groups: their tensors, the rate, and these."""
+    tensor = st.fixed_dictionaries(TENSOR | more_of_tensors)
+    tensors = st.lists(tensor, min_size=1, max_size=4)
     group = st.fixed_dictionaries({"tensors": tensors, "lr": st.floats(0, 1), **more})
     return st.lists(group, min_size=1, max_size=3)
 
@@ -66,7 +66,8 @@ def assert_same_steps(
         options = {key: value for key, value in group.items() if key not in ("tensors", "dtype")}
         members = []
         for tensor in group["tensors"]:
-            (values,) = make_params(tensor["shape"], dtype=group["dtype"], seed=len(described))
+            dtype = tensor.get("dtype", group.get("dtype"))  # a mode is for groups of one dtype
+            (values,) = make_params(tensor["shape"], dtype=dtype, seed=len(described))
             members.append(laid_out(values.detach(), tensor["layout"]).requires_grad_())
             described.append((members[-1], tensor))
         param_groups.append({"params": members, **options})
@@ -113,7 +114,7 @@ def test_any_hyperparameters(name: str) -> None:
     @settings(bounded, max_examples=30)
     @given(
         groups=groups_of(
-            dtype=st.sampled_from(DTYPES),
+            {"dtype": st.sampled_from(DTYPES)},
             weight_decay=st.floats(0, 1),
             maximize=st.booleans(),
             **HYPERPARAMETERS[name],
@@ -141,6 +142,7 @@ KEPT = [{}, {"master": "float32"}, {"master": "remainder"}, {"stochastic_roundin
 @given(
     kind=st.sampled_from(OPTIMIZERS),
     groups=groups_of(
+        {},
         dtype=st.sampled_from([torch.bfloat16, *DTYPES]),
         state_dtype=st.sampled_from([None, torch.bfloat16, "int8"]),
         kept=st.sampled_from(KEPT),

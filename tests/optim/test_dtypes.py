@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 import fusedstep
@@ -16,7 +14,6 @@ from tests.support.shadow import Shadow
 from tests.support.tensors import (
     DTYPES,
     assert_same_bits,
-    bounded,
     copies,
     in_memory_order,
     make_params,
@@ -43,38 +40,6 @@ def test_every_combination_equals_the_reference(
     shadow = Shadow(fusedstep.AdamW(params, lr=0.1, max_norm=1.0, amsgrad=True))
     for step in range(3):
         set_grads(params, seed=step, dtype=grad_dtype)
-        shadow.step()
-
-
-def test_all_combinations_in_one_step(device: torch.device) -> None:
-    params = [p for dtype in DTYPES for p in make_params(*[(50,)] * 4, dtype=dtype, device=device)]
-    shadow = Shadow(fusedstep.AdamW(params, max_norm=1.0))
-    for step in range(3):
-        for i, param in enumerate(params):
-            set_grads([param], seed=step * 100 + i, dtype=DTYPES[(i + step) % 4])
-        shadow.step()
-
-
-@bounded
-@given(
-    dtypes=st.lists(st.tuples(*[st.sampled_from(DTYPES)] * 2), min_size=1, max_size=6),
-    sizes=st.lists(st.integers(0, 3000), min_size=6, max_size=6),
-    max_norm=st.none() | st.floats(0.0, 10.0),
-    scale=st.sampled_from([1e-6, 1.0, 1e6]),
-)
-def test_any_mixture_equals_the_reference(
-    dtypes: list[tuple[torch.dtype, torch.dtype]],
-    sizes: list[int],
-    max_norm: float | None,
-    scale: float,
-) -> None:
-    params = []
-    for (dtype, _), size in zip(dtypes, sizes, strict=False):
-        params += make_params((size,), dtype=dtype, seed=size)
-    shadow = Shadow(fusedstep.AdamW(params, max_norm=max_norm))
-    for step in range(2):
-        for param, (_, grad_dtype) in zip(params, dtypes, strict=True):
-            set_grads([param], seed=step, dtype=grad_dtype, scale=scale)
         shadow.step()
 
 
@@ -120,31 +85,6 @@ def test_float32_is_rounded_to_a_half_as_torch_does(
     values = values_of({"lr": 1.0, "beta1": 0.5, "beta2": 0.5, "eps": 1.0, "weight_decay": 0.0})
     torch.ops.fusedstep.step_("adam", [param], [grad], *arrays, [1], values, 0, [], [])
     assert_same_bits(param, (0 - 2 * (-targets / 2)).to(dtype), "rounded")
-
-
-@pytest.mark.parametrize("grad_dtype", [None, torch.float32], ids=["same", "float32"])
-@pytest.mark.parametrize("dtype", HALVES, ids=name_of)
-def test_state_of_half_precision_parameters_is_float32(
-    dtype: torch.dtype, grad_dtype: torch.dtype | None
-) -> None:
-    params = make_params((9,), dtype=dtype)
-    optimizer = fusedstep.AdamW(params, amsgrad=True)
-    set_grads(params, dtype=grad_dtype)
-    optimizer.step()
-    state = optimizer.state[params[0]]
-    assert {name: value.dtype for name, value in state.items()} == dict.fromkeys(
-        ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"), torch.float32
-    )
-
-
-def test_state_of_float64_parameters_is_float64() -> None:
-    params = make_params((9,), dtype=torch.float64)
-    optimizer = fusedstep.AdamW(params)
-    set_grads(params)
-    optimizer.step()
-    state = optimizer.state[params[0]]
-    assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == torch.float64
-    assert state["step"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name_of)

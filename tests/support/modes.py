@@ -1,7 +1,8 @@
-"""The modes that parameters and state are kept in, as several test files go through them."""
+"""Modes in which parameters and state are kept, for the tests that ask something of each."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.reference.quantize import split
+from tests.support.optimizers import OPTIMIZERS, Kind
 
 BFLOAT16 = {"dtype": torch.bfloat16}
 # Options, and the parameters' dtype where it is not float32.
@@ -35,6 +37,23 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 every_mode = pytest.mark.parametrize("mode", MODES)
+# Modes in which, together, every option is used.
+SOME = [name for name, (options, _) in MODES.items() if len(options) > 1 or "float64" in name]
+
+
+def modes_of(kind: Kind) -> list[str]:
+    """The modes to try with an optimizer: all of them with one, some with each other."""
+    return list(MODES) if kind.name == "AdamW" else SOME
+
+
+def _kinds_and_modes(kinds: Sequence[Kind]) -> pytest.MarkDecorator:
+    cases = [(kind, mode) for kind in kinds for mode in modes_of(kind)]
+    ids = [f"{kind.name}, {mode}" for kind, mode in cases]
+    return pytest.mark.parametrize(("kind", "mode"), cases, ids=ids)
+
+
+every_kind_and_mode = _kinds_and_modes(OPTIMIZERS)
+every_namesake_and_mode = _kinds_and_modes([k for k in OPTIMIZERS if hasattr(torch.optim, k.name)])
 
 
 def forward_copy(master: str, exact: Tensor) -> Tensor:
