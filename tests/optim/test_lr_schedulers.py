@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer, lr_scheduler, swa_utils
 from torch.optim.lr_scheduler import LRScheduler
 
-from tests.support.optimizers import Kind, assert_same_run, every_namesake
+from tests.support.optimizers import NAMESAKES, Kind, assert_same_run
 from tests.support.tensors import copies, make_params, set_grads
 
 STEPS = 12
@@ -60,10 +60,13 @@ FOUND = [
 ]
 
 
+# A rate that is a tensor is the scheduler's to write; the optimizers read it alike.
+CASES = [(kind, float) for kind in NAMESAKES] + [(NAMESAKES[0], torch.tensor)]
+
+
 @pytest.mark.filterwarnings("error")  # torch warns where it thinks that no step came before
-@pytest.mark.parametrize("rate", [float, torch.tensor], ids=["lr", "tensor lr"])
 @pytest.mark.parametrize("name", [*FOUND, "SWALR"])
-@every_namesake
+@pytest.mark.parametrize(("kind", "rate"), CASES, ids=lambda case: getattr(case, "name", None))
 def test_rates_applied_are_those_of_torch(
     kind: Kind, name: str, rate: Callable[[float], Any]
 ) -> None:

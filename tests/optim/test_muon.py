@@ -1,4 +1,4 @@
-"""Muon: the bits of its reference around the products, torch's numbers over its options."""
+"""Muon: the bits of its reference around the products, torch's numbers, the orthogonalization."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.optim._muon import _zeropower_via_newtonschulz as zeropower
 
 import fusedstep
 from fusedstep.optim.muon import orthogonalize_
@@ -103,27 +104,26 @@ def test_equals_the_reference_bit_for_bit(
         shadow_step(optimizer, states)
 
 
-@pytest.mark.parametrize("grad_dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-def test_any_dtypes_and_state_in_float32(dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
+def test_gradients_of_any_dtype_and_state_in_float32(dtype: torch.dtype) -> None:
     params = make_params(*SHAPES, dtype=dtype)
     optimizer, states = fusedstep.Muon(params, lr=0.05, max_norm=1.0), {}
-    for step in range(3):
-        set_grads(params, seed=step, dtype=grad_dtype)
+    for step in range(4):
+        for i, param in enumerate(params):
+            set_grads([param], seed=10 * step + i, dtype=DTYPES[(i + step) % 4])
         shadow_step(optimizer, states)
     kept = torch.float64 if dtype == torch.float64 else torch.float32
     assert {state["momentum_buffer"].dtype for state in optimizer.state.values()} == {kept}
 
 
-@pytest.mark.parametrize("grad_layout", LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_layouts(layout: str, grad_layout: str) -> None:
+def test_any_layouts(layout: str) -> None:
     params = [laid_out(p.detach(), layout).requires_grad_() for p in make_params(*SHAPES)]
     optimizer, states = fusedstep.Muon(params, lr=0.05), {}
-    for step in range(3):
+    for step in range(4):
         set_grads(params, seed=step)
-        for param in params:
-            param.grad = laid_out(param.grad, grad_layout)
+        for i, param in enumerate(params):
+            param.grad = laid_out(param.grad, LAYOUTS[(i + step) % 4])
         shadow_step(optimizer, states)
 
 
@@ -208,3 +208,118 @@ def test_gradients_are_left_as_they_were() -> None:
     fusedstep.Muon(params, max_norm=0.1).step()
     for param, grad in zip(params, before, strict=True):
         assert_same_bits(param.grad, grad)
+
+
+# --- the orthogonalization ------------------------------------------------------------------------
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+EPS = 1e-7
+BATCH = [(8, 16), (64, 64), (16, 8), (8, 16), (33, 17), (1, 5), (5, 1), (64, 64), (1, 1), (8, 16)]
+
+
+def matrices(dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [param.detach() for param in make_params(*BATCH, dtype=dtype)]
+
+
+def orthogonal(of: list[Tensor], steps: int = 5, **options: int) -> list[Tensor]:
+    """New matrices in place of `of`."""
+    result = [torch.empty_like(matrix).copy_(matrix) for matrix in of]
+    orthogonalize_(result, COEFFICIENTS, steps, EPS, **options)
+    return result
+
+
+def exact(matrix: Tensor, steps: int) -> Tensor:
+    """The iteration of Jordan's post in float64, which knows no tall and wide."""
+    a, b, c = COEFFICIENTS
+    x = matrix.double() / matrix.double().norm()
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """As far apart as `tolerance` says, in the Frobenius norm and relatively."""
+    assert actual.shape == expected.shape
+    assert (actual.double() - expected.double()).norm() <= tolerance * expected.double().norm()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_orthogonalize_is_close_to_torchs(dtype: torch.dtype, steps: int) -> None:
+    of = matrices(dtype)
+    for matrix, actual in zip(of, orthogonal(of, steps), strict=True):
+        assert actual.dtype == dtype
+        assert_near(actual, zeropower(matrix.clone(), COEFFICIENTS, steps, EPS), 0.02)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_orthogonalize_is_close_to_exact_arithmetic(steps: int, device: torch.device) -> None:
+    of = [matrix.to(device) for matrix in matrices()]
+    for matrix, actual in zip(of, orthogonal(of, steps), strict=True):
+        assert_near(actual, exact(matrix, steps), 0.05)
+
+
+def test_orthogonalize_makes_well_conditioned_matrices_nearly_orthogonal() -> None:
+    values = torch.linalg.svdvals(torch.stack(orthogonal([torch.eye(6) + 0.1 * torch.ones(6, 6)])))
+    assert (values > 0.6).all()
+    assert (values < 1.3).all()
+
+
+def test_a_batch_is_its_matrices_one_by_one() -> None:
+    of = matrices()
+    alone = [orthogonal([matrix])[0] for matrix in of]
+    for max_elements in (2**26, 300, 1):  # batches of any size, of a few matrices, of one each
+        for i, actual in enumerate(orthogonal(of, max_elements=max_elements)):
+            assert_near(actual, alone[i], 0.02)
+
+
+def test_a_batch_is_of_one_shape_and_no_larger_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    stack = torch.stack
+
+    def counted(tensors: list[Tensor]) -> Tensor:
+        result = stack(tensors)
+        seen.append(tuple(result.shape))
+        return result
+
+    monkeypatch.setattr(torch, "stack", counted)
+    orthogonal(matrices(), max_elements=256)
+    assert seen[:3] == [(2, 8, 16), (1, 8, 16), (1, 64, 64)]
+    assert sum(count for count, _, _ in seen) == len(BATCH)
+    seen.clear()
+    orthogonal(matrices())
+    assert len(seen) == len(set(BATCH))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_orthogonalize_takes_any_layout(layout: str) -> None:
+    of = matrices()
+    expected = orthogonal(of)
+    actual = [laid_out(matrix.clone(), layout) for matrix in of]
+    orthogonalize_(actual, COEFFICIENTS, 5, EPS)
+    for a, b in zip(actual, expected, strict=True):
+        assert_same_bits(a, b)
+
+
+def test_nothing_and_zeros_stay_what_they_are() -> None:
+    of = [torch.zeros(0, 4), torch.zeros(4, 0), torch.zeros(3, 3), torch.zeros(0, 0)]
+    for actual, matrix in zip(orthogonal(of), of, strict=True):
+        assert_same_bits(actual, matrix)
+    orthogonalize_([], COEFFICIENTS, 5, EPS)
+
+
+def test_the_rest_of_a_batch_is_unaffected_by_a_matrix_that_is_not_finite() -> None:
+    of = matrices()
+    expected = orthogonal(of)
+    of[0][0, 0] = torch.nan
+    actual = orthogonal(of)
+    assert actual[0].isnan().all()
+    for a, b in zip(actual[1:], expected[1:], strict=True):
+        assert_near(a, b, 0.02)
+
+
+def test_eps_is_the_smallest_norm_divided_by() -> None:
+    (tiny,) = matrix = [torch.full((2, 2), 2.0**-30)]
+    orthogonalize_(matrix, COEFFICIENTS, 0, 2.0**-20)
+    assert_same_bits(tiny, torch.full((2, 2), 2.0**-10))

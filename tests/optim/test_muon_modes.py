@@ -1,4 +1,4 @@
-"""Modes of Muon: state of fewer bits, masters, an average, beside AdamW's in other groups."""
+"""Modes of Muon: state of fewer bits, masters, an average, next to AdamW's in other groups."""
 
 from __future__ import annotations
 

@@ -34,12 +34,12 @@ def test_known_answers(counter: str, key: str, result: str) -> None:
 
 @pytest.mark.parametrize("how", ["random_by_tile", "random_by_group"])
 @pytest.mark.parametrize("loops", LOOPS)
-@pytest.mark.parametrize("groups", [0, 1, 3, 63, 64, 65, 128, 200])
 @pytest.mark.parametrize("first", [0, 1, 2**32 - 5, 2**60 - 1])
-def test_bits_are_those_of_the_reference(how: str, loops: str, groups: int, first: int) -> None:
-    bits = random_bits(loops, how, SEED, ARRAY, STEP, first, groups)
-    expected = reference.random16(SEED, ARRAY, STEP, first * 8, groups * 8)
-    np.testing.assert_array_equal(bits, expected)
+def test_bits_are_those_of_the_reference(how: str, loops: str, first: int) -> None:
+    for groups in (0, 1, 3, 63, 64, 65, 128, 200):
+        bits = random_bits(loops, how, SEED, ARRAY, STEP, first, groups)
+        expected = reference.random16(SEED, ARRAY, STEP, first * 8, groups * 8)
+        np.testing.assert_array_equal(bits, expected)
 
 
 def test_bits_depend_on_the_element_alone_and_not_on_where_a_tile_begins() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.reference.quantize import split
-from tests.support.optimizers import OPTIMIZERS, Kind
+from tests.support.optimizers import NAMESAKES, OPTIMIZERS, Kind
 
 BFLOAT16 = {"dtype": torch.bfloat16}
 # Options, and the parameters' dtype where it is not float32.
@@ -53,7 +53,7 @@ def _kinds_and_modes(kinds: Sequence[Kind]) -> pytest.MarkDecorator:
 
 
 every_kind_and_mode = _kinds_and_modes(OPTIMIZERS)
-every_namesake_and_mode = _kinds_and_modes([k for k in OPTIMIZERS if hasattr(torch.optim, k.name)])
+every_namesake_and_mode = _kinds_and_modes(NAMESAKES)
 
 
 def forward_copy(master: str, exact: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class Kind:
         return getattr(fusedstep, self.name)(params, **self.fitting(more).options | more)
 
     def fitting(self, more: dict[str, Any]) -> Kind:
-        """This kind beside these options: RMSprop is not centered with state that is rounded."""
+        """This kind with these options: RMSprop is not centered with state that is rounded."""
         if more.get("state_dtype") is None or "centered" not in self.options:
             return self
         return Kind(self.name, self.options | {"centered": False})
@@ -47,10 +47,9 @@ OPTIMIZERS = [
 ]
 
 every_kind = pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.name)
-# Where torch's namesake is the oracle, for it to have one.
-every_namesake = pytest.mark.parametrize(
-    "kind", [k for k in OPTIMIZERS if hasattr(torch.optim, k.name)], ids=lambda kind: kind.name
-)
+# Those that torch has as well, where its class is what to compare with.
+NAMESAKES = [kind for kind in OPTIMIZERS if hasattr(torch.optim, kind.name)]
+every_namesake = pytest.mark.parametrize("kind", NAMESAKES, ids=lambda kind: kind.name)
 
 
 def params_of(optimizer: Optimizer) -> list[Tensor]:
