@@ -53,7 +53,7 @@ def saved_by_two_loaded_by_three(ranks: Ranks) -> None:
         models.step()
 
 
-@check(2, 3)
+@check(2)
 def whole_state_on_one_rank(ranks: Ranks) -> None:
     """full_state_dict=True gathers what one process would have; it loads the same way."""
     models = SideBySide(shard, ranks.rank, ranks.world)
@@ -72,7 +72,7 @@ def whole_state_on_one_rank(ranks: Ranks) -> None:
     models.step()
 
 
-@check(2, 3)
+@check(2)
 def own_state_dict(ranks: Ranks) -> None:
     """torch.optim's own state_dict, of this rank's part, into an optimizer of the same ranks."""
     models = SideBySide(shard, ranks.rank, ranks.world)

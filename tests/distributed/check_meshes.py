@@ -66,7 +66,7 @@ def several_meshes_in_one_model(ranks: Ranks) -> None:
     assert shapes == [torch.Size([1])] * 2
 
 
-@check(2, 3)
+@check(2)
 def nothing_is_communicated_unless_a_norm_is_wanted(ranks: Ranks) -> None:
     models = SideBySide(shard, ranks.rank, ranks.world, max_norm=None)
     models.step()

@@ -8,7 +8,7 @@ from tests.distributed.ranks import Ranks, check
 from tests.distributed.side_by_side import SideBySide
 
 
-@check(2, 3)
+@check(2)
 def distributed_data_parallel(ranks: Ranks) -> None:
     for bucket_view in (False, True):  # gradients that are views of the buckets
         models = SideBySide(

@@ -25,7 +25,7 @@ def uneven_and_empty_shards(ranks: Ranks) -> None:
     assert (0 in sizes) == (ranks.rank > 0)
 
 
-@check(2, 3)
+@check(2)
 def every_optimizer(ranks: Ranks) -> None:
     for kind in OPTIMIZERS:
         models = SideBySide(shard, ranks.rank, ranks.world, optimizer=kind.ours)
@@ -33,7 +33,7 @@ def every_optimizer(ranks: Ranks) -> None:
             models.step()
 
 
-@check(2, 3)
+@check(2)
 def state_is_placed_as_its_parameter(ranks: Ranks) -> None:
     models = SideBySide(shard, ranks.rank, ranks.world)
     models.step()
@@ -47,7 +47,7 @@ def state_is_placed_as_its_parameter(ranks: Ranks) -> None:
         assert not isinstance(state["step"], DTensor)  # as torch's
 
 
-@check(2, 3)
+@check(2)
 def half_precision_shards_have_float32_state(ranks: Ranks) -> None:
     model = shard(make_model(torch.bfloat16))
     optimizer = fusedstep.AdamW(model.parameters(), max_norm=0.1)
@@ -88,7 +88,7 @@ def policies_and_accumulated_gradients(ranks: Ranks) -> None:
             torch.testing.assert_close(whole(p), whole(q))
 
 
-@check(2, 3)
+@check(2)
 def standalone_clip(ranks: Ranks) -> None:
     for norm_type in (2.0, 1.0, math.inf):
         models = SideBySide(shard, ranks.rank, ranks.world)
@@ -104,7 +104,7 @@ def standalone_clip(ranks: Ranks) -> None:
             torch.testing.assert_close(whole(p.grad), q.grad, rtol=1e-11, atol=1e-11)
 
 
-@check(2, 3)
+@check(2)
 def parameters_given_other_memory_between_steps(ranks: Ranks) -> None:
     models = SideBySide(shard, ranks.rank, ranks.world)
     models.step()

@@ -54,7 +54,7 @@ def all_ranks_raise_for_what_one_cannot_use(ranks: Ranks) -> None:
     assert of_all_ranks(raised) == [raised] * ranks.world
 
 
-@check(2, 3)
+@check(2)
 def grad_scaler(ranks: Ranks) -> None:
     models = SideBySide(shard, ranks.rank, ranks.world, dtype=torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=100)
@@ -99,7 +99,7 @@ def ranks_without_some_or_any_gradient(ranks: Ranks) -> None:
                 assert math.isclose(found, math.sqrt(sum(of_all_ranks(squares))), rel_tol=1e-6)
 
 
-@check(2, 3)
+@check(2)
 def no_gradient_on_any_rank_at_the_first_step(ranks: Ranks) -> None:
     model = shard(make_model())
     optimizer = fusedstep.AdamW(model.parameters(), max_norm=1.0)

@@ -22,9 +22,9 @@ from tests.distributed.every_check import CHECKS
 from tests.distributed.side_by_side import SideBySide
 
 DEADLINE = 600  # seconds for all checks of one number of processes
-# Torch is imported once, by the server that every rank is forked from.
+# Torch is imported once, by the server that every rank is forked from, with what optimizers import.
 RANKS = multiprocessing.get_context("forkserver")
-RANKS.set_forkserver_preload(["tests.distributed.worker"])
+RANKS.set_forkserver_preload(["torch._dynamo", "tests.distributed.worker"])
 
 
 class Launches:
