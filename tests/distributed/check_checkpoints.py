@@ -38,7 +38,7 @@ def load(path: Path, model: Any, optimizer: Any) -> None:
 
 @check(2, 3)
 def saved_by_two_loaded_by_three(ranks: Ranks) -> None:
-    """Training goes on from there as if it had been one process throughout."""
+    """Training continues as if it had been one process throughout."""
     models = SideBySide(shard, ranks.rank, ranks.world)
     if ranks.world == 2:
         for _ in range(STEPS):

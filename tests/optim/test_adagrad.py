@@ -63,7 +63,7 @@ def test_constructor_makes_the_state(dtype: torch.dtype, device: torch.device) -
     set_grads(params)
     optimizer.step()
     for param, total in zip(params, before, strict=True):
-        assert optimizer.state[param]["sum"] is total  # the very tensors, not others
+        assert optimizer.state[param]["sum"] is total  # the same tensor objects
 
 
 def test_state_before_the_first_step_is_that_of_torch() -> None:

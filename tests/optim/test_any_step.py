@@ -35,11 +35,11 @@ TENSOR = {
     "grad_layout": st.sampled_from(LAYOUTS),
     "present": st.tuples(*[st.booleans()] * 3),
 }
-# What happens in the three steps: `spoil` is an element of a gradient of the second.
+# What happens in the three steps: `bad` is put into a gradient of the second.
 RUNS = st.fixed_dictionaries(
     {
         "threads": st.sampled_from([1, 2, 3]),
-        "spoil": st.sampled_from([None, math.nan, math.inf]),
+        "bad": st.sampled_from([None, math.nan, math.inf]),
         "scale": st.sampled_from([None, 1024.0, 3.0]),
         "size": st.sampled_from([1.0, 1.0, 1e-30, 1e15, 1e25]),
     }
@@ -80,8 +80,8 @@ def assert_same_steps(
             for i, (param, tensor) in enumerate(described):
                 set_grads([param], step + 10 * i, tensor["grad_dtype"], run["size"])
                 param.grad = laid_out(param.grad, tensor["grad_layout"])
-                if run["spoil"] is not None and step == 1 and i == 0 and param.numel() > 0:
-                    param.grad[(0,) * param.dim()] = run["spoil"]
+                if run["bad"] is not None and step == 1 and i == 0 and param.numel() > 0:
+                    param.grad[(0,) * param.dim()] = run["bad"]
                 if not tensor["present"][step]:
                     param.grad = None
             shadow.step()

@@ -46,11 +46,11 @@ class Captured(CpuAndGpu):
             self.norm = self.optimizers[1].grad_norm
         self.check(norm=False)  # the capture itself does nothing
 
-    def replay(self, seed: int, spoil: bool = False) -> None:
-        """One step of both halves with new gradients; `spoil`: one of them is NaN."""
+    def replay(self, seed: int, nan: bool = False) -> None:
+        """One step of both halves with new gradients; `nan`: one of them is NaN."""
         for grads in ([p.grad for p in self.cpu], self.grads):
             refill(grads, seed)
-            if spoil:
+            if nan:
                 grads[0][5] = math.nan
         self.optimizers[0].step()
         self.graph.replay()
@@ -103,7 +103,7 @@ def test_lr_is_read_at_every_replay() -> None:
 def test_replay_skips_what_is_not_finite() -> None:
     captured = Captured(max_norm=1.0, nonfinite="skip")
     for seed in range(4):
-        captured.replay(seed, spoil=seed == 1)
+        captured.replay(seed, nan=seed == 1)
     (count,) = {float(s["step"]) for s in captured.optimizers[1].state.values()}
     assert count == 5
 

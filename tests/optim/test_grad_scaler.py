@@ -28,7 +28,7 @@ def task(kind: Kind, device: torch.device | str = "cpu", **options: Any) -> Task
     return net, kind.ours(net.parameters(), **options)
 
 
-def spoilt(batch: Batch) -> Batch:
+def overflowing(batch: Batch) -> Batch:
     """The same inputs, and targets that make the loss and every gradient infinite or NaN."""
     return [batch[0], batch[1] * math.inf]
 
@@ -40,7 +40,7 @@ def run(
     unscale: bool = False,
     clip: float | None = None,
 ) -> None:
-    """A step for each batch; only those of spoilt batches leave the parameters as they were."""
+    """A step for each batch; only those of such batches leave the parameters as they were."""
     net, optimizer = task
     scaler = scaler or GradScaler("cpu", enabled=False)
     params = params_of(optimizer)
@@ -81,7 +81,12 @@ def test_overflow_is_left_out_and_lowers_the_scale(
     scaled, plain = (task(kind, device, max_norm=1.0, nonfinite=nonfinite) for _ in range(2))
     scaler = GradScaler(device.type, init_scale=1024.0)
     a, b, c = batches(3)
-    run(scaled, [spoilt(a), a, spoilt(b), b, spoilt(c), spoilt(c), c], scaler, unscale)
+    run(
+        scaled,
+        [overflowing(a), a, overflowing(b), b, overflowing(c), overflowing(c), c],
+        scaler,
+        unscale,
+    )
     run(plain, [a, b, c])
     assert_same_run(scaled[1], plain[1])
     assert scaler.get_scale() == 64.0
@@ -100,7 +105,7 @@ def test_overflow_of_one_optimizer_is_not_that_of_another(kind: Kind) -> None:
     tasks, plain = [task(kind) for _ in range(2)], task(kind)
     scaler = GradScaler("cpu", init_scale=1024.0)
     first, second = batches(2)
-    for data in ((first, first), (second, spoilt(second))):
+    for data in ((first, first), (second, overflowing(second))):
         for (net, optimizer), batch in zip(tasks, data, strict=True):
             optimizer.zero_grad()
             scaler.scale(loss_of(net, batch)).backward()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import fusedstep
+from fusedstep.ops import in_order
 from python.buildtools.flags import CXX_FLAGS
 from python.buildtools.rules import write_sources
 from tests.support.tensors import DTYPES, assert_same_bits, make_params, name_of, set_grads
@@ -26,7 +27,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-# What the compiler is told; the widest registers that it must use then, and the flags of a CPU
+# The compiler's options; the widest registers that it must use then, and the flags of a CPU
 # that has them all.
 SETS = {
     "scalar": (["-march=x86-64", "-fno-tree-vectorize", "-fno-tree-slp-vectorize"], "xmm", ()),
@@ -39,7 +40,7 @@ SETS = {
     ),
 }
 NORMS = {0: 2.0, 1: 1.0, 2: float("inf")}  # kernels/optim/norm.h's enum Norm
-OPTIONS = [0.01, 0.9, 0.999, 1e-8, 0.1, 1.0, 1.0]  # lr, betas, eps, weight decay, amsgrad, max norm
+OPTIONS = {"lr": 0.01, "weight_decay": 0.1, "amsgrad": True, "max_norm": 1.0}
 
 
 def cpu_flags() -> set[str]:
@@ -65,16 +66,24 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return library
 
 
-def step_by(library: Path, param: Tensor, states: list[Tensor], step: Tensor, norm: int) -> float:
-    """One clipped update of `param` in place; returns the norm of its gradient."""
+def step_by(
+    library: Path,
+    param: Tensor,
+    states: list[Tensor],
+    step: Tensor,
+    norm: int,
+    optimizer: fusedstep.AdamW,
+) -> float:
+    """One update of `param` in place, as `optimizer` clips and steps; the norm of its gradient."""
     function = ctypes.CDLL(str(library)).clip_and_adam
     function.restype = ctypes.c_double
     pointers = (ctypes.c_void_p * 3)(*[state.data_ptr() for state in states])
-    options = (ctypes.c_double * len(OPTIONS))(*OPTIONS)
+    values = in_order("adam", [optimizer._values(optimizer.param_groups[0], 0)])
     return function(
         ctypes.c_void_p(param.data_ptr()), ctypes.c_void_p(param.grad.data_ptr()), pointers,
         ctypes.c_void_p(step.data_ptr()), ctypes.c_int64(param.numel()),
-        1 + DTYPES.index(param.dtype), 1 + DTYPES.index(param.grad.dtype), norm, options,
+        1 + DTYPES.index(param.dtype), 1 + DTYPES.index(param.grad.dtype), norm,
+        (ctypes.c_double * len(values))(*values), ctypes.c_double(optimizer.max_norm),
     )  # fmt: skip
 
 
@@ -99,10 +108,7 @@ def test_bits_are_those_of_the_module(
     dtype: torch.dtype, grad_dtype: torch.dtype, norm: int, kernels: Path
 ) -> None:
     (param,) = make_params((40_007,), dtype=dtype)
-    lr, *betas, eps, decay, _, max_norm = OPTIONS
-    optimizer = fusedstep.AdamW(
-        [param], lr, betas, eps, decay, amsgrad=True, max_norm=max_norm, norm_type=NORMS[norm]
-    )
+    optimizer = fusedstep.AdamW([param], **OPTIONS, norm_type=NORMS[norm])
     other = param.detach().clone().requires_grad_()
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     states = [torch.zeros_like(param, dtype=wide) for _ in range(3)]
@@ -111,7 +117,7 @@ def test_bits_are_those_of_the_module(
         set_grads([param, other], seed=i, dtype=grad_dtype)
         other.grad.copy_(param.grad)
         optimizer.step()
-        of_library = step_by(kernels, other, states, step, norm)
+        of_library = step_by(kernels, other, states, step, norm, optimizer)
         expected = torch.tensor(of_library, dtype=torch.float64).float()
         assert_same_bits(optimizer.grad_norm, expected, "norm")
         assert_same_bits(param, other, "parameter")

@@ -72,7 +72,7 @@ def test_rates_applied_are_those_of_torch(
 ) -> None:
     """A third optimizer is given torch's rates by hand, as numbers: it must do the same."""
     if name not in SCHEDULERS:
-        pytest.skip(f"this torch has {name}, which nobody has given arguments to yet")
+        pytest.skip(f"this torch has {name}, for which this test has no arguments yet")
     params = make_params((30,), (4, 5))
     ours = kind.ours(params, lr=rate(0.01), max_norm=1.0)
     theirs = kind.torchs(copies(params), lr=rate(0.01))

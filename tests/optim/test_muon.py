@@ -229,7 +229,7 @@ def orthogonal(of: list[Tensor], steps: int = 5, **options: int) -> list[Tensor]
 
 
 def exact(matrix: Tensor, steps: int) -> Tensor:
-    """The iteration of Jordan's post in float64, which knows no tall and wide."""
+    """The iteration of Jordan's post in float64, the same for tall and wide matrices."""
     a, b, c = COEFFICIENTS
     x = matrix.double() / matrix.double().norm()
     for _ in range(steps):

@@ -143,7 +143,7 @@ def test_a_group_that_is_added_later_steps_with_the_others() -> None:
 
 
 def test_arguments_and_defaults_are_those_of_torch() -> None:
-    """All of torch's in their places; beside them keyword arguments alone."""
+    """All of torch's in their places; everything else by keyword only."""
     ours, theirs = (dict(signature(m.Muon).parameters) for m in (fusedstep, torch.optim))
     assert [(p.name, p.default) for p in ours.values()][: len(theirs)] == [
         (p.name, p.default) for p in theirs.values()

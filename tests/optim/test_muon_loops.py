@@ -104,13 +104,13 @@ def test_found_inf_and_grad_scale_are_read_where_they_are(device: torch.device) 
 
 
 def test_a_real_grad_scaler() -> None:
-    def run(scaler: torch.amp.GradScaler, spoil: bool) -> fusedstep.Muon:
+    def run(scaler: torch.amp.GradScaler, overflow: bool) -> fusedstep.Muon:
         params = make_params(*MATRICES, *REST)
         optimizer = muon_over(params, max_norm=0.5)
         for i in range(4):
             optimizer.zero_grad()
             loss = sum((param * (i + 1)).square().sum() for param in params)
-            if spoil and i == 2:
+            if overflow and i == 2:
                 scaler.scale(loss * math.inf).backward()
                 scaler.step(optimizer)
                 scaler.update()
@@ -122,9 +122,9 @@ def test_a_real_grad_scaler() -> None:
         return optimizer
 
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    scaled = run(scaler, spoil=True)
+    scaled = run(scaler, overflow=True)
     assert scaler.get_scale() == 2.0**9
-    plain = run(torch.amp.GradScaler("cpu", enabled=False), spoil=False)
+    plain = run(torch.amp.GradScaler("cpu", enabled=False), overflow=False)
     assert_same_run(scaled, plain)
 
 

@@ -17,7 +17,7 @@ SHAPES = [(300,), (), (40_000,), (0,), (5, 5)]
 BAD = (math.nan, math.inf, -math.inf)
 
 
-def spoil(params: list[Tensor], value: float) -> None:
+def put_bad(params: list[Tensor], value: float) -> None:
     params[2].grad[33_333] = value
 
 
@@ -48,7 +48,7 @@ def test_propagate_does_as_torch(
         for tensors in (params, theirs):
             set_grads(tensors, seed=step)
             if step == 1:
-                spoil(tensors, value)
+                put_bad(tensors, value)
         shadow.step()
         if max_norm is not None:
             torch.nn.utils.clip_grad_norm_(theirs, max_norm)
@@ -74,7 +74,7 @@ def test_skip_leaves_everything_as_it_was(
         if step != at:
             shadow.step()
             continue
-        spoil(params, value)
+        put_bad(params, value)
         before = snapshot(shadow.optimizer)
         shadow.step()
         if step > 0:
@@ -91,7 +91,7 @@ def test_error_raises_and_leaves_everything_as_it_was(value: float, device: torc
     optimizer.step()
     before = snapshot(optimizer)
     set_grads(params, seed=1)
-    spoil(params, value)
+    put_bad(params, value)
     with pytest.raises(RuntimeError, match="norm must be finite where nonfinite='error', got"):
         optimizer.step()
     assert_unchanged(optimizer, before)
@@ -149,7 +149,7 @@ def test_error_is_not_raised_for_what_the_scaler_found() -> None:
     set_grads(params)
     optimizer.step()
     before = snapshot(optimizer)
-    spoil(params, math.inf)
+    put_bad(params, math.inf)
     optimizer.found_inf = torch.tensor(1.0)
-    optimizer.step()  # the scaler lowers its scale and goes on, as with any optimizer
+    optimizer.step()  # the scaler lowers its scale and continues, as with any optimizer
     assert_unchanged(optimizer, before)

@@ -30,7 +30,7 @@ def test_every_optimizer_is_in_the_list() -> None:
 
 @every_namesake
 def test_arguments_and_defaults_are_those_of_torch(kind: Kind) -> None:
-    """All of torch's in their places; beside them keyword arguments alone."""
+    """All of torch's in their places; everything else by keyword only."""
     ours, theirs = (
         list(signature(getattr(module, kind.name)).parameters.values())
         for module in (fusedstep, torch.optim)

@@ -50,7 +50,7 @@ def test_bits_depend_on_the_element_alone_and_not_on_where_a_tile_begins() -> No
 
 
 def test_seed_array_step_and_element_all_count() -> None:
-    """Streams that differ in one bit agree as often as chance has it: 1 element of 65536."""
+    """Streams that differ in one bit agree as often as independent ones: in 1 element of 65536."""
     size = 2**16
     base = reference.random16(SEED, ARRAY, STEP, 0, size)
     others = [

@@ -24,7 +24,7 @@ from tests.reference.sgd import SGDGroup, sgd
 from tests.reference.storage import round_to
 from tests.support.tensors import bounded
 
-# All halves of a float32's bits, so that every exponent, tie and neighbour of a tie is met.
+# All halves of a float32's bits, so that every exponent, tie and neighbour of a tie occurs.
 HIGH = np.arange(2**16, dtype=np.uint32) << 16
 LOW = np.array([0, 1, 0x0FFF, 0x1000, 0x1001, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
 FLOATS = (HIGH[:, None] | LOW).reshape(-1).view(np.float32)

@@ -36,7 +36,7 @@ def smaller_data(param: Tensor) -> None:
 
 @pytest.mark.parametrize("stepped", [False, True])
 @pytest.mark.parametrize(
-    ("spoil", "argument", "must", "got", "error"),
+    ("damage", "argument", "must", "got", "error"),
     [
         (sparse_gradient, "params[1].grad", "be dense", "torch.sparse_coo", TypeError),
         (smaller_data, "params[1].grad", "have its parameter's shape .*", r"\(5,\)", ValueError),
@@ -46,7 +46,7 @@ def smaller_data(param: Tensor) -> None:
 @every_kind
 def test_gradients_that_do_not_fit(
     kind: Kind,
-    spoil: Callable[[Tensor], None],
+    damage: Callable[[Tensor], None],
     argument: str,
     must: str,
     got: str,
@@ -58,7 +58,7 @@ def test_gradients_that_do_not_fit(
     set_grads(params)
     if stepped:
         optimizer.step()
-    spoil(params[1])
+    damage(params[1])
     snapshot = Snapshot(params, optimizer)
     with refuses(kind.name, argument, must, got, error):
         optimizer.step()

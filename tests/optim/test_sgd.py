@@ -107,7 +107,7 @@ def test_first_gradient_that_comes_late_starts_a_buffer() -> None:
 
 
 def test_first_step_that_was_skipped_does_not_count() -> None:
-    """torch's fused step goes on with a buffer that nobody has written."""
+    """torch's fused step uses a buffer that was never written."""
     both = Both(momentum=0.9, dampening=0.5)
     optimizer = both.shadow.optimizer
     for _ in range(2):
@@ -168,7 +168,7 @@ def test_none_in_an_old_checkpoint_is_no_buffer() -> None:
 
 @pytest.mark.parametrize("theirs", [{"foreach": True}, {"foreach": False}, {"fused": True}])
 def test_the_count_does_not_disturb_torch(theirs: dict[str, bool]) -> None:
-    """There and back again: torch goes on with our checkpoint, we with torch's of that."""
+    """torch continues from our checkpoint, and we from the one that torch then saves."""
     both = Both(momentum=0.9, dampening=0.5)
     for step in range(2):
         both.step(step)

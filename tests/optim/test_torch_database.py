@@ -158,7 +158,7 @@ def test_gradients_of_none(case: Case) -> None:
     ours, theirs = case.ours(case.params()), case.torchs(case.params())
     for optimizer in (ours, theirs):
         before = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
-        optimizer.step()  # nobody has one
+        optimizer.step()  # no parameter has a gradient
         for param, value in zip(optimizer.param_groups[0]["params"], before, strict=True):
             assert_same_bits(param, value, "parameter")
     assert_alike(ours, theirs)

@@ -23,7 +23,7 @@ struct Single {
 };
 
 Single single(void* param, void* grad, void* const* states, float* step, int64_t size,
-              int param_dtype, int grad_dtype, const double* f) {
+              int param_dtype, int grad_dtype, const double* values) {
   Row row = {};
   row.param = param;
   row.size = size;
@@ -35,29 +35,24 @@ Single single(void* param, void* grad, void* const* states, float* step, int64_t
   }
   row.arrays[kStep] = step;
   row.dtypes[kStep] = Dtype::kFloat32;
-  const GroupOf<adam::Rule> group{.head = {.lr = f[0]},
-                                  .rule = {.beta1 = f[1],
-                                           .beta2 = f[2],
-                                           .eps = f[3],
-                                           .weight_decay = f[4],
-                                           .decoupled = 1,
-                                           .amsgrad = f[5]}};
+  GroupOf<adam::Rule> group;
+  make_group<adam::Rule>(&group, values, nullptr, 0);
   return {make_layout({row}), grad, group};
 }
 
 }  // namespace
 
-// `options`: lr, beta1, beta2, eps, weight_decay, amsgrad, max_norm. Returns the norm.
+// `values`: of the group's fields, in their order. Returns the norm.
 extern "C" double clip_and_adam(void* param, void* grad, void* const* states, float* step,
                                 int64_t size, int param_dtype, int grad_dtype, int norm_type,
-                                const double* options) {
-  const Single tensor = single(param, grad, states, step, size, param_dtype, grad_dtype, options);
+                                const double* values, double max_norm) {
+  const Single tensor = single(param, grad, states, step, size, param_dtype, grad_dtype, values);
   const Table table = tensor.table();
   const Norm kind = static_cast<Norm>(norm_type);
   std::vector<double> partials(table.num_chunks);
   cpu::norm_chunks(table, kind, 0, table.num_chunks, partials.data());
   const double norm = cpu::fold_partials(kind, partials.data(), table.num_chunks, nullptr);
-  const Clip clip{&norm, nullptr, nullptr, options[6], false};
+  const Clip clip{&norm, nullptr, nullptr, max_norm, false};
   find_rule<cpu::StepChunks>("adam")->step(table, clip, {0}, {table.num_chunks});
   cpu::advance_steps(table, 1, clip);
   return norm;

@@ -1,4 +1,4 @@
-"""The optimizers that every loop must run: one line adds one to the tests of loops and trainers."""
+"""The optimizers of the package: a line here adds one to all tests that run with each of them."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class StoredTable:
     def __init__(
         self, kind: Kind, form: Form, *shapes: tuple[int, ...], device: torch.device | str = "cpu"
     ) -> None:
-        # It knows the rule's numbers and the names of its states.
+        # For the rule's values and the names of its states.
         optimizer = kind.fitting({"state_dtype": form.state}).ours(make_params((1,)))
         self.rule = optimizer._rule
         self.params = [p.detach() for p in make_params(*shapes, dtype=form.param, device=device)]
