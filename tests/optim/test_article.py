@@ -104,7 +104,7 @@ def optim(request: pytest.FixtureRequest) -> ModuleType:
 
 
 @pytest.mark.parametrize("name", AS_OPTIMIZER)
-def test_walks_as_the_equation_does(name: str, optim: ModuleType, device: torch.device) -> None:
+def test_follows_the_equation(name: str, optim: ModuleType, device: torch.device) -> None:
     equation, class_name, options, memory, names = AS_OPTIMIZER[name]
     theta, samples = START, torch.tensor(SAMPLES, device=device)
     curvature = torch.tensor(CURVATURE, device=device)

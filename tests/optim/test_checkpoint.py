@@ -237,7 +237,7 @@ def test_every_mode_exports_what_the_plain_one_loads(kind: Kind, mode: str) -> N
                 assert_same_bits(value, ours.state[p][name], name)
 
 
-def test_codes_of_another_order_of_memory_are_encoded_anew() -> None:
+def test_codes_are_encoded_again_for_another_order_of_memory() -> None:
     (values,) = make_params((40, 50))
     plain = fusedstep.AdamW([values], state_dtype="int8", lr=0.1)
     run(plain, range(2))

@@ -79,7 +79,7 @@ def test_every_optimizer_is_captured(kind: Kind) -> None:
         captured.replay(seed)
 
 
-def test_every_replay_rounds_anew() -> None:
+def test_every_replay_draws_new_random_numbers() -> None:
     """Among the keys of its random numbers is the step, which is read on the device."""
     bfloat16 = torch.bfloat16
     captured = Captured(dtype=bfloat16, state_dtype=bfloat16, stochastic_rounding=True)

@@ -88,7 +88,7 @@ def test_float32_is_rounded_to_a_half_as_torch_does(
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name_of)
-def test_half_precision_parameters_follow_float32_ones(dtype: torch.dtype) -> None:
+def test_half_precision_parameters_stay_close_to_float32_ones(dtype: torch.dtype) -> None:
     halves = make_params((500,), dtype=dtype)
     floats = [p.detach().float().requires_grad_() for p in halves]
     optimizers = [fusedstep.AdamW(p, lr=0.01, weight_decay=0.0) for p in (halves, floats)]

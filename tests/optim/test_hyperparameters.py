@@ -42,7 +42,7 @@ BAD_NUMBERS: list[tuple[Any, str, str, type[Exception]]] = [
 
 
 @every_number
-def test_the_constructor_refuses_what_is_no_number_of_0_or_more(name: str, option: str) -> None:
+def test_the_constructor_refuses_what_is_not_a_number_of_0_or_more(name: str, option: str) -> None:
     for value, must, got, error in BAD_NUMBERS:
         with refuses(name, option, must, got, error):
             getattr(fusedstep, name)(make_params((3, 4)), **{option: value})

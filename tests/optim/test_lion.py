@@ -30,7 +30,7 @@ def test_equals_the_reference_bit_for_bit(
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 @pytest.mark.parametrize("betas", [(0.9, 0.99), (0.0, 0.5)])
-def test_walks_as_algorithm_2_does(
+def test_follows_algorithm_2(
     betas: tuple[float, float], weight_decay: float, maximize: bool
 ) -> None:
     beta1, beta2 = betas

@@ -41,7 +41,7 @@ def step(optimizer: torch.optim.Optimizer, seed: int, scale: float = 1.0) -> Non
 @pytest.mark.parametrize("where", [0, 4])  # a matrix, or one of AdamW's
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("first", [False, True], ids=["later", "first"])
-def test_a_skipped_step_never_was(
+def test_a_skipped_step_leaves_no_trace(
     first: bool, value: float, where: int, device: torch.device
 ) -> None:
     params = make_params(*MATRICES, *REST, device=device)
@@ -146,7 +146,7 @@ def test_a_checkpoint_continues_bit_for_bit(dtype: torch.dtype) -> None:
     assert_same_run(second, first)
 
 
-def test_the_direction_is_no_state() -> None:
+def test_the_direction_is_not_part_of_the_state() -> None:
     params = make_params(*MATRICES, *REST)
     optimizer = muon_over(params)
     step(optimizer, 0)
@@ -250,7 +250,7 @@ SCHEDULERS: list[Callable[[Any], Any]] = [
 
 
 @pytest.mark.parametrize("make", SCHEDULERS)
-def test_schedulers_drive_it_as_they_do_torchs(make: Callable[[Any], Any]) -> None:
+def test_schedulers_give_it_the_rates_that_they_give_torchs(make: Callable[[Any], Any]) -> None:
     params = make_params(*MATRICES, dtype=torch.float64)
     twins = copies(params)
     optimizers = fusedstep.Muon(params, lr=0.05), torch.optim.Muon(twins, lr=0.05)

@@ -129,7 +129,7 @@ every_wrong_dtype = pytest.mark.parametrize(("options", "dtype", "must"), DTYPES
 
 @pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
 @every_wrong_dtype
-def test_parameters_that_cannot_be_kept_so(
+def test_parameters_whose_dtype_the_mode_does_not_fit(
     options: dict[str, Any], dtype: torch.dtype, must: str, named: bool
 ) -> None:
     params: list[Any] = [*make_params((3,), dtype=HALF), *make_params((3,), dtype=dtype)]
@@ -143,7 +143,7 @@ def test_parameters_that_cannot_be_kept_so(
 
 
 @every_wrong_dtype
-def test_a_group_whose_parameters_cannot_be_kept_so_is_not_added(
+def test_a_group_whose_dtype_the_mode_does_not_fit_is_not_added(
     options: dict[str, Any], dtype: torch.dtype, must: str
 ) -> None:
     """Whether the mode is the optimizer's or the group's own."""

@@ -127,7 +127,7 @@ def test_no_float_at_all_is_lost() -> None:
     assert library("vector").count_lost_floats() == 0
 
 
-def test_the_bfloat16_is_the_nearest_and_torch_s_but_for_ties() -> None:
+def test_the_bfloat16_is_the_nearest_and_that_of_torch_except_for_ties() -> None:
     x = floats_of_all_kinds()
     nearest, _ = reference.split(x)
     of_torch = torch.from_numpy(x).bfloat16().view(torch.int16).numpy().view(np.uint16)

@@ -78,7 +78,7 @@ def test_momentum_and_centered_switched_on_later(late: dict[str, Any], new: list
     assert set(new) <= shadow.optimizer.state[ours[0]].keys()
 
 
-def test_fused_is_no_entry_of_a_group_as_torch_has_none() -> None:
+def test_groups_have_no_entry_fused_as_those_of_torch_have_none() -> None:
     params = make_params((3,))
     expected = torch.optim.RMSprop(params).state_dict()["param_groups"][0].keys()
     for fused in (None, True, False):

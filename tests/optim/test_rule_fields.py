@@ -56,7 +56,7 @@ def test_doubles_that_are_all_listed_compile() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bool", "float", "int"])
-def test_a_field_that_is_no_double_does_not_compile(kind: str) -> None:
+def test_a_field_that_is_not_a_double_does_not_compile(kind: str) -> None:
     assert "error:" in messages(f"{kind} scale;", SCALE)
     assert "error:" in messages(f"double scale; {kind} power;", SCALE, POWER)
 

@@ -270,7 +270,7 @@ def test_state_changed_in_place_by_the_user() -> None:
 
 
 @every_kind
-def test_cleared_state_begins_anew(kind: Kind) -> None:
+def test_cleared_state_starts_over(kind: Kind) -> None:
     params = make_params((20,), (5,))
     shadow = Shadow(kind.ours(params))
     for step in range(4):

@@ -212,13 +212,15 @@ def errors(device: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "error"), errors("cpu"))
-def test_every_error_input_is_answered_alike(name: str, error: ErrorOptimizerInput) -> None:
+def test_every_error_input_raises_or_warns_as_in_torch(
+    name: str, error: ErrorOptimizerInput
+) -> None:
     answer(name, error)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
-def test_every_error_input_on_a_gpu_is_answered_alike(name: str) -> None:
+def test_every_error_input_on_a_gpu_raises_or_warns_as_in_torch(name: str) -> None:
     for error in DATABASE[name].optim_error_inputs_func(torch.device("cuda"), torch.float32):
         answer(name, error)
 
