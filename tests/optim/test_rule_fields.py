@@ -11,8 +11,6 @@ import pytest
 
 from python.buildtools.flags import CXX_FLAGS
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
 RULE = """

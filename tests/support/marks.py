@@ -12,7 +12,12 @@ TESTS = Path(__file__).resolve().parents[1]
 # Folders and files below tests/.
 PLACES = {
     "processes": ("distributed",),
-    "compiles": ("optim/test_isa.py", "optim/test_quantize.py", "optim/test_random.py"),
+    "compiles": (
+        "optim/test_isa.py",
+        "optim/test_quantize.py",
+        "optim/test_random.py",
+        "optim/test_rule_fields.py",
+    ),
     # What a second torch runs: loading, ops and their boxed calls, subclassing of torch's
     # optimizers, hooks, checkpoints, autograd functions, torch.compile, DTensors.
     "abi": (
@@ -27,22 +32,20 @@ PLACES = {
         "lm_head/test_least_squares.py",
         "lm_head/test_segment_sum.py",
         "lm_head/test_softmax.py",
-        "optim/test_any_mode.py",
+        "optim/test_any_step.py",
+        "optim/test_checkpoint.py",
         "optim/test_clip.py",
         "optim/test_cuda.py",
         "optim/test_cuda_graph.py",
         "optim/test_dtypes.py",
         "optim/test_grad_scaler.py",
-        "optim/test_layouts.py",
-        "optim/test_loop_copies.py",
         "optim/test_loops.py",
         "optim/test_lr_schedulers.py",
-        "optim/test_mode_checkpoints.py",
+        "optim/test_memory.py",
         "optim/test_muon_loops.py",
         "optim/test_ops.py",
-        "optim/test_optimizers.py",
-        "optim/test_state_dict.py",
-        "optim/test_table.py",
+        "optim/test_optimizer.py",
+        "optim/test_tables.py",
         "optim/test_torch_database.py",
         "optim/test_traps.py",
         "schedules/test_scheduler.py",
