@@ -6,7 +6,7 @@
 #include <new>
 
 #include "csrc/gram_ops.h"
-#include "kernels/linalg/gram_cpu.h"
+#include "kernels/linalg/gram.h"
 
 namespace fusedstep {
 namespace {

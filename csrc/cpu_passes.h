@@ -7,8 +7,8 @@
 
 #include "csrc/rule_groups.h"
 #include "csrc/tensor_table.h"
-#include "kernels/optim/norm_cpu.h"
-#include "kernels/optim/passes_cpu.h"
+#include "kernels/optim/norm.h"
+#include "kernels/optim/step.h"
 
 namespace fusedstep {
 

@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "csrc/rank_ops.h"
-#include "kernels/linalg/certificate_cpu.h"
-#include "kernels/linalg/truncate_cpu.h"
+#include "kernels/linalg/certificate.h"
+#include "kernels/linalg/truncate.h"
 
 namespace fusedstep {
 namespace {

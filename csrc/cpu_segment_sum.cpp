@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "csrc/segment_sum_ops.h"
-#include "kernels/lm_head/segment_sum_cpu.h"
+#include "kernels/lm_head/segment_sum.h"
 
 namespace fusedstep {
 namespace {

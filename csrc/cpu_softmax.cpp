@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "csrc/softmax_ops.h"
-#include "kernels/lm_head/softmax_cpu.h"
+#include "kernels/lm_head/softmax.h"
 
 namespace fusedstep {
 namespace {

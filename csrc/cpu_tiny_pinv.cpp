@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "csrc/tiny_pinv_ops.h"
-#include "kernels/linalg/tiny_pinv_cpu.h"
+#include "kernels/linalg/tiny_pinv.h"
 
 namespace fusedstep {
 namespace {

@@ -7,7 +7,7 @@
 #include "csrc/tensor_table_module.h"
 #include "kernels/linalg/certificate.h"
 #include "kernels/linalg/tiny_problem.h"
-#include "kernels/optim/passes_cpu.h"
+#include "kernels/optim/step.h"
 #include "kernels/optim/quantize.h"
 #include "kernels/optim/table.h"
 

@@ -7,7 +7,6 @@
 
 #include "csrc/checks.h"
 #include "csrc/empty.h"
-#include "kernels/optim/convert.h"
 #include "kernels/optim/quantize.h"
 
 namespace fusedstep {

@@ -5,7 +5,7 @@
 
 #include "csrc/checks.h"
 #include "csrc/empty.h"
-#include "kernels/linalg/tiny_problem.h"
+#include "kernels/linalg/tiny_pinv.h"
 
 namespace fusedstep {
 

@@ -10,7 +10,7 @@
 #include "csrc/cuda/stream.h"
 #include "csrc/rule_groups.h"
 #include "kernels/optim/norm.cuh"
-#include "kernels/optim/passes.cuh"
+#include "kernels/optim/step.cuh"
 
 namespace fusedstep::cuda {
 

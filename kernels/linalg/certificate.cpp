@@ -1,8 +1,9 @@
 // The proofs of full rank on the CPU: the lanes of a sum are those of vector registers.
+#include "kernels/linalg/certificate.h"
+
 #include <algorithm>
 
 #include "kernels/common/fold.h"
-#include "kernels/linalg/certificate_cpu.h"
 
 namespace fusedstep::cpu {
 namespace {

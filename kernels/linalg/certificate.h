@@ -18,8 +18,8 @@
 // clang-format on
 #pragma once
 
+#include "kernels/common/finite.h"
 #include "kernels/linalg/gram.h"
-#include "kernels/optim/norm.h"
 
 namespace fusedstep {
 
@@ -76,5 +76,14 @@ FUSEDSTEP_HD void certify(const Certificates& c, int64_t matrix, double gram, do
   c.rank[matrix] = done ? c.width : 0;
   c.rcond[matrix] = done ? smallest / largest : 0;
 }
+
+namespace cpu {
+
+// Ranges of the strips of all matrices, and of the matrices. All strips come before the first
+// matrix.
+void sum_strips(const Certificates& certificates, int64_t begin, int64_t end);
+void certify_matrices(const Certificates& certificates, int64_t begin, int64_t end);
+
+}  // namespace cpu
 
 }  // namespace fusedstep

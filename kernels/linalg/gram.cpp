@@ -1,15 +1,25 @@
 // Gram matrices of rows on the CPU: 8 x 16 elements at a time in registers.
+#include "kernels/linalg/gram.h"
+
 #include <algorithm>
 #include <vector>
-
-#include "kernels/linalg/gram_cpu.h"
 
 namespace fusedstep::cpu {
 namespace {
 
-constexpr int kLane = 8;  // doubles of the widest register
+constexpr int64_t kGramPanel = 16;  // columns
+constexpr int kLane = 8;            // doubles of the widest register
 constexpr int kLanesOfPanel = kGramPanel / kLane;
 constexpr int kAtOnce = 8;  // rows of the result whose sums fit the registers
+
+int64_t gram_panels(int64_t width) { return (width + kGramPanel - 1) / kGramPanel; }
+
+// Rows that are packed at once: so many blocks of them that all panels fit the second-level cache.
+int64_t gram_rows_at_once(const GramRows& all) {
+  constexpr int64_t kPacked = 1 << 17;  // doubles
+  const int64_t of_block = gram_panels(all.width) * kGramPanel * kGramBlock;
+  return std::min(all.count, kGramBlock * std::max<int64_t>(1, kPacked / of_block));
+}
 
 typedef double Lane __attribute__((vector_size(kLane * sizeof(double))));
 
@@ -132,6 +142,13 @@ void add_pair(const double* a, const double* b, int64_t count, int64_t row, int6
 }
 
 }  // namespace
+
+// (i, j) with j <= i, in the order (0, 0), (1, 0), (1, 1), (2, 0), ...
+int64_t gram_pairs(int64_t width) { return gram_panels(width) * (gram_panels(width) + 1) / 2; }
+
+int64_t gram_scratch(const GramRows& all) {
+  return gram_panels(all.width) * kGramPanel * gram_rows_at_once(all);
+}
 
 void add_pairs(const GramRows& all, int64_t begin, int64_t end, double* scratch) {
   const int64_t pairs = gram_pairs(all.width), at_once = gram_rows_at_once(all);

@@ -45,4 +45,19 @@ FUSEDSTEP_HD double gram_error(int64_t count, int64_t width) {
   return 0x1p-50 * (std::sqrt(static_cast<double>(count)) + static_cast<double>(width));
 }
 
+// On the CPU columns are packed into panels, and panels multiplied two by two.
+namespace cpu {
+
+// Pairs of panels of a matrix with so many columns.
+int64_t gram_pairs(int64_t width);
+
+// Doubles that a call of add_pairs writes; aligned to 64 bytes it is fastest.
+int64_t gram_scratch(const GramRows& all);
+
+// A range of the pairs of all matrices, none of them empty. Each range packs what it multiplies by
+// itself: to read what another core has just written takes longer than to pack it twice.
+void add_pairs(const GramRows& all, int64_t begin, int64_t end, double* scratch);
+
+}  // namespace cpu
+
 }  // namespace fusedstep

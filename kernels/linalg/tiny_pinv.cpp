@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "kernels/linalg/tiny_pinv_cpu.h"
+#include "kernels/linalg/tiny_pinv.h"
 
 namespace fusedstep::cpu {
 namespace {

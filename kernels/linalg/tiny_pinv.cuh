@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "kernels/linalg/tiny_problem.h"
+#include "kernels/linalg/tiny_pinv.h"
 
 namespace fusedstep::cuda {
 

@@ -7,7 +7,8 @@
 #include "kernels/linalg/tiny_problem.h"
 #include "kernels/linalg/tiny_qr.h"
 
-namespace fusedstep::tiny {
+namespace fusedstep {
+namespace tiny {
 
 // Inverts by QR what that suits and gives NaN where an element is not finite; returns what is left.
 //
@@ -94,4 +95,13 @@ FUSEDSTEP_HD void invert_by_jacobi(const Team& team, const TinyPinv& p, const Wo
                          [=](int i, int j) { return dot<Real>(l.row(j), x.row(i), columns); });
 }
 
-}  // namespace fusedstep::tiny
+}  // namespace tiny
+
+namespace cpu {
+
+// Eight at once, any range by any thread. Matrices [begin, end), each of which has an element.
+void tiny_pinv(const TinyPinv& p, int64_t begin, int64_t end);
+
+}  // namespace cpu
+
+}  // namespace fusedstep

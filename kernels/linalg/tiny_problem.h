@@ -1,12 +1,12 @@
-// A batch of tiny matrices to be inverted: what is asked, how each is read, and what is told.
+// A batch of tiny matrices to be inverted: what is asked, how each is read, and what is returned.
 //
 // X is A, or Aᵀ where A is wide, times the power of two that brings its largest element near 1.
 #pragma once
 
 #include <limits>
 
+#include "kernels/common/finite.h"
 #include "kernels/linalg/tiny_matrix.h"
-#include "kernels/optim/norm.h"
 
 namespace fusedstep {
 

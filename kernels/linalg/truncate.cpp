@@ -1,5 +1,5 @@
 // Truncation of singular values on the CPU.
-#include "kernels/linalg/truncate_cpu.h"
+#include "kernels/linalg/truncate.h"
 
 namespace fusedstep::cpu {
 

@@ -38,4 +38,12 @@ FUSEDSTEP_HD double inverse_of(const Truncation& t, double value, double thresho
   return size_of(t, value) > threshold ? 1 / value : 0;
 }
 
+namespace cpu {
+
+// Ranges of the matrices, and of the rows of all matrices. All matrices come before the first row.
+void truncate(const Truncation& truncation, int64_t begin, int64_t end);
+void scale_rows(const Truncation& truncation, int64_t begin, int64_t end);
+
+}  // namespace cpu
+
 }  // namespace fusedstep

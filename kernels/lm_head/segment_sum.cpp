@@ -1,7 +1,7 @@
 // Sums of rows by id on the CPU: the order of kernels/lm_head/segment_sum.h, 256 columns at a time.
-#include <algorithm>
+#include "kernels/lm_head/segment_sum.h"
 
-#include "kernels/lm_head/segment_sum_cpu.h"
+#include <algorithm>
 
 namespace fusedstep::cpu {
 namespace {

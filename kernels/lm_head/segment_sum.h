@@ -61,4 +61,12 @@ FUSEDSTEP_HD int64_t heads_to_collect(const Segments& s, int64_t piece) {
   return heads;
 }
 
+namespace cpu {
+
+// Pieces [begin, end). All pieces have been summed before the first collects.
+void sum_pieces(const Segments& segments, int64_t begin, int64_t end);
+void collect_heads(const Segments& segments, int64_t begin, int64_t end);
+
+}  // namespace cpu
+
 }  // namespace fusedstep

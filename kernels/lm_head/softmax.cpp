@@ -1,10 +1,11 @@
 // Loss and gradient of rows of logits on the CPU: the order of kernels/lm_head/softmax.h, a chunk
 // at a time in the first-level cache.
+#include "kernels/lm_head/softmax.h"
+
 #include <algorithm>
 #include <cmath>
 
 #include "kernels/common/fold.h"
-#include "kernels/lm_head/softmax_cpu.h"
 
 namespace fusedstep::cpu {
 namespace {

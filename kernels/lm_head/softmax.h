@@ -111,4 +111,14 @@ struct Weight {
   FUSEDSTEP_HD T operator*(T e) const { return e < least ? 0 : e * value; }
 };
 
+namespace cpu {
+
+// Chunks [begin, end) of a row: sums and, if the rows are written, what scale_chunks needs over the
+// logits. Then the whole row's results; then, if the rows are written, chunks [begin, end) of it.
+void sum_chunks(const Softmax& softmax, int64_t row, int64_t begin, int64_t end);
+void fold_row(const Softmax& softmax, int64_t row);
+void scale_chunks(const Softmax& softmax, int64_t row, int64_t begin, int64_t end);
+
+}  // namespace cpu
+
 }  // namespace fusedstep

@@ -1,8 +1,9 @@
 // The norm pass on the CPU: the order of kernels/optim/norm.h, 256 lanes at a time.
+#include "kernels/optim/norm.h"
+
 #include <algorithm>
 
 #include "kernels/common/fold.h"
-#include "kernels/optim/norm_cpu.h"
 #include "kernels/optim/tile.h"
 
 namespace fusedstep::cpu {

@@ -20,6 +20,7 @@
 
 #include <cmath>
 
+#include "kernels/common/finite.h"
 #include "kernels/optim/table.h"
 
 namespace fusedstep {
@@ -32,12 +33,6 @@ enum class Norm : uint8_t { kTwo, kOne, kInf };
 FUSEDSTEP_HD int rows_of(int32_t chunk_size) { return (chunk_size + kLanes - 1) / kLanes; }
 FUSEDSTEP_HD int rows_of_strip(int32_t chunk_size) {
   return (rows_of(chunk_size) + kStrips - 1) / kStrips;
-}
-
-// A NaN on either side wins, which fmax would drop.
-template <typename T>
-FUSEDSTEP_HD T nan_max(T a, T b) {
-  return a >= b ? a : (a != a ? a : b);
 }
 
 template <Norm norm, typename T>
@@ -72,8 +67,6 @@ FUSEDSTEP_HD double undo_rescue(double partial) {
   return norm == Norm::kTwo ? partial * 0x1p192 : partial * 0x1p96;
 }
 
-FUSEDSTEP_HD bool is_finite(double x) { return x - x == 0; }
-
 // The norm from the folded partials, of gradients that were multiplied by `grad_scale`.
 template <Norm norm>
 FUSEDSTEP_HD double finish(double folded, double grad_scale) {
@@ -92,5 +85,15 @@ auto with_norm(Norm norm, F&& f) {
       return f(std::integral_constant<Norm, Norm::kTwo>{});
   }
 }
+
+namespace cpu {
+
+// Writes partials[...] of the chunks [begin, end), from the first to the last.
+void norm_chunks(const Table& table, Norm norm, int64_t begin, int64_t end, double* partials);
+
+// The norm of gradients that were multiplied by *grad_scale (null: 1), in float64.
+double fold_partials(Norm norm, const double* partials, int64_t count, const float* grad_scale);
+
+}  // namespace cpu
 
 }  // namespace fusedstep

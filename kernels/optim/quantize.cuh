@@ -2,9 +2,9 @@
 // and back. They exist for float32 computations alone; for others the functions do nothing.
 #pragma once
 
+#include "kernels/common/finite.h"
 #include "kernels/common/vector.cuh"
 #include "kernels/common/warp.cuh"
-#include "kernels/optim/norm.h"
 #include "kernels/optim/quantize.h"
 #include "kernels/optim/random.h"
 #include "kernels/optim/remainder.h"

@@ -28,9 +28,9 @@ constexpr int kBlock = 128;
 
 FUSEDSTEP_HD int64_t blocks_of(int64_t size) { return (size + kBlock - 1) / kBlock; }
 
-// The scale of a block from its largest magnitude (nan_max of norm.h). Where that is NaN or
-// infinite, all of the block becomes NaN or infinite. The lower bound keeps 1 / scale finite and
-// code 1 above zero.
+// The scale of a block from its largest magnitude (nan_max of kernels/common/finite.h). Where that
+// is NaN or infinite, all of the block becomes NaN or infinite. The lower bound keeps 1 / scale
+// finite and code 1 above zero.
 FUSEDSTEP_HD float block_scale(float largest) { return largest < 0x1p-110f ? 0x1p-110f : largest; }
 
 // Codes of either sign, -127 to 127: x = scale * (c / 127)^2 with the sign of c. The square roots
@@ -82,5 +82,18 @@ FUSEDSTEP_HD uint8_t encode_unsigned(float x, float inverse, uint32_t random16) 
   const float least = x > 0 ? 1.0f : 0.0f;
   return static_cast<uint8_t>(static_cast<int>(code > least ? code : least));
 }
+
+// State to codes and back outside of a step: for checkpoints.
+namespace cpu {
+
+// `size` elements in the order of memory, and a scale for each kBlock of them. Rounded to
+// the nearest code: nothing accumulates here, as it does from step to step.
+void encode_state(const float* x, int64_t size, int8_t* codes, float* scales);
+void encode_state(const float* x, int64_t size, uint8_t* codes, float* scales);
+
+void decode_state(const int8_t* codes, const float* scales, int64_t size, float* x);
+void decode_state(const uint8_t* codes, const float* scales, int64_t size, float* x);
+
+}  // namespace cpu
 
 }  // namespace fusedstep

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "kernels/optim/norm.cuh"
-#include "kernels/optim/norm_cpu.h"
-#include "kernels/optim/passes.cuh"
-#include "kernels/optim/passes_cpu.h"
+#include "kernels/optim/norm.h"
+#include "kernels/optim/step.cuh"
+#include "kernels/optim/step.h"
 #include "tests/simt/check.h"
 #include "tests/simt/problem.h"
 

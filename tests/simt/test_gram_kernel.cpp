@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "kernels/linalg/gram.cuh"
-#include "kernels/linalg/gram_cpu.h"
+#include "kernels/linalg/gram.h"
 #include "tests/simt/check.h"
 #include "tests/simt/launch_in_test.h"
 

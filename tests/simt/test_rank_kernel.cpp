@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "kernels/linalg/certificate.cuh"
-#include "kernels/linalg/certificate_cpu.h"
+#include "kernels/linalg/certificate.h"
 #include "kernels/linalg/truncate.cuh"
-#include "kernels/linalg/truncate_cpu.h"
+#include "kernels/linalg/truncate.h"
 #include "tests/simt/check.h"
 #include "tests/simt/launch_in_test.h"
 

@@ -9,7 +9,6 @@
 
 #include "kernels/lm_head/segment_sum.cuh"
 #include "kernels/lm_head/segment_sum.h"
-#include "kernels/lm_head/segment_sum_cpu.h"
 #include "tests/simt/check.h"
 #include "tests/simt/launch_in_test.h"
 

@@ -9,7 +9,6 @@
 
 #include "kernels/lm_head/softmax.cuh"
 #include "kernels/lm_head/softmax.h"
-#include "kernels/lm_head/softmax_cpu.h"
 #include "tests/simt/check.h"
 #include "tests/simt/launch_in_test.h"
 

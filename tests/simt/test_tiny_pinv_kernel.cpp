@@ -7,8 +7,7 @@
 #include <vector>
 
 #include "kernels/linalg/tiny_pinv.cuh"
-#include "kernels/linalg/tiny_pinv_cpu.h"
-#include "kernels/linalg/tiny_problem.h"
+#include "kernels/linalg/tiny_pinv.h"
 #include "tests/simt/check.h"
 #include "tests/simt/launch_in_test.h"
 

@@ -1,12 +1,12 @@
 // The CPU kernels behind a C interface: compiled for one instruction set at a time by test_isa.py.
 #include <vector>
 
-#include "kernels/linalg/tiny_pinv_cpu.h"
-#include "kernels/lm_head/softmax_cpu.h"
+#include "kernels/linalg/tiny_pinv.h"
+#include "kernels/lm_head/softmax.h"
 #include "kernels/optim/layout.h"
-#include "kernels/optim/norm_cpu.h"
-#include "kernels/optim/passes_cpu.h"
+#include "kernels/optim/norm.h"
 #include "kernels/optim/rules/adam.h"
+#include "kernels/optim/step.h"
 
 namespace {
 

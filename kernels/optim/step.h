@@ -1,4 +1,4 @@
-// The step pass on the CPU as the adapters in csrc/ call it: by a rule's name in the registry.
+// The step pass on the CPU as csrc/ calls it: by a rule's name in the registry.
 #pragma once
 
 #include "kernels/optim/clip.h"

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/optim/average.h"
-#include "kernels/optim/quantize_cpu.h"
+#include "kernels/optim/quantize_tile.h"
 #include "kernels/optim/rule.h"
 #include "kernels/optim/table.h"
 #include "kernels/optim/tile.h"

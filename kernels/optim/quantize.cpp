@@ -1,7 +1,7 @@
-// The conversions of convert.h, block by block.
-#include "kernels/optim/convert.h"
+// State to codes and back outside of a step (quantize.h), block by block.
+#include "kernels/optim/quantize.h"
 
-#include "kernels/optim/quantize_cpu.h"
+#include "kernels/optim/quantize_tile.h"
 
 namespace fusedstep::cpu {
 namespace {

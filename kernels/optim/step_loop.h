@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "kernels/optim/passes_cpu.h"
-#include "kernels/optim/storage_cpu.h"
+#include "kernels/optim/step.h"
+#include "kernels/optim/storage.h"
 
 namespace fusedstep::cpu {
 
