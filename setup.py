@@ -110,7 +110,7 @@ class BuildModules(cpp_extension.BuildExtension):
     """Compiles with ninja; every kind of build uses the same folder and re-uses its objects."""
 
     def build_extension(self, ext: setuptools.Extension) -> None:
-        self.build_temp = str(OBJECTS / ext.name)  # a source of both has other flags in each
+        self.build_temp = str(OBJECTS / ext.name)
         super().build_extension(ext)
 
     def run(self) -> None:
@@ -156,10 +156,10 @@ def module(
 
 check_tools()
 PLAN = plan_cuda()
-MODULES = [module("_C", ["csrc/*.cpp", "kernels/*/*.cpp"], "cpu", ["torch_cpu"], [])]
+ROOMS = ["csrc", "csrc/linalg", "csrc/lm_head", "csrc/optim", "kernels/*"]
+MODULES = [module("_C", [f"{room}/*.cpp" for room in ROOMS], "cpu", ["torch_cpu"], [])]
 if PLAN.root:
-    # The tensor table is used from both modules, which do not link to one another.
-    globs = ["csrc/tensor_table.cpp", "csrc/cuda/*.cpp", "kernels/*/*.cu"]
+    globs = ["csrc/cuda/*.cpp", "kernels/*/*.cu"]
     libraries = ["torch_cpu", "torch_cuda", "cudart"]
     macros = [("USE_CUDA", None)]
     MODULES.append(module("_C_cuda", globs, "cuda", libraries, macros, PLAN.includes))

@@ -2,85 +2,121 @@
 // and TypeError (python/fusedstep/checks.py); these guard those who call the ops themselves.
 #pragma once
 
+#include <initializer_list>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "csrc/tensor.h"
 
 namespace fusedstep {
 
-// "<function>: <argument>[i] must <property>, got <value>"; i < 0: no index.
+// An argument of a function and what it must be:
+//   Arg(function, "rows", rows).is({ScalarType::Float}).dims(2).must(width > 0, "have columns");
+// raises "<function>: <argument>[index] must <property>, got <value>" where something does not
+// hold; of a tensor the value is its dtype, shape, strides and device.
 template <typename Value>
-void require(bool holds, const char* function, const char* argument, int64_t i,
-             const char* property, const Value& value) {
-  if (!holds) {
-    std::ostringstream message;
-    message << function << ": " << argument;
-    if (i >= 0) {
-      message << "[" << i << "]";
+class Arg {
+ public:
+  Arg(const char* function, const char* argument, const Value& value, int64_t index = -1)
+      : function_(function), argument_(argument), value_(value), index_(index) {}
+
+  const Arg& must(bool holds, std::string_view property) const {
+    if (!holds) {
+      fail(property);
     }
-    message << " must " << property << ", got " << value;
+    return *this;
+  }
+
+  [[noreturn]] void fail(std::string_view property) const {
+    std::ostringstream message;
+    message << function_ << ": " << argument_;
+    if (index_ >= 0) {
+      message << "[" << index_ << "]";
+    }
+    message << " must " << property << ", got ";
+    if constexpr (std::is_same_v<Value, Tensor>) {
+      message << description(value_);
+    } else {
+      message << value_;
+    }
     throw std::runtime_error(message.str());  // torch's own macro would add the file's path
   }
-}
 
-inline void require_length(const char* function, const char* argument, size_t length,
-                           size_t expected) {
-  require(length == expected, function, argument, -1,
-          ("have length " + std::to_string(expected)).c_str(), length);
-}
+  // The rest is for tensors.
 
-inline Dtype require_dtype(const char* function, const char* argument, int64_t i,
-                           const Tensor& tensor) {
-  const auto dtype = dtype_of(tensor);
-  require(is_floating(dtype) && is_strided(tensor), function, argument, i,
-          "be a dense float32, float64, bfloat16 or float16 tensor", "another dtype or layout");
-  return *dtype;
-}
-
-// The kernels take a tensor's elements in the order of memory, numel() of them from the first on.
-inline void require_gapless(const char* function, const char* argument, int64_t i,
-                            const Tensor& tensor) {
-  if (!is_gapless(tensor)) {
-    std::ostringstream got;
-    for (const Dimension& dim : dimensions(tensor)) {
-      got << (got.tellp() > 0 ? ", " : "sizes and strides ") << dim.size << " by " << dim.stride;
+  // Dense and of one of these dtypes.
+  const Arg& is(std::initializer_list<ScalarType> dtypes) const {
+    const auto dtype = scalar_type_of(value_);
+    if (!is_strided(value_) || !dtype || std::ranges::find(dtypes, *dtype) == dtypes.end()) {
+      std::string property = "be a dense ";
+      size_t left = dtypes.size();
+      for (const ScalarType wanted : dtypes) {
+        property += name_of(wanted);
+        property += --left > 1 ? ", " : left == 1 ? " or " : " tensor";
+      }
+      fail(property);
     }
-    require(false, function, argument, i, "have its elements in memory without gaps", got.str());
+    return *this;
+  }
+
+  // Dense and of a dtype that parameters and gradients may have.
+  Dtype floating() const {
+    is({ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half});
+    return *dtype_of(value_);
+  }
+
+  const Arg& dims(int64_t count) const {
+    if (value_.dim() != count) {
+      fail("have " + std::to_string(count) + (count == 1 ? " dimension" : " dimensions"));
+    }
+    return *this;
+  }
+
+  const Arg& shape(std::initializer_list<int64_t> sizes) const {
+    if (!std::ranges::equal(value_.sizes(), sizes)) {
+      fail("have the shape " + text_of(sizes));
+    }
+    return *this;
+  }
+
+  const Arg& contiguous() const { return must(value_.is_contiguous(), "be contiguous"); }
+
+  // The kernels take a tensor's elements in the order of memory, numel() of them from the first on.
+  const Arg& gapless() const {
+    return must(is_gapless(value_), "have its elements in memory without gaps");
+  }
+
+  const Arg& on_device_of(const Tensor& first) const {
+    return must(same_device(value_, first), "be on the device of the first tensor");
+  }
+
+  const Arg& scalar(Dtype dtype, const Tensor& first) const {
+    must(value_.numel() == 1 && dtype_of(value_) == dtype,
+         dtype == Dtype::kFloat64 ? "be one float64 value" : "be one float32 value");
+    return on_device_of(first);
+  }
+
+ private:
+  const char* function_;
+  const char* argument_;
+  const Value& value_;
+  int64_t index_;
+};
+
+// The checks of an argument that may be missing.
+inline void check_scalar(const char* function, const char* argument,
+                         const std::optional<Tensor>& tensor, Dtype dtype, const Tensor& first) {
+  if (tensor.has_value()) {
+    Arg(function, argument, *tensor).scalar(dtype, first);
   }
 }
 
-// A matrix whose rows lie in memory without gaps, though perhaps apart from one another.
-inline Dtype require_rows(const char* function, const Tensor& rows, int64_t width,
-                          const char* as_wide) {
-  const Dtype dtype = require_dtype(function, "rows", -1, rows);
-  require(rows.dim() == 2, function, "rows", -1, "have two dimensions", rows.dim());
-  require(rows.size(1) == width, function, "rows", -1, as_wide, rows.size(1));
-  require(width < 2 || rows.stride(1) == 1, function, "rows", -1,
-          "have neighbouring elements in memory along a row", rows.stride(1));
-  return dtype;
-}
-
-inline void require_same_device(const char* function, const char* argument, int64_t i,
-                                const Tensor& tensor, const Tensor& reference) {
-  require(same_device(tensor, reference), function, argument, i,
-          "be on the device of the first tensor", tensor.get_device());
-}
-
-inline void require_scalar(const char* function, const char* argument, int64_t i,
-                           const Tensor& tensor, Dtype dtype, const Tensor& reference) {
-  require(tensor.numel() == 1 && dtype_of(tensor) == dtype, function, argument, i,
-          dtype == Dtype::kFloat64 ? "be one float64 value" : "be one float32 value",
-          std::to_string(tensor.numel()) + " values or another dtype");
-  require_same_device(function, argument, i, tensor, reference);
-}
-
-inline void require_scalar(const char* function, const char* argument,
-                           const std::optional<Tensor>& tensor, Dtype dtype,
-                           const Tensor& reference) {
-  if (tensor.has_value()) {
-    require_scalar(function, argument, -1, *tensor, dtype, reference);
+inline void check_length(const char* function, const char* argument, size_t length,
+                         size_t expected) {
+  if (length != expected) {
+    Arg(function, argument, length).fail("have length " + std::to_string(expected));
   }
 }
 

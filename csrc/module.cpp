@@ -1,14 +1,16 @@
-// The Python module _C. The ops beside it reach Python through torch's dispatcher (ops.cpp); what
-// is bound here takes no torch type, so that the module depends on no torch version.
+// The Python module _C. The ops beside it reach Python through torch's dispatcher (one file each);
+// what is bound here takes no torch type, so that the module depends on no torch version.
+#include "csrc/module.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "csrc/build_facts.h"
-#include "csrc/tensor_table_module.h"
+#include "csrc/device.h"
 #include "kernels/linalg/certificate.h"
 #include "kernels/linalg/tiny_problem.h"
-#include "kernels/optim/step.h"
 #include "kernels/optim/quantize.h"
+#include "kernels/optim/step.h"
 #include "kernels/optim/table.h"
 
 namespace py = pybind11;
@@ -40,6 +42,7 @@ void bind_constants(py::module_& m) {
                                 "OPEN"_a = static_cast<int>(Verdict::kOpen),
                                 "BLURRED"_a = static_cast<int>(Verdict::kBlurred));
   m.attr("TINY") = tiny::kLargest;
+  m.attr("SVD_COLUMNS") = fusedstep::kSvdColumns;
   m.attr("PINV_CODES") = py::dict("DONE"_a = static_cast<int>(tiny::kDone),
                                   "NOT_FINITE"_a = static_cast<int>(tiny::kNotFinite),
                                   "FAILED"_a = static_cast<int>(tiny::kFailed));
@@ -52,8 +55,10 @@ void bind_constants(py::module_& m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fusedstep: op schemas and CPU kernels";
   m.def("build_facts", &build_facts, "What was built and with what: a dict of strings.");
+  m.attr("DEVICE") = py::capsule(&fusedstep::kCpuDevice, fusedstep::kDeviceCapsule);
+  fusedstep::bind_device(m);
+  fusedstep::bind_tensor_table(m);
   m.def("rule_fields", &rule_fields, "rule"_a,
         "The names of the values that a parameter group of a rule has, in the ops' order.");
-  fusedstep::bind_tensor_table(m);
   bind_constants(m);
 }

@@ -1,17 +1,21 @@
-// What the adapters ask of a torch tensor, through the stable C interface.
+// What the ops ask of a torch tensor, through the stable C interface, and new tensors.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "kernels/common/dtypes.h"
 
 namespace fusedstep {
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 
@@ -69,30 +73,21 @@ inline bool same_layout(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-struct Dimension {
-  int64_t size;
-  int64_t stride;  // in elements
-};
-
-inline std::vector<Dimension> dimensions(const Tensor& tensor) {
-  int64_t *sizes, *strides;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor.get(), &sizes));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor.get(), &strides));
-  std::vector<Dimension> dims;
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    dims.push_back({sizes[d], strides[d]});
-  }
-  return dims;
-}
-
 // Whether numel() elements from the first on are the tensor's, each once, in whatever order of
 // dimensions: no gap, and none shared, as in an expanded tensor.
 inline bool is_gapless(const Tensor& tensor) {
   if (tensor.numel() < 2) {
     return true;
   }
-  auto dims = dimensions(tensor);
-  std::erase_if(dims, [](const Dimension& dim) { return dim.size == 1; });
+  struct Dimension {
+    int64_t size, stride;
+  };
+  std::vector<Dimension> dims;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) != 1) {
+      dims.push_back({tensor.size(d), tensor.stride(d)});
+    }
+  }
   std::ranges::sort(dims, {}, &Dimension::stride);
   int64_t expected = 1;
   for (const Dimension& dim : dims) {
@@ -104,29 +99,34 @@ inline bool is_gapless(const Tensor& tensor) {
   return true;
 }
 
-// Whether the elements lie in memory in the order of their indices, without gaps.
-inline bool is_contiguous(const Tensor& tensor) {
-  int64_t expected = 1;
-  const auto dims = dimensions(tensor);
-  for (auto dim = dims.rbegin(); dim != dims.rend(); ++dim) {
-    if (dim->size != 1 && dim->stride != expected) {
-      return tensor.numel() == 0;
-    }
-    expected *= dim->size;
-  }
-  return true;
+// Whether the elements of a row are neighbours in memory; of a tensor with a dimension.
+inline bool has_dense_rows(const Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  return tensor.size(last) < 2 || tensor.stride(last) == 1;
 }
 
-// Whether it is contiguous, of one dimension and of the dtype with torch's `code`.
-inline bool is_vector(const Tensor& tensor, int32_t code) {
-  int32_t of_tensor;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &of_tensor));
-  return of_tensor == code && is_strided(tensor) && tensor.dim() == 1 && is_contiguous(tensor);
+template <typename T>
+T* data_of(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
 }
 
 template <typename T>
 T* data_or_null(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? static_cast<T*>(tensor->data_ptr()) : nullptr;
+  return tensor.has_value() ? data_of<T>(*tensor) : nullptr;
 }
+
+// Contiguous, on the device of `tensor`.
+inline Tensor empty_on(const Tensor& tensor, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                       ScalarType dtype = ScalarType::Double) {
+  return torch::stable::empty(sizes, dtype, std::nullopt, tensor.device());
+}
+
+// Nothing for a dtype that the stable interface does not know.
+std::optional<ScalarType> scalar_type_of(const Tensor& tensor);
+
+// For messages: as torch writes it in Python; "[2, 3]"; dtype, shape, strides and device.
+std::string name_of(ScalarType dtype);
+std::string text_of(torch::headeronly::IntHeaderOnlyArrayRef numbers);
+std::string description(const Tensor& tensor);
 
 }  // namespace fusedstep

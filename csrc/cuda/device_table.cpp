@@ -1,4 +1,4 @@
-// The copy of a tensor table in GPU memory.
+// The copy of a tensor table in GPU memory, and the pool of copies that one op uses.
 #include "csrc/cuda/device_table.h"
 
 #include <algorithm>
@@ -21,23 +21,26 @@ size_t bytes_of(const std::vector<T>& values) {
   return values.size() * sizeof(T);
 }
 
+Pool<DeviceTable>& pool() {
+  static Pool<DeviceTable>& pool = *new Pool<DeviceTable>;
+  return pool;
+}
+
 }  // namespace
 
-void DeviceTable::synchronize(const TensorTable& table, const void* groups, size_t groups_bytes,
+void DeviceTable::synchronize(const TableData& table, std::span<const std::byte> groups,
                               cudaStream_t stream) {
   const bool capturing = is_capturing(stream);
-  const Layout& layout = table.layout();
-  const size_t grads_bytes = bytes_of(table.grads());
-  if (groups == nullptr && layout_version_ == table.layout_version()) {
-    groups = sent_.data();  // a norm needs none: those of the last step stay
-    groups_bytes = groups_bytes_;
+  const size_t grads_bytes = bytes_of(table.grads);
+  if (groups.empty() && layout_version_ == table.version) {
+    groups = {sent_.data(), groups_bytes_};  // a norm needs none: those of the last step stay
   }
 
-  std::vector<std::byte> often(aligned(groups_bytes) + grads_bytes);
-  std::copy_n(static_cast<const std::byte*>(groups), groups_bytes, often.data());
-  std::memcpy(often.data() + aligned(groups_bytes), table.grads().data(), grads_bytes);
+  std::vector<std::byte> often(aligned(groups.size()) + grads_bytes);
+  std::ranges::copy(groups, often.data());
+  std::memcpy(often.data() + aligned(groups.size()), table.grads.data(), grads_bytes);
 
-  const bool laid_out = layout_version_ == table.layout_version() && groups_bytes_ == groups_bytes;
+  const bool laid_out = layout_version_ == table.version && groups_bytes_ == groups.size();
   const bool current = laid_out && std::memcmp(sent_.data(), often.data(), often.size()) == 0;
   if (!current) {
     // A captured graph goes on reading its table at every replay: leave it and begin another.
@@ -46,20 +49,20 @@ void DeviceTable::synchronize(const TensorTable& table, const void* groups, size
     const bool keep = laid_out && !captured_ && !capturing;
     forget();  // whatever fails from here on, the next call starts over
     if (!keep) {
-      place(table, groups_bytes, capturing);
+      place(table, groups.size(), capturing);
     }
     std::memcpy(sent_.data(), often.data(), often.size());
     send(0, keep ? often.size() : sent_.size(), stream, capturing);
-    layout_version_ = table.layout_version();
+    layout_version_ = table.version;
   }
   captured_ = captured_ || capturing;
-  view_.num_chunks = layout.num_chunks();
+  view_.num_chunks = table.layout.num_chunks();
 }
 
-void DeviceTable::place(const TensorTable& table, size_t groups_bytes, bool capturing) {
-  const Layout& layout = table.layout();
+void DeviceTable::place(const TableData& table, size_t groups_bytes, bool capturing) {
+  const Layout& layout = table.layout;
   const size_t grads_at = aligned(groups_bytes);
-  const size_t rows_at = aligned(grads_at + bytes_of(table.grads()));
+  const size_t rows_at = aligned(grads_at + bytes_of(table.grads));
   const size_t chunks_at = aligned(rows_at + bytes_of(layout.rows));
   const size_t partials_at = aligned(chunks_at + bytes_of(layout.row_of_chunk));
   const size_t counters_at = partials_at + layout.num_chunks() * sizeof(double);
@@ -88,7 +91,6 @@ void DeviceTable::place(const TensorTable& table, size_t groups_bytes, bool capt
 }
 
 void DeviceTable::send(size_t begin, size_t end, cudaStream_t stream, bool capturing) {
-  ++uploads_;
   const size_t bytes = end - begin;
   if (capturing) {
     // Now and outside the graph: a copy inside it would read host memory at every replay.
@@ -116,11 +118,21 @@ Staging& DeviceTable::free_staging(size_t bytes) {
   return *staging_.back();
 }
 
-DeviceTable& device_side(TensorTable& table) {
-  if (table.device_side == nullptr) {
-    table.device_side = std::make_unique<DeviceTable>();
+BorrowedTable::BorrowedTable(int32_t device, cudaStream_t stream)
+    : key_(device, stream), table_(pool().take(key_)) {
+  if (table_ == nullptr) {
+    table_ = std::make_unique<DeviceTable>();
+  } else {
+    table_->forget();
   }
-  return static_cast<DeviceTable&>(*table.device_side);
+}
+
+BorrowedTable::~BorrowedTable() {
+  if (table_->captured()) {
+    (void)table_.release();  // the graph reads it for as long as it lives
+  } else {
+    pool().give_back(key_, std::move(table_));
+  }
 }
 
 }  // namespace fusedstep::cuda

@@ -3,32 +3,32 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "csrc/cuda/memory.h"
-#include "csrc/tensor_table.h"
+#include "csrc/cuda/pool.h"
+#include "csrc/device.h"
 
 namespace fusedstep::cuda {
 
 // The layout of the memory: groups and gradient addresses first, since they change most often,
 // then rows and chunks, then what kernels write: partial sums, and counters that are zero at rest.
-class DeviceTable : public DeviceSide {
+class DeviceTable : public DeviceCopy {
  public:
-  // Makes the copy say what `table` and `groups` say, in order on `stream`; null groups: none are
+  // Makes the copy say what `table` and `groups` say, in order on `stream`; no groups: none are
   // read, and those that are there stay. If it raises, the next call sends everything again.
-  void synchronize(const TensorTable& table, const void* groups, size_t groups_bytes,
-                   cudaStream_t stream);
+  void synchronize(const TableData& table, std::span<const std::byte> groups, cudaStream_t stream);
 
   const Table& view() const { return view_; }
   double* partials() const { return partials_; }
   unsigned* ticket() const { return counters_; }
   unsigned* finished() const { return counters_ + 1; }
-  int64_t uploads() const { return uploads_; }  // copies sent so far, for tests
   bool captured() const { return captured_; }
   void forget() { layout_version_ = -1; }  // what was sent no longer counts
 
  private:
-  void place(const TensorTable& table, size_t groups_bytes, bool capturing);
+  void place(const TableData& table, size_t groups_bytes, bool capturing);
   void send(size_t begin, size_t end, cudaStream_t stream, bool capturing);
   Staging& free_staging(size_t bytes);
 
@@ -39,13 +39,24 @@ class DeviceTable : public DeviceSide {
   bool captured_ = false;        // a graph reads memory_
   size_t groups_bytes_ = 0;
   int64_t layout_version_ = -1;
-  int64_t uploads_ = 0;
   Table view_ = {};
   double* partials_ = nullptr;
   unsigned* counters_ = nullptr;
 };
 
-// The device side of a table that lives on, made at the first call.
-DeviceTable& device_side(TensorTable& table);
+// A device table for the length of one op. Its memory goes back to a pool, to be overwritten in the
+// order of the same stream of the same device; where a graph was captured it is kept for good.
+class BorrowedTable {
+ public:
+  BorrowedTable(int32_t device, cudaStream_t stream);
+  ~BorrowedTable();
+  BorrowedTable(const BorrowedTable&) = delete;
+  DeviceTable& operator*() const { return *table_; }
+  DeviceTable* operator->() const { return table_.get(); }
+
+ private:
+  StreamKey key_;
+  std::unique_ptr<DeviceTable> table_;
+};
 
 }  // namespace fusedstep::cuda

@@ -7,8 +7,8 @@
 
 namespace fusedstep::cuda {
 
-// Raises where a call failed. CUDA's last error is then cleared: it was told, and whoever asks for
-// it after the next launch must not hear it again.
+// Raises where a call failed. CUDA's last error is then cleared: it has been reported, and whoever
+// asks for it after the next launch must not see it again.
 void check(cudaError_t status, const char* what);
 
 // While it lives, this thread may call what CUDA forbids, in every thread, while a stream is being

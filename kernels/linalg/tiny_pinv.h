@@ -58,7 +58,7 @@ FUSEDSTEP_HD void invert_by_jacobi(const Team& team, const TinyPinv& p, const Wo
     const Real sigma = square_root<Real>(u[j]);
     const Mask<Real> keep = sigma > threshold;
     rank += keep ? filled<Real>(1.0) : Real{};
-    smallest = keep & (sigma < smallest) ? sigma : smallest;
+    smallest = (keep & (sigma < smallest)) ? sigma : smallest;
   }
   const Real rcond = rank > Real{} ? smallest / sigma_1 : Real{};
   store_facts(team, p, where, good, facts.finite, rank, rcond);

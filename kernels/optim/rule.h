@@ -28,6 +28,8 @@ struct Field {
   std::string_view name;
   double Group::*member;
 };
+template <typename Group>  // which clang 16 does not deduce by itself
+Field(std::string_view, double Group::*) -> Field<Group>;
 
 // The fields of a group and then those of one derived from it.
 template <typename Base, size_t n, typename Group, size_t m>

@@ -119,7 +119,8 @@ struct ChunkParam {
         weights(group.ema_decay) {
     if constexpr (!uniform) {
       master = {row.arrays[kMaster], row.dtypes[kMaster], begin};
-      stochastic = group.stochastic_rounding != 0 && row.param_dtype == Dtype::kBFloat16 && !master.exists();
+      stochastic =
+          group.stochastic_rounding != 0 && row.param_dtype == Dtype::kBFloat16 && !master.exists();
     }
   }
 

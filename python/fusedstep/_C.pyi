@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 class TensorTable:
-    """Where the tensors of a step are; csrc/tensor_table.h."""
+    """Where the tensors of a step are; csrc/optim/tensor_table.h."""
 
     def __init__(self) -> None: ...
     @property
@@ -19,6 +19,20 @@ class TensorTable:
     @property
     def layout_version(self) -> int: ...
 
+ROLES: dict[str, int]
+MAX_STATES: int
+BLOCK: int
+CHUNK_SIZE: int
+VERDICTS: dict[str, int]
+PINV_CODES: dict[str, int]
+TINY: int
+SVD_COLUMNS: int
+DEVICE: Any  # a capsule
+
+def gram_error(rows: int, columns: int) -> float: ...
+def use_device(type: str, device: Any, reason: str = "") -> Any: ...
+def has_solvers(type: str) -> bool: ...
+def no_cuda(reason: str) -> str: ...
 def build_facts() -> dict[str, str]: ...
 def rule_fields(rule: str) -> list[str]: ...
 def same_objects(

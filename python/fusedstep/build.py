@@ -61,12 +61,10 @@ def _load_cuda(facts: Mapping[str, str]) -> tuple[ModuleType | None, str]:
 _C = _load_cpu()
 FACTS: dict[str, str] = _C.build_facts()
 _C_cuda, CUDA_REASON = _load_cuda(FACTS)
+_C.use_device("cuda", _C_cuda and _C_cuda.DEVICE, reason=CUDA_REASON)
 
 
 def require_cuda(device: torch.device) -> None:
     """Raises RuntimeError, one sentence, where `device` is a CUDA device without kernels for it."""
     if CUDA_REASON and device.type == "cuda":
-        raise RuntimeError(
-            f"fusedstep: no CUDA kernels ({CUDA_REASON}); move the tensors to the CPU or reinstall "
-            "with a CUDA toolkit that fits torch: see python -m fusedstep"
-        )
+        raise RuntimeError(_C.no_cuda(CUDA_REASON))

@@ -57,19 +57,19 @@ WRONG: dict[str, tuple[Callable[[list[Any]], None], str]] = {
     "two lrs": (replace(LRS, lambda x: x * 2), "lr_groups must have length 2, got 1"),
     "lr of none": (replace(LR_GROUPS, lambda x: [2]), r"lr_groups\[0\] must be a .*, got 2"),
     "float64 lr": (swap(LRS, Tensor.double), r"lrs\[0\] must be one float32 value, got .*"),
-    "long lr": (swap(LRS, lambda x: x.expand(2)), r"lrs\[0\] must be one .*, got 2 values.*"),
+    "long lr": (swap(LRS, lambda x: x.expand(2)), r"lrs\[0\] must be one .*, got .* shape \[2\] .*"),
     "float64 grad_scale": (replace(SCALE, Tensor.double), "grad_scale must be one float32 .*"),
     "float64 found_inf": (replace(FOUND, Tensor.double), "found_inf must be one float32 .*"),
     "float32 norm": (replace(NORM, Tensor.float), "norm must be one float64 value, got .*"),
     "integer param": (swap(PARAMS, Tensor.int), r"params\[2\] must be a dense float32.*, got .*"),
-    "gaps": (swap(PARAMS, lambda x: torch.ones(10)[::2]), r"params\[2\] must have its .*by 2"),
-    "expanded": (swap(PARAMS, lambda x: x[:1].expand(5)), r"params\[2\] must have its .*by 0"),
-    "integer grad": (swap(GRADS, Tensor.int), "grads must have .* a supported dtype, got .*"),
-    "other shape": (swap(GRADS, lambda x: x[:-1]), "grads must have their parameters' .*"),
+    "gaps": (swap(PARAMS, lambda x: torch.ones(10)[::2]), r"params\[2\] must have its .* strides \[2\] on cpu"),
+    "expanded": (swap(PARAMS, lambda x: x[:1].expand(5)), r"params\[2\] must have its .* strides \[0\] on cpu"),
+    "integer grad": (swap(GRADS, Tensor.int), r"grads\[2\] must be a dense float32, .* tensor, got int32 .*"),
+    "other shape": (swap(GRADS, lambda x: x[:-1]), r"grads\[2\] must have its parameter's .*, got .*\[4\] .*"),
     "half state": (array(LAST_MOMENT, Tensor.half), r"arrays\[6\] must be float32, .*, got .*"),
-    "no scales": (array(LAST_MOMENT, Tensor.char), r"params\[2\] must have scales .*, got .*"),
+    "no scales": (array(LAST_MOMENT, Tensor.char), r"params\[2\] must have scales .*, got state 0 of 8 .*"),
     "other state": (array(LAST_MOMENT, lambda x: x[:-1]), r"arrays\[6\] must have its .*, got .*"),
-    "long step": (array(LAST_STEP, lambda x: x.expand(2)), r"arrays\[9\] must be one .*, got 2 .*"),
+    "long step": (array(LAST_STEP, lambda x: x.expand(2)), r"arrays\[9\] must be one .*, got .*\[2\] .*"),
 }  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def test_ops_refuse_elements_with_gaps(name: str) -> None:
     base = torch.ones(3, 4, 5)
     tensor = GAPPED[name](base)
     norm = torch.tensor(2.0, dtype=torch.float64)
-    must = r"\[1\] must have its elements in memory without gaps, got sizes and strides \d+ by .*$"
+    must = r"\[1\] must have its elements in memory without gaps, got .* and strides \[.*\] on cpu$"
     with pytest.raises(RuntimeError, match="^total_norm: tensors" + must):
         ops.total_norm([norm, tensor])
     with pytest.raises(RuntimeError, match="^clip_by_norm_: tensors" + must):
@@ -182,3 +182,33 @@ def test_table_op_refuses_groups_with_other_states() -> None:
     values = values_of({"amsgrad": 1.0})
     with pytest.raises(RuntimeError, match=r"^table_step_: groups\[0\] must need as many"):
         ops.table_step_(table.address, "adam", params[0], values, *TABLE_OPTIONS[1:])
+
+
+@pytest.mark.parametrize("wrong", [3, "cpu", object(), torch.ones(2).__dlpack__()], ids=repr)
+def test_use_device_refuses_what_is_no_device(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"^use_device: device must be a capsule named fused.*, got"):
+        _C.use_device("cpu", wrong)
+
+
+def test_use_device_refuses_other_types_and_a_missing_cpu() -> None:
+    with pytest.raises(ValueError, match=r'^use_device: type must be "cpu" or "cuda", got "mps"$'):
+        _C.use_device("mps", _C.DEVICE)
+    with pytest.raises(ValueError, match=r"^use_device: device must be a capsule .*, got None$"):
+        _C.use_device("cpu", None)
+
+
+@pytest.mark.parametrize("name", ["inverse_of_cholesky_factor", "eigh", "svd"])
+def test_a_cpu_has_no_solvers_of_its_own(name: str) -> None:
+    assert not _C.has_solvers("cpu")
+    with pytest.raises(RuntimeError, match=rf"^fusedstep: {name} is for NVIDIA GPUs; on a CPU"):
+        getattr(ops, name)(torch.eye(3, dtype=torch.float64)[None])
+
+
+@pytest.mark.gpu
+def test_cuda_tensors_without_a_device_get_one_sentence() -> None:
+    previous = _C.use_device("cuda", None, reason="for this test")
+    try:
+        with pytest.raises(RuntimeError, match=r"^fusedstep: no CUDA kernels \(for this test\); m"):
+            ops.total_norm([torch.ones(3, device="cuda")])
+    finally:
+        assert _C.use_device("cuda", previous) is None

@@ -22,7 +22,7 @@ F64 = torch.float64
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])
-def test_an_svd_by_way_of_eigenvalues_is_an_svd(on_gpu: Any, k: int) -> None:
+def test_an_svd_by_way_of_eigenvalues_is_an_svd(on_simt: Any, k: int) -> None:
     R = torch.stack([random(k, k), conditioned(k, k, 1e8), 1e3 * random(k, k, seed=1)])
     U, sigma, Vh, done = decompositions.svd_by_eigh(R)
     assert done.all()
@@ -51,7 +51,7 @@ def matrices(shape: tuple[int, int], dtype: torch.dtype, deficient: bool = True)
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("synchronize", [True, False])
 def test_every_driver_agrees_with_the_cpu(
-    on_gpu: Any, dtype: torch.dtype, shape: tuple[int, int], driver: str, synchronize: bool
+    on_simt: Any, dtype: torch.dtype, shape: tuple[int, int], driver: str, synchronize: bool
 ) -> None:
     A = matrices(shape, dtype, deficient=driver != "cholesky")
     options = {"driver": driver, "synchronize": synchronize}
@@ -68,7 +68,7 @@ def test_every_driver_agrees_with_the_cpu(
 
 @both
 @pytest.mark.parametrize("k", [7, 40])
-def test_hermitian_matrices_agree_with_the_cpu(on_gpu: Any, dtype: torch.dtype, k: int) -> None:
+def test_hermitian_matrices_agree_with_the_cpu(on_simt: Any, dtype: torch.dtype, k: int) -> None:
     A = random(3, k, k)
     A = (A + A.mT).to(dtype)
     for synchronize in (True, False):
@@ -79,7 +79,7 @@ def test_hermitian_matrices_agree_with_the_cpu(on_gpu: Any, dtype: torch.dtype, 
 @both
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("k", [5, 40])
-def test_nothing_is_read_on_the_host(on_gpu: Any, dtype: torch.dtype, driver: str, k: int) -> None:
+def test_nothing_is_read_on_the_host(on_simt: Any, dtype: torch.dtype, driver: str, k: int) -> None:
     A, B = matrices((k + 3, k), dtype), random(5, k + 3, 2).to(dtype)
     A[1, 0, 0] = math.nan
     with NoReads():
@@ -93,11 +93,11 @@ def test_nothing_is_read_on_the_host(on_gpu: Any, dtype: torch.dtype, driver: st
 @pytest.mark.parametrize(
     ("driver", "k"), [("eigh", 6), ("eigh", 40), ("qr_svd", 6), ("qr_svd", 40), ("hermitian", 6)]
 )
-def test_a_matrix_that_does_not_converge_fails_alone(on_gpu: Any, driver: str, k: int) -> None:
+def test_a_matrix_that_does_not_converge_fails_alone(on_simt: Any, driver: str, k: int) -> None:
     options = {"hermitian": True} if driver == "hermitian" else {"driver": driver}
     A = positive(5, k)
     expected = pinv(A, **options)
-    on_gpu.gives_up(3)
+    on_simt.gives_up(3)
     for synchronize in (True, False):
         actual, info = pinv(A, return_info=True, synchronize=synchronize, **options)
         assert info.code.tolist() == [0, 0, 0, 2, 0]
@@ -108,7 +108,7 @@ def test_a_matrix_that_does_not_converge_fails_alone(on_gpu: Any, driver: str, k
 
 
 @both
-def test_a_matrix_that_is_not_finite_fails_alone(on_gpu: Any, dtype: torch.dtype) -> None:
+def test_a_matrix_that_is_not_finite_fails_alone(on_simt: Any, dtype: torch.dtype) -> None:
     A = matrices((9, 5), dtype)
     expected = pinv(A)
     A[2, 1, 1], A[4, 0, 0] = math.nan, math.inf
@@ -121,7 +121,7 @@ def test_a_matrix_that_is_not_finite_fails_alone(on_gpu: Any, dtype: torch.dtype
 
 @pytest.mark.parametrize("condition", [1e2, 1e6, 1e10])
 @pytest.mark.parametrize("k", [12, 40])
-def test_float64_loses_no_more_than_the_condition(on_gpu: Any, condition: float, k: int) -> None:
+def test_float64_loses_no_more_than_the_condition(on_simt: Any, condition: float, k: int) -> None:
     A = conditioned(3 * k, k, condition)
     truth = refined_pinv(A)
     for driver in ("auto", "qr_svd"):

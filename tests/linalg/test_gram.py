@@ -152,14 +152,22 @@ def test_opcheck() -> None:
 @pytest.mark.parametrize(
     ("position", "change", "message"),
     [
-        (0, lambda t: t.float(), "gram must be contiguous squares of float64"),
-        (0, lambda t: t[:5], "gram must be contiguous squares of float64"),
-        (0, lambda t: t.T, "gram must be contiguous squares of float64"),
-        (0, lambda t: t[0], "gram must be contiguous squares of float64"),
-        (1, lambda t: t.double(), "rows must be narrower than float64"),
-        (1, lambda t: t.long(), "rows must be a dense float32, float64, bfloat16 or float16"),
-        (1, lambda t: t[0], "rows must have as many dimensions as gram, got 1"),
-        (1, lambda t: t[:, :3], "rows must be as wide as gram, got 3"),
+        (0, lambda t: t.float(), "gram must be a dense float64 tensor, got float32 with shape"),
+        (0, lambda t: t[:5], "gram must be square, got float64 with shape .5, "),
+        (0, lambda t: t.T, "gram must be contiguous, got float64 with .* and strides .1, "),
+        (0, lambda t: t[0], "gram must have 2 or 3 dimensions, got float64 with shape"),
+        (
+            1,
+            lambda t: t.double(),
+            "rows must be a dense float32, bfloat16 or float16 tensor, got float64",
+        ),
+        (
+            1,
+            lambda t: t.long(),
+            "rows must be a dense float32, bfloat16 or float16 tensor, got int64",
+        ),
+        (1, lambda t: t[0], "rows must have as many dimensions as gram, got float32 with"),
+        (1, lambda t: t[:, :3], "rows must be as wide as gram, got float32 with"),
         (1, lambda t: t.repeat(2, 2)[::2, ::2], "rows must have neighbouring elements in memory"),
     ],
 )
@@ -170,10 +178,10 @@ def test_refused_with_nothing_changed(position: int, change, message: str) -> No
 @pytest.mark.parametrize(
     ("position", "change", "message"),
     [
-        (0, lambda t: t[:2], "rows must have as many matrices as gram, got 3"),
-        (0, lambda t: t[0], "rows must have as many dimensions as gram, got 3"),
-        (0, lambda t: t[None], "gram must be contiguous squares of float64"),
-        (1, lambda t: t[:, :, :3], "rows must be as wide as gram, got 3"),
+        (0, lambda t: t[:2], "rows must have as many matrices as gram, got float32 with"),
+        (0, lambda t: t[0], "rows must have as many dimensions as gram, got float32 with"),
+        (0, lambda t: t[None], "gram must have 2 or 3 dimensions, got float64 with shape .1, "),
+        (1, lambda t: t[:, :, :3], "rows must be as wide as gram, got float32 with"),
     ],
 )
 def test_a_batch_refused_with_nothing_changed(position: int, change, message: str) -> None:

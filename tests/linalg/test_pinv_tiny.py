@@ -206,13 +206,13 @@ def test_opcheck(dtype, device) -> None:
 @pytest.mark.parametrize(
     ("position", "change", "message"),
     [
-        (0, lambda t: t.half(), "A must be float32 or float64"),
-        (0, lambda t: t[0], "A must be contiguous and have three dimensions"),
-        (0, lambda t: t.mT, "A must be contiguous and have three dimensions"),
-        (0, lambda t: t.repeat(1, 7, 1), "A must have at most 32 rows and 32 columns, got 35"),
-        (1, lambda t: t.float(), "atol must be float64 of one dimension"),
-        (1, lambda t: t[:-1], "atol must have a value for each matrix, got 3"),
-        (2, lambda t: t[:, None], "rtol must be float64 of one dimension"),
+        (0, lambda t: t.half(), "A must be a dense float32 or float64 tensor, got float16"),
+        (0, lambda t: t[0], "A must have 3 dimensions, got float"),
+        (0, lambda t: t.mT, "A must be contiguous, got float"),
+        (0, lambda t: t.repeat(1, 7, 1), "A must have at most 32 rows and columns, got .*35, "),
+        (1, lambda t: t.float(), "atol must be a dense float64 tensor, got float32"),
+        (1, lambda t: t[:-1], r"atol must have the shape \[4\], got float64 with shape \[3\]"),
+        (2, lambda t: t[:, None], r"rtol must have the shape \[4\], got .*\[4, 1\]"),
     ],
 )
 def test_refused(position, change, message) -> None:

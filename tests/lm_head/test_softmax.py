@@ -175,23 +175,28 @@ def test_opcheck(dtype: torch.dtype, device: torch.device) -> None:
     opcheck(ops.root_steps_.default, (logits, tokens, squares, gram, 0.5, False))
 
 
-ROWS = "logits must be float32 or float64 rows whose elements are neighbours"
-
-
 @pytest.mark.parametrize(
     ("position", "change", "message"),
     [
-        (0, lambda t: t.bfloat16(), ROWS),
-        (0, lambda t: t.T.contiguous().T, ROWS),
-        (0, lambda t: t[:1].expand(5, 300), "logits must have rows that share no memory, got 0"),
-        (0, lambda t: t[:, :0], "logits must have a class, got none"),
-        (0, lambda t: t[:4], "squares must be contiguous float64, one for each row of logits"),
-        (1, lambda t: t.int(), "tokens must be contiguous int64, one for each row of logits"),
+        (
+            0,
+            lambda t: t.bfloat16(),
+            "logits must be a dense float32 or float64 tensor",
+        ),
+        (0, lambda t: t.T.contiguous().T, "logits must have neighbouring elements in memory"),
+        (
+            0,
+            lambda t: t[:1].expand(5, 300),
+            "logits must have rows that share no .* strides .0, 1. ",
+        ),
+        (0, lambda t: t[:, :0], "logits must have a class, got float32 with shape .5, 0. "),
+        (0, lambda t: t[:4], r"squares must have the shape \[4\], got float64 with shape \[5\]"),
+        (1, lambda t: t.int(), "tokens must be a dense int64 tensor, got int32"),
         (1, lambda t: t - 400, r"tokens\[0\] must be a class's number, got -"),
         (1, lambda t: t.fill_(300), r"tokens\[0\] must be a class's number, got 300"),
-        (2, lambda t: t.float(), "squares must be contiguous float64, one for each row of logits"),
-        (3, lambda t: t.double(), "gram must be of the logits' dtype, a row and a column for each"),
-        (3, lambda t: t[:, :4], "gram must be of the logits' dtype, a row and a column for each"),
+        (2, lambda t: t.float(), "squares must be a dense float64 tensor, got float32"),
+        (3, lambda t: t.double(), "gram must be a dense float32 tensor, got float64"),
+        (3, lambda t: t[:, :4], r"gram must have the shape \[5, 5\], got .*\[5, 4\]"),
     ],
 )
 def test_refused_with_nothing_changed(position: int, change, message: str) -> None:

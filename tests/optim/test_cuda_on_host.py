@@ -8,12 +8,14 @@ import pytest
 import torch
 
 import fusedstep
-from tests.support.on_host import SHAPES, address_of, assert_twins, step_on_cpu, twins
+from tests.support.on_host import SHAPES, assert_twins, on_cpu, step_on_cpu, twins
 from tests.support.optimizers import OPTIMIZERS, Kind, every_kind
 from tests.support.storage_forms import FORMS, Form, StoredTable, assert_stored_alike
 from tests.support.tensors import assert_same_bits, make_params, set_grads
 
 pytestmark = pytest.mark.slow
+
+ops = torch.ops.fusedstep
 
 STORED_SHAPES = ((3000,), (2, 65), (5,), (0,), ())
 
@@ -67,8 +69,9 @@ def test_every_form_of_storage_has_the_bits_of_the_cpu(
 ) -> None:
     ours, twin = (StoredTable(kind, form, *STORED_SHAPES) for _ in range(2))
     for _ in range(3):
-        ours.step(on_simt.table_step_)
-        twin.step(torch.ops.fusedstep.table_step_)
+        ours.step()
+        with on_cpu():
+            twin.step()
     assert_stored_alike(ours, twin)
 
 
@@ -77,11 +80,12 @@ def test_replays_draw_fresh_random_numbers(on_simt: Any) -> None:
     form = Form(torch.bfloat16, torch.bfloat16, torch.bfloat16, stochastic=True)
     ours, twin = (StoredTable(OPTIMIZERS[0], form, *STORED_SHAPES) for _ in range(2))
     on_simt.begin_capture()
-    ours.step(on_simt.table_step_)
+    ours.step()
     on_simt.end_capture()
     for _ in range(3):
         on_simt.replay()
-        twin.step(torch.ops.fusedstep.table_step_)
+        with on_cpu():
+            twin.step()
         assert_stored_alike(ours, twin)
     assert ours.steps_done() == {3.0}
 
@@ -90,12 +94,12 @@ def test_the_table_is_sent_only_when_something_changed(on_simt: Any) -> None:
     params, (optimizer, twin) = twins(max_norm=1.0)
     for p in params:
         set_grads(p, seed=0)
-    sent = []
+    sent, before = [], on_simt.copies()
 
     def step() -> None:
         optimizer.step()
         step_on_cpu(twin)
-        sent.append(on_simt.uploads(address_of(optimizer)))
+        sent.append(on_simt.copies() - before)
 
     step()
     step()  # nothing changed
@@ -118,18 +122,19 @@ def test_the_table_is_sent_only_when_something_changed(on_simt: Any) -> None:
 def test_staging_is_not_reused_before_its_copy_is_done(on_simt: Any) -> None:
     """Two uploads before any kernel runs: the second must not overwrite the first one's source."""
     first, second = (torch.randn(1000, generator=torch.manual_seed(i)) for i in (0, 1))
-    norms = [on_simt.total_norm([x], 2.0, None) for x in (first, second, first)]
-    assert_same_bits(norms[0], torch.ops.fusedstep.total_norm([first]), "first")
-    assert_same_bits(norms[1], torch.ops.fusedstep.total_norm([second]), "second")
+    norms = [ops.total_norm([x]) for x in (first, second, first)]
+    with on_cpu():
+        assert_same_bits(norms[0], ops.total_norm([first]), "first")
+        assert_same_bits(norms[1], ops.total_norm([second]), "second")
     assert_same_bits(norms[2], norms[0], "again")
 
 
 def test_memory_of_list_ops_goes_back_to_a_pool(on_simt: Any) -> None:
     tensors = make_params((100,), (3, 5))
-    on_simt.total_norm(tensors, 2.0, None)
+    ops.total_norm(tensors)
     before = on_simt.allocations()
     for _ in range(5):
-        on_simt.total_norm(tensors, 2.0, None)
+        ops.total_norm(tensors)
     assert on_simt.allocations() == before
 
 
@@ -202,8 +207,8 @@ def test_a_launch_for_each_combination_of_dtypes(on_simt: Any) -> None:
 def test_the_clip_has_the_bits_of_the_cpu(on_simt: Any) -> None:
     ours, twin = (make_params(*SHAPES, seed=1) for _ in range(2))
     tensors = [[p.detach() for p in params] for params in (ours, twin)]
-    norm = on_simt.total_norm(tensors[0], 2.0, None)
-    on_simt.clip_by_norm_(tensors[0], norm, 0.25)
-    torch.ops.fusedstep.clip_by_norm_(tensors[1], torch.ops.fusedstep.total_norm(tensors[1]), 0.25)
+    ops.clip_by_norm_(tensors[0], ops.total_norm(tensors[0]), 0.25)
+    with on_cpu():
+        ops.clip_by_norm_(tensors[1], ops.total_norm(tensors[1]), 0.25)
     for i, (a, b) in enumerate(zip(*tensors, strict=True)):
         assert_same_bits(a, b, f"tensor {i}")

@@ -212,10 +212,10 @@ CODES = torch.zeros(300, dtype=torch.int8)
         ("encode_state", (torch.ones(8)[::2], True), "x must have its elements in memory without"),
         ("decode_state", (torch.ones(3), torch.ones(1)), "codes must be a dense int8 or uint8"),
         ("decode_state", (CODES[::2], torch.ones(2)), "codes must have its elements in memory"),
-        ("decode_state", (CODES, torch.ones(3).double()), "scales must be a gapless float32"),
-        ("decode_state", (CODES, torch.ones(6)[::2]), "scales must be a gapless float32"),
-        ("decode_state", (CODES, torch.ones(2)), "scales must have one element .*, got 2"),
-        ("decode_state", (CODES, torch.ones(4)), "scales must have one element .*, got 4"),
+        ("decode_state", (CODES, torch.ones(3).double()), "scales must be a dense float32"),
+        ("decode_state", (CODES, torch.ones(6)[::2]), "scales must have its elements in"),
+        ("decode_state", (CODES, torch.ones(2)), "scales must have one .* shape .2. "),
+        ("decode_state", (CODES, torch.ones(4)), "scales must have one .* shape .4. "),
     ],
 )
 def test_the_ops_refuse(op: str, arguments: tuple, message: str) -> None:

@@ -1,15 +1,20 @@
-"""The CUDA ops compiled for the host: their build, as fixtures, and what their tests share.
+"""The CUDA path compiled for the host: its build, as fixtures, and what its tests share.
 
 csrc/cuda and the kernels are compiled as they are against the SIMT harness (tests/simt), whose
-copies are late and whose allocations obey the rules of graph capture.
+copies are late and whose allocations obey the rules of graph capture. fusedstep._C.use_device puts
+the result in the CPU's place, so that the ordinary ops run the CUDA path over CPU tensors.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +23,7 @@ import torch
 from torch.utils.cpp_extension import include_paths, library_paths
 
 import fusedstep
-from fusedstep.linalg import decompositions
-from fusedstep.optim import step as step_module
+from fusedstep import _C
 from fusedstep.optim.optimizer import FusedOptimizer
 from python.buildtools.flags import CXX_NUMERICS, STANDARD
 from python.buildtools.minimum_torch import TORCH_TARGET_VERSION
@@ -27,73 +31,74 @@ from python.buildtools.rules import write_sources
 from tests.support.tensors import assert_same_bits, make_params
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = (
-    "csrc/cuda/borrowed_table.cpp",
-    "csrc/cuda/cuda_cholesky.cpp",
-    "csrc/cuda/cuda_eigh.cpp",
-    "csrc/cuda/cuda_svd.cpp",
-    "csrc/cuda/device_table.cpp",
-    "csrc/cuda/memory.cpp",
-    "csrc/cuda/solver_handles.cpp",
-    "csrc/tensor_table.cpp",
-    "tests/simt/torch/ops.cpp",
-    "tests/simt/torch/solvers.cpp",
-)
-GLOBS = ("kernels/*/*.cu", "tests/simt/src/*.cpp")
+# All of csrc/cuda but its own module and what opens the real cuBLAS and cuSOLVER.
+REPLACED = {"module.cpp", "solver_library.cpp"}
+GLOBS = ("csrc/cuda/*.cpp", "tests/simt/torch/*.cpp", "kernels/*/*.cu", "tests/simt/src/*.cpp")
 # -Bsymbolic makes the module's own stand-ins for torch's CUDA calls count.
-FLAGS = [*STANDARD, *CXX_NUMERICS, "-O1", "-fPIC", "-DFUSEDSTEP_SIMT", "-w"]
-FLAGS += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", "-DUSE_CUDA"]
+FLAGS = [*STANDARD, *CXX_NUMERICS, "-O1", "-fPIC", "-fvisibility=hidden", "-w"]
+FLAGS += ["-DFUSEDSTEP_SIMT", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", "-DUSE_CUDA"]
 SHAPES = ((70, 300), (), (0, 3), (5,), (33000,), (16, 16))
 
 
 @pytest.fixture(scope="session")
 def simt(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The ops of tests/simt/torch/ops.cpp."""
+    """The module of tests/simt/torch/module.cpp."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("needs a C++ compiler on PATH")
     folder = tmp_path_factory.mktemp("simt")
     includes = [ROOT / "tests" / "simt" / "include", ROOT, *include_paths("cpu")]
-    files = [ROOT / name for name in SOURCES]
-    files += sorted(path for pattern in GLOBS for path in ROOT.glob(pattern))
+    includes.append(sysconfig.get_paths()["include"])
+    files = sorted(path for pattern in GLOBS for path in ROOT.glob(pattern))
+    cuda = ROOT / "csrc" / "cuda"
+    files = [path for path in files if path.parent != cuda or path.name not in REPLACED]
     files += write_sources("cuda", folder / "rules")
-    objects = []
-    for source in files:
-        objects.append(folder / f"{source.parent.name}_{source.stem}.o")
+
+    def compiled(source: Path) -> Path:
+        result = folder / f"{source.parent.name}_{source.stem}.o"
         command = [compiler, *FLAGS, *(f"-I{path}" for path in includes)]
-        subprocess.run([*command, "-x", "c++", "-c", source, "-o", objects[-1]], check=True)
-    library = folder / "simt.so"
+        subprocess.run([*command, "-x", "c++", "-c", source, "-o", result], check=True)
+        return result
+
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        objects = list(pool.map(compiled, files))
+    library = folder / f"fusedstep_simt{sysconfig.get_config_var('EXT_SUFFIX')}"
     links = [f"-L{path}" for path in library_paths("cpu")]
     command = [compiler, "-shared", "-Wl,-Bsymbolic", *objects, "-o", library, *links]
     subprocess.run([*command, "-ltorch_cpu"], check=True)
-    torch.ops.load_library(str(library))
-    return torch.ops.fusedstep_simt
+    spec = importlib.util.spec_from_file_location("fusedstep_simt", library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def using(capsule: Any) -> Iterator[None]:
+    """Ops on CPU tensors call this device: `simt.DEVICE`, or `_C.DEVICE` for the CPU's own."""
+    previous = _C.use_device("cpu", capsule)
+    try:
+        yield
+    finally:
+        _C.use_device("cpu", previous)
+
+
+def on_cpu() -> Any:
+    """The CPU's own device, where `on_simt` has put another in its place."""
+    return using(_C.DEVICE)
 
 
 @pytest.fixture
-def on_simt(simt: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes every optimizer of fusedstep run the CUDA path; the ops are also returned."""
+def on_simt(simt: Any) -> Iterator[Any]:
+    """Makes every op on CPU tensors run the CUDA path; the module is what tests control it by."""
     simt.seed(1)
     simt.finish()
     simt.fail_next("")
-    monkeypatch.setattr(step_module, "_STEP", simt.table_step_.default)
-    return simt
-
-
-@pytest.fixture
-def solver_ops(on_simt: Any) -> Any:
-    """The ops, whose stand-ins for cuBLAS and cuSOLVER are there and have no matrix fail."""
-    on_simt.gives_up(-1)
-    on_simt.libraries_missing(False)
-    return on_simt
-
-
-@pytest.fixture
-def on_gpu(solver_ops: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes pinv and lstsq take these decompositions, as they do for matrices on a GPU."""
-    monkeypatch.setattr(decompositions, "_OPS", solver_ops)
-    monkeypatch.setattr(decompositions, "_on_gpu", lambda X: True)
-    return solver_ops
+    simt.gives_up(-1)
+    simt.libraries_missing(False)
+    with using(simt.DEVICE):
+        yield simt
 
 
 def twins(
@@ -110,9 +115,7 @@ def twins(
 
 
 def step_on_cpu(optimizer: FusedOptimizer) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        op = torch.ops.fusedstep.table_step_.default
-        patch.setattr(step_module, "_STEP", op)
+    with on_cpu():
         optimizer.step()
 
 
@@ -122,7 +125,3 @@ def assert_twins(params: list[list[torch.Tensor]], optimizers: list[FusedOptimiz
         states = [optimizer.state[p] for optimizer, p in zip(optimizers, (a, b), strict=True)]
         for name in states[1]:
             assert_same_bits(states[0][name], states[1][name], f"{name} of parameter {i}")
-
-
-def address_of(optimizer: FusedOptimizer) -> int:
-    return next(iter(optimizer._internals.tables.values())).handle.address

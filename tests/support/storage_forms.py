@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,11 +98,11 @@ class StoredTable:
         arrays[Role.STEP] = param.new_zeros((), dtype=torch.float32)
         return arrays
 
-    def step(self, op: Callable[..., Any]) -> None:
-        """One step by `op`, a table_step_, with a norm of its own and gradients clipped to it."""
+    def step(self) -> None:
+        """One step by the ops, with a norm of its own and gradients clipped to it."""
         norm = self.params[0].new_empty((), dtype=torch.float64)
         assert torch.ops.fusedstep.table_refresh(self.table.address, self.grads, [])
-        op(
+        torch.ops.fusedstep.table_step_(
             self.table.address, self.rule, self.params[0], self.values, SEED, [], [], norm,
             2.0, None, None, 1.0, False,
         )  # fmt: skip

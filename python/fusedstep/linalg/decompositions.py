@@ -12,16 +12,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fusedstep import _C
 from fusedstep.ops import register_fake
-
-_OPS = torch.ops.fusedstep
-SVD_COLUMNS = 32  # as many as cusolverDnDgesvdjBatched takes
 
 
 def inverse_of_cholesky_factor(G: Tensor) -> tuple[Tensor, Tensor]:
     """L⁻¹ of symmetric G = L Lᵀ `[b, k, k]`; done where G is positive definite."""
-    if _on_gpu(G):
-        inverse, info = _OPS.inverse_of_cholesky_factor(G)
+    if _C.has_solvers(G.device.type):
+        inverse, info = torch.ops.fusedstep.inverse_of_cholesky_factor(G)
         return inverse, info == 0
     L, info = torch.linalg.cholesky_ex(G)
     unit = torch.eye(G.shape[-1], dtype=G.dtype)
@@ -30,8 +28,8 @@ def inverse_of_cholesky_factor(G: Tensor) -> tuple[Tensor, Tensor]:
 
 def eigh(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """λ `[b, k]`, ascending, and V with A = V λ Vᵀ, for symmetric A `[b, k, k]`."""
-    if _on_gpu(A):
-        values, V, info = _OPS.eigh(A)
+    if _C.has_solvers(A.device.type):
+        values, V, info = torch.ops.fusedstep.eigh(A)
         return values, V, info == 0
     (values, V), done = _alone(torch.linalg.eigh, A)
     return values, V, done
@@ -39,12 +37,12 @@ def eigh(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def svd(R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """U, σ `[b, k]`, descending, and Vᵀ with R = U σ Vᵀ, for square R `[b, k, k]`."""
-    if not _on_gpu(R):
+    if not _C.has_solvers(R.device.type):
         (U, sigma, Vh), done = _alone(torch.linalg.svd, R)
         return U, sigma, Vh, done
-    if R.shape[-1] > SVD_COLUMNS:
+    if R.shape[-1] > _C.SVD_COLUMNS:
         return svd_by_eigh(R)
-    U, sigma, Vh, info = _OPS.svd(R)
+    U, sigma, Vh, info = torch.ops.fusedstep.svd(R)
     return U, sigma, Vh, info == 0
 
 
@@ -61,10 +59,6 @@ def svd_by_eigh(R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     values, vectors, done = eigh(both)
     U, V = (math.sqrt(2) * vectors[:, :, k:].flip(-1)).tensor_split(2, dim=-2)
     return U, values[:, k:].flip(-1).clamp(min=0), V.mT, done
-
-
-def _on_gpu(X: Tensor) -> bool:
-    return X.is_cuda
 
 
 def _alone(

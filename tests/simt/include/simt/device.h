@@ -59,6 +59,8 @@ struct Device {
   bool invalidated = false;          // a capture, by a call that is forbidden while it goes on
   bool relaxed = false;              // what cudaThreadExchangeStreamCaptureMode was told
   std::vector<CapturedKernel> graph;
+  std::size_t copies = 0;                  // asked for so far
+  std::size_t launches = 0;                // of kernels, captured ones too
   std::map<void*, std::size_t> allocated;  // bytes
   int freed_too_early = 0;                 // page-locked memory that a copy was still to read
   std::string fail_next;                   // the call that fails, once
@@ -101,6 +103,7 @@ inline Device device;
 
 // Runs now, or with the graph that is being captured, or late where the test wants that.
 inline void run_on(cudaStream_t stream, unsigned blocks, std::function<void()> kernel) {
+  ++device.launches;
   if (device.capturing && stream == nullptr) {
     device.graph.push_back({std::move(kernel), blocks});
     return;
@@ -150,6 +153,7 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
     return simt::device.fail(cudaErrorStreamCaptureUnsupported);
   }
   if (const cudaError_t error = simt::device.begin("cudaMemcpyAsync")) return error;
+  ++simt::device.copies;
   simt::device.add(stream, [=] { std::memcpy(to, from, bytes); }, from);
   return cudaSuccess;
 }

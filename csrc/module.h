@@ -1,0 +1,11 @@
+// What other files add to the Python module _C.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace fusedstep {
+
+void bind_device(pybind11::module_& m);        // csrc/device.cpp
+void bind_tensor_table(pybind11::module_& m);  // csrc/optim/tensor_table.cpp
+
+}  // namespace fusedstep

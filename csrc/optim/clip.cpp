@@ -1,0 +1,77 @@
+// The ops total_norm, clip_by_norm_ and table_norm_: the global norm and the clip.
+#include <torch/csrc/stable/library.h>
+
+#include "csrc/optim/rule_groups.h"
+#include "csrc/optim/step_options.h"
+#include "csrc/optim/tensor_table.h"
+
+namespace fusedstep {
+namespace {
+
+Tensor total_norm(const Tensors& tensors, double norm_type, std::optional<Tensor> grad_scale) {
+  const Norm norm = norm_of("total_norm", norm_type);
+  TensorTable table;
+  table.assign("total_norm", tensors);
+  check_scalar("total_norm", "grad_scale", grad_scale, Dtype::kFloat32, tensors[0]);
+  const Tensor out = empty_on(tensors[0], {});
+  device_of(out).run({.table = table.data(),
+                      .groups = {},
+                      .norm = NormWork{norm, data_or_null<float>(grad_scale), data_of<double>(out)},
+                      .step = {},
+                      .device = out.get_device(),
+                      .copy = nullptr});
+  return out;
+}
+
+void clip_by_norm_(const Tensors& tensors, const Tensor& norm, double max_norm) {
+  TensorTable table;
+  table.assign("clip_by_norm_", tensors);
+  const StepOptions options{norm, std::nullopt, std::nullopt, max_norm, false};
+  options.check("clip_by_norm_", tensors[0]);
+  const Rule& scale = require_rule("clip_by_norm_", "scale");
+  const std::vector<double> one_group(scale.fields.size());
+  const RuleGroups groups("clip_by_norm_", scale, one_group, 0, {}, {}, tensors[0]);
+  device_of(norm).run({.table = table.data(),
+                       .groups = groups.bytes(),
+                       .norm = {},
+                       .step = StepWork{"scale", options.clip()},
+                       .device = norm.get_device(),
+                       .copy = nullptr});
+}
+
+// After table_refresh.
+void table_norm_(int64_t address, const Tensor& norm, double norm_type,
+                 std::optional<Tensor> grad_scale) {
+  constexpr const char* kFunction = "table_norm_";
+  auto& table = *reinterpret_cast<TensorTable*>(address);
+  Arg(kFunction, "table", "none").must(!table.empty(), "have gradients");
+  Arg(kFunction, "norm", norm).scalar(Dtype::kFloat64, table.slots()[0].param);
+  check_scalar(kFunction, "grad_scale", grad_scale, Dtype::kFloat32, norm);
+  const NormWork work{norm_of(kFunction, norm_type), data_or_null<float>(grad_scale),
+                      data_of<double>(norm)};
+  const Device& device = device_of(norm);
+  device.run({.table = table.data(),
+              .groups = {},
+              .norm = work,
+              .step = {},
+              .device = norm.get_device(),
+              .copy = table.copy_on(device)});
+}
+
+}  // namespace
+}  // namespace fusedstep
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fusedstep, m) {
+  // Norms are 0-d float64 on the tensors' device, where `grad_scale` is read, too.
+  m.def("total_norm(Tensor[] tensors, float norm_type=2.0, Tensor? grad_scale=None) -> Tensor");
+  m.def("clip_by_norm_(Tensor(a!)[] tensors, Tensor norm, float max_norm) -> ()");
+
+  // Of the gradients of a table after a `table_refresh` that said true.
+  m.def("table_norm_(int table, Tensor(a!) norm, float norm_type, Tensor? grad_scale) -> ()");
+}
+
+FUSEDSTEP_IMPL(m) {
+  m.impl("total_norm", TORCH_BOX(&fusedstep::total_norm));
+  m.impl("clip_by_norm_", TORCH_BOX(&fusedstep::clip_by_norm_));
+  m.impl("table_norm_", TORCH_BOX(&fusedstep::table_norm_));
+}

@@ -1,0 +1,115 @@
+// The ops step_ and table_step_: the step of any rule.
+#include <torch/csrc/stable/library.h>
+
+#include <numeric>
+#include <string>
+
+#include "csrc/optim/rule_groups.h"
+#include "csrc/optim/step_options.h"
+#include "csrc/optim/tensor_table.h"
+
+namespace fusedstep {
+namespace {
+
+void check_states(const char* function, const TensorTable& table, const RuleGroups& groups) {
+  const auto& counts = table.state_counts();
+  check_length(function, "groups", groups.state_counts().size(), counts.size());
+  for (size_t g = 0; g < counts.size(); ++g) {
+    Arg(function, "groups", groups.state_counts()[g], g)
+        .must(counts[g] < 0 || counts[g] == groups.state_counts()[g],
+              "need as many states as its parameters have");
+  }
+}
+
+void step_(const std::string& rule, const Tensors& params, const Tensors& grads,
+           const Tensors& arrays, const std::vector<int64_t>& roles,
+           const std::vector<int64_t>& array_counts, const std::vector<int64_t>& group_sizes,
+           const std::vector<double>& groups, int64_t seed, const Tensors& lrs,
+           const std::vector<int64_t>& lr_groups, std::optional<Tensor> norm,
+           std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, double max_norm,
+           bool skip_nonfinite) {
+  constexpr const char* kFunction = "step_";
+  const auto& entry = require_rule(kFunction, rule);
+  Arg(kFunction, "params", params.size()).must(!params.empty(), "not be empty");
+  const RuleGroups of_rule(kFunction, entry, groups, seed, lrs, lr_groups, params[0]);
+  check_length(kFunction, "grads", grads.size(), params.size());
+  std::vector<int64_t> positions(params.size());
+  std::iota(positions.begin(), positions.end(), 0);
+  TensorTable table;
+  table.assign(kFunction, params, arrays, roles, array_counts, group_sizes, positions);
+  check_states(kFunction, table, of_rule);
+  for (size_t i = 0; i < grads.size(); ++i) {
+    const Arg grad(kFunction, "grads", grads[i], i);
+    (void)grad.floating();
+    grad.on_device_of(params[0]).must(same_layout(grads[i], params[i]),
+                                      "have its parameter's shape and strides");
+  }
+  Arg(kFunction, "params", params.size()).must(table.refresh(grads, {}), "stay where they are");
+  const StepOptions options{norm, grad_scale, found_inf, max_norm, skip_nonfinite};
+  options.check(kFunction, params[0]);
+  device_of(params[0]).run({.table = table.data(),
+                            .groups = of_rule.bytes(),
+                            .norm = {},
+                            .step = StepWork{rule, options.clip()},
+                            .device = params[0].get_device(),
+                            .copy = nullptr});
+}
+
+// After table_refresh. norm_type 0: `norm` is given, or not wanted; else it is computed first.
+void table_step_(int64_t address, const std::string& rule, const Tensor& param,
+                 const std::vector<double>& groups, int64_t seed, const Tensors& lrs,
+                 const std::vector<int64_t>& lr_groups, std::optional<Tensor> norm,
+                 double norm_type, std::optional<Tensor> grad_scale,
+                 std::optional<Tensor> found_inf, double max_norm, bool skip_nonfinite) {
+  constexpr const char* kFunction = "table_step_";
+  auto& table = *reinterpret_cast<TensorTable*>(address);
+  Arg(kFunction, "table", "none").must(!table.empty(), "have gradients");
+  const auto& entry = require_rule(kFunction, rule);
+  const RuleGroups of_rule(kFunction, entry, groups, seed, lrs, lr_groups, param);
+  check_states(kFunction, table, of_rule);
+  const StepOptions options{norm, grad_scale, found_inf, max_norm, skip_nonfinite};
+  options.check(kFunction, param);
+  std::optional<NormWork> norm_work;
+  if (norm_type > 0) {
+    Arg(kFunction, "norm", "None").must(norm.has_value(), "be given to be computed");
+    norm_work = {norm_of(kFunction, norm_type), data_or_null<float>(grad_scale),
+                 data_of<double>(*norm)};
+  }
+  const Device& device = device_of(param);
+  device.run({.table = table.data(),
+              .groups = of_rule.bytes(),
+              .norm = norm_work,
+              .step = StepWork{rule, options.clip()},
+              .device = param.get_device(),
+              .copy = table.copy_on(device)});
+}
+
+}  // namespace
+}  // namespace fusedstep
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fusedstep, m) {
+  // A rule of kernels/optim/rules, named by its file. `norm` (0-d float64), `grad_scale` and
+  // `found_inf` are read on the device. `arrays` holds what each parameter has beside its gradient,
+  // array_counts[i] of them for parameter i; `roles` says what each is for (kernels/optim/table.h).
+  // `groups` holds, group after group, a value for each of the rule's fields
+  // (fusedstep._C.rule_fields); lrs[i], a tensor, is the rate of group lr_groups[i]; `seed`, the
+  // bits of an unsigned integer, that of all stochastic rounding.
+  m.def(
+      "step_(str rule, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] arrays, "
+      "int[] roles, int[] array_counts, int[] group_sizes, float[] groups, int seed, "
+      "Tensor[] lrs, int[] lr_groups, "
+      "Tensor? norm=None, Tensor? grad_scale=None, Tensor? found_inf=None, float max_norm=-1.0, "
+      "bool skip_nonfinite=False) -> ()");
+
+  // What a table lists is written, after a `table_refresh` that said true; `param` is the first of
+  // its parameters.
+  m.def(
+      "table_step_(int table, str rule, Tensor(a!) param, float[] groups, int seed, Tensor[] lrs, "
+      "int[] lr_groups, Tensor(b!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, "
+      "float max_norm, bool skip_nonfinite) -> ()");
+}
+
+FUSEDSTEP_IMPL(m) {
+  m.impl("step_", TORCH_BOX(&fusedstep::step_));
+  m.impl("table_step_", TORCH_BOX(&fusedstep::table_step_));
+}
