@@ -4,11 +4,11 @@ from fusedstep import build  # first: it loads the C++ modules that the others c
 
 __version__ = build.FACTS["version"]
 
-from fusedstep import lm_head, ops, schedules
-from fusedstep._param_groups import param_groups
+from fusedstep import lm_head, schedules
 from fusedstep.linalg import lstsq, pinv
 from fusedstep.optim import SGD, Adagrad, Adam, AdamW, Lion, Muon, RMSprop
 from fusedstep.optim.clip import clip_grad_norm_, get_total_norm
+from fusedstep.optim.param_groups import param_groups
 
 __all__ = [
     "SGD",
@@ -23,7 +23,6 @@ __all__ = [
     "get_total_norm",
     "lm_head",
     "lstsq",
-    "ops",
     "param_groups",
     "pinv",
     "schedules",

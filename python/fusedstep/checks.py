@@ -39,6 +39,14 @@ def require_number(function: str, argument: str, value: Any, must: str = "be 0 o
     return number
 
 
+def require_rate(function: str, argument: str, value: Any) -> float:
+    """`value` as a finite float that is not negative."""
+    rate = require_number(function, argument, value)
+    if rate == math.inf:
+        refuse(function, argument, "be finite", rate)
+    return rate
+
+
 def require_count(
     function: str, argument: str, value: Any, least: int = 0, below: int | None = None
 ) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from fusedstep.linalg.numerics import Verdict, gram_error
+from fusedstep.linalg.numerics import Verdict
+from tests.reference.gram import gram_error
 from tests.support.tensors import assert_same_bits, threads
 
 certify, truncate_scale = torch.ops.fusedstep.certify, torch.ops.fusedstep.truncate_scale

@@ -16,3 +16,8 @@ def gram(before: np.ndarray, rows: np.ndarray) -> np.ndarray:
             sum = sum + np.outer(row, row)
         result = result + sum
     return result
+
+
+def gram_error(rows: int, columns: int) -> float:
+    """How far the eigenvalues of a computed Gram matrix may be off, relative to the largest."""
+    return 8 * 2.0**-53 * (rows**0.5 + columns)

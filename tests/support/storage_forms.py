@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from fusedstep import _C
-from fusedstep.ops import in_order
-from fusedstep.optim.state import Role, compute_dtype
+from fusedstep.optim.state import Role, blocks_of, compute_dtype
+from fusedstep.optim.step import in_order
 from tests.support.optimizers import Kind
 from tests.support.tensors import assert_same_bits, make_params
 
-BLOCK = 128  # elements that share a scale: kBlock of kernels/optim/quantize.h
 SEED = 2**32 + 77
 SIGNED = {"exp_avg", "grad_avg", "momentum_buffer"}  # what else there is is never negative
 
@@ -85,7 +84,7 @@ class StoredTable:
         for k, name in enumerate(names):
             dtype = form.state or computed
             if dtype == torch.int8:
-                blocks = -(-param.numel() // BLOCK)
+                blocks = blocks_of(param.numel())
                 arrays[Role.SCALE + k] = param.new_zeros(blocks, dtype=torch.float32)
                 dtype = torch.int8 if name in SIGNED else torch.uint8
             arrays[Role.STATE + k] = torch.zeros_like(param, dtype=dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fusedstep.checks import refuse
+from fusedstep.fakes import register_fake
 from fusedstep.linalg.arguments import (
     broadcast_shapes,
     require_driver,
@@ -18,7 +19,6 @@ from fusedstep.linalg.arguments import (
 )
 from fusedstep.linalg.drivers import Method, factorise
 from fusedstep.linalg.numerics import Tolerance
-from fusedstep.ops import register_fake
 
 CHUNK_BYTES = 2**22  # of A in float64, on a CPU: the steps after the first find it in a cache
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fusedstep import _C
-from fusedstep.ops import register_fake
+from fusedstep.fakes import register_fake
 
 
 def inverse_of_cholesky_factor(G: Tensor) -> tuple[Tensor, Tensor]:

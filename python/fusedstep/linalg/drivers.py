@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fusedstep import _C
 from fusedstep.linalg import decompositions
 from fusedstep.linalg.numerics import (
     UNIT,
@@ -32,8 +33,6 @@ from fusedstep.linalg.numerics import (
 NAMES = ("auto", "cholesky", "eigh", "qr_svd", "jacobi")
 HERMITIAN_NAMES = ("auto", "eigh")
 
-DONE, NOT_FINITE, FAILED = 0, 1, 2  # the convergence codes
-TINY = 32  # kLargest of kernels/linalg/tiny_matrix.h: rows and columns that its kernels take
 SQUARE_LIMIT = 2.0**-14.5  # of rcond: its square in float64 roundings is one of float32
 SWEEPS = 14  # of Jacobi: convergence is quadratic from about the fifth; 128 columns take 8 or 9
 
@@ -51,7 +50,7 @@ class Method(NamedTuple):
         For "auto" it is a QR where that proves full rank, else Jacobi; for "jacobi" that alone.
         """
         known = self.driver in ("auto", "jacobi") and not self.hermitian
-        return known and max(rows, columns) <= TINY
+        return known and max(rows, columns) <= _C.TINY
 
     def solve(self, X: Tensor, tolerance: Tolerance) -> tuple[Factors, Tensor, Tensor]:
         """The factors of X, float32 or float64; the factor `[b]` it was scaled by; what is finite.
@@ -109,7 +108,7 @@ class Method(NamedTuple):
 class Solution(NamedTuple):
     """For matrices A `[b, m, n]`, k = min(m, n): A⁺ = left @ right, both float64."""
 
-    left: Tensor  # [b, n, k]; contiguous, or for m < n its transpose is; NaN unless DONE
+    left: Tensor  # [b, n, k]; contiguous, or its transpose for m < n; NaN unless the code is DONE
     right: Tensor  # [b, k, m]; its transpose is contiguous
     rank: Tensor  # [b] int64
     code: Tensor  # [b] int32
@@ -127,7 +126,9 @@ def factorise(A: Tensor, tolerance: Tolerance, method: Method) -> Solution:
         right = found.basis.contiguous().mT
     else:
         left, right = found.basis.mT.contiguous().mT, left.mT
-    code = torch.where(finite, torch.where(found.done, DONE, FAILED), NOT_FINITE)
+    codes = _C.PINV_CODES
+    code = torch.where(found.done, codes["DONE"], codes["FAILED"])
+    code = torch.where(finite, code, codes["NOT_FINITE"])
     return Solution(
         left,
         right,

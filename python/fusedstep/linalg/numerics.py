@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from enum import IntEnum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fusedstep.ops import register_fake
+from fusedstep import _C
+from fusedstep.fakes import register_fake
 
 UNIT = 2.0**-53  # the unit roundoff of float64, in which every driver computes
 
 
 class Verdict(IntEnum):
-    """What a certificate says about a matrix; as in kernels/linalg/certificate.h."""
+    """What a certificate says about a matrix: enum Verdict of kernels/linalg/certificate.h."""
 
-    CERTIFIED = 0  # no singular value counts as zero
-    NOT_FINITE = 1  # there is a NaN or an infinity
-    OPEN = 2  # something may count as zero
-    BLURRED = 3  # the same, and the tolerance is too small for eigenvalues of the Gram matrix
+    CERTIFIED = _C.VERDICTS["CERTIFIED"]  # no singular value counts as zero
+    NOT_FINITE = _C.VERDICTS["NOT_FINITE"]  # there is a NaN or an infinity
+    OPEN = _C.VERDICTS["OPEN"]  # something may count as zero
+    BLURRED = _C.VERDICTS["BLURRED"]  # so, and below what eigenvalues of the Gram matrix resolve
 
 
 class Factors(NamedTuple):
@@ -50,14 +50,6 @@ class Tolerance(NamedTuple):
     def of(self, chosen: Tensor | slice) -> Tolerance:
         """The tolerances of some of the matrices."""
         return Tolerance(self.atol[chosen], self.rtol[chosen])
-
-
-def gram_error(rows: int, columns: int) -> float:
-    """How far the eigenvalues of a computed Gram matrix may be off, relative to the largest.
-
-    For tolerances chosen on the host; kernels/linalg/gram.h has the same formula for the ops.
-    """
-    return 8 * UNIT * (math.sqrt(rows) + columns)
 
 
 def scaled(X: Tensor, may_look: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,9 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from fusedstep import build
+from fusedstep import _C, build
 from fusedstep.checks import refuse, require_count, require_dense, require_number
-from fusedstep.linalg.numerics import gram_error
 from fusedstep.lm_head.batch import (
     Spectrum,
     add_by_token,
@@ -280,7 +279,7 @@ class LeastSquares:
     def _threshold(self, function: str, rtol: float | None) -> float:
         self._require_tokens(function)
         if rtol is None:
-            return gram_error(self._count, len(self._gram))
+            return _C.gram_error(self._count, len(self._gram))
         return require_number(function, "rtol", rtol)
 
 
@@ -333,7 +332,7 @@ def least_squares(
     rows, ids = require_batch(function, hidden, tokens, d, vocabulary, hidden.device)
     if rows.numel() == 0:
         refuse(function, "hidden", "have elements", list(hidden.shape))
-    rtol = gram_error(len(ids), d) if rtol is None else require_number(function, "rtol", rtol)
+    rtol = _C.gram_error(len(ids), d) if rtol is None else require_number(function, "rtol", rtol)
     rows = hidden.reshape(-1, d)  # not detached
     weight: Tensor = _Solve.apply(rows, ids, vocabulary, scale, ridge, rtol)
     return weight

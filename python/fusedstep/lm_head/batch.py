@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusedstep import _C
 from fusedstep.checks import refuse, require_dense
-from fusedstep.linalg.numerics import gram_error, whole_gram
-from fusedstep.ops import register_fake
+from fusedstep.fakes import register_fake
+from fusedstep.linalg.numerics import whole_gram
 
 SORT_BLOCK = 65536  # tokens sorted at a time: what that needs does not grow with their number
 
@@ -146,4 +147,4 @@ def certain_inverse(gram: Tensor, ridge: float, rtol: float) -> Tensor | None:
         return None
     inverse = torch.cholesky_inverse(factor)
     condition = torch.linalg.matrix_norm(matrix) * torch.linalg.matrix_norm(inverse)
-    return inverse if bool(condition * (rtol + gram_error(0, len(gram))) < 1) else None
+    return inverse if bool(condition * (rtol + _C.gram_error(0, len(gram))) < 1) else None

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fusedstep import _C
 from fusedstep.checks import refuse, require_count, require_number
 from fusedstep.linalg import pinv
-from fusedstep.linalg.numerics import gram_error
 from fusedstep.lm_head.batch import Spectrum, spectrum
 from fusedstep.lm_head.problem import (
     CHUNK_ELEMENTS,
@@ -227,7 +227,7 @@ def newton_bohning(
     weight = problem.weight
     count, width = problem.hidden.shape
     # Below this A is made of rounding errors, its own or those of the gradient.
-    rtol = max(gram_error(count, width), width * torch.finfo(weight.dtype).eps ** 2)
+    rtol = max(_C.gram_error(count, width), width * torch.finfo(weight.dtype).eps ** 2)
     inverse = pinv(problem.second_moment(), hermitian=True, rtol=rtol).to(weight.dtype)
     loss, gradient = problem.gradient(weight)
     losses = [loss]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fusedstep.ops import register_fake
+from fusedstep.fakes import register_fake
 
 ALIGNMENT = 64  # bytes
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_dense, require_norm_type, require_number
+from fusedstep.fakes import register_fake, register_writers
 from fusedstep.optim.distributed import (
     Place,
     is_dtensor,
@@ -23,6 +24,14 @@ from fusedstep.optim.distributed import (
     shard_like,
 )
 from fusedstep.optim.memory import gapless, refuse_overlap
+
+register_writers("clip_by_norm_")
+
+
+@register_fake("total_norm")
+def _(tensors: list[Tensor], norm_type: float = 2.0, grad_scale: Tensor | None = None) -> Tensor:
+    return torch.empty((), dtype=torch.float64, device=tensors[0].device)
+
 
 Shards = dict[Place, list[Tensor]]  # what lies here of the tensors of each place
 

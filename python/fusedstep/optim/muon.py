@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_count
-from fusedstep.ops import rule_fields
 from fusedstep.optim import adam
 from fusedstep.optim.distributed import Place, is_dtensor
 from fusedstep.optim.hyperparameters import Group, label, numbers, parameter_labels
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import Mode, OptionArguments
 from fusedstep.optim.state import Initial, StateSpec
-from fusedstep.optim.step import Values, run_rule
+from fusedstep.optim.step import Values, rule_fields, run_rule
 from fusedstep.optim.tables import Entry, Groups, State, Table
 
 if TYPE_CHECKING:

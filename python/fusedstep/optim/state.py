@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from fusedstep import _C
 from fusedstep.checks import refuse
-from fusedstep.ops import blocks_of
+from fusedstep.fakes import register_fake
 from fusedstep.optim.distributed import local, placed_like, require_placement_of
 from fusedstep.optim.memory import gapless, in_layout_of, memory_layout, same_strides
 from fusedstep.optim.options import Mode
@@ -20,11 +21,11 @@ from fusedstep.optim.options import Mode
 class Role(IntEnum):
     """What an array is for, as in enum Role of kernels/optim/table.h."""
 
-    STATE = 0  # and the next two
-    SCALE = 3  # and the next two
-    MASTER = 6
-    AVERAGE = 7
-    STEP = 8
+    STATE = _C.ROLES["STATE"]  # of the first state; the next roles are of the others
+    SCALE = _C.ROLES["SCALE"]  # of the first state's scales
+    MASTER = _C.ROLES["MASTER"]
+    AVERAGE = _C.ROLES["AVERAGE"]
+    STEP = _C.ROLES["STEP"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ CODES = (torch.int8, torch.uint8)
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that a parameter is computed in, and the default dtype of its state."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def blocks_of(size: int) -> int:
+    """How many scales the codes of `size` elements have."""
+    return (size + _C.BLOCK - 1) // _C.BLOCK
 
 
 def scale_name(name: str) -> str:
@@ -206,3 +212,14 @@ def decoded(codes: Tensor, scales: Tensor) -> Tensor:
     """The float32 values, in the layout and on the device of `codes`."""
     values = torch.ops.fusedstep.decode_state(gapless(codes.cpu()), scales.cpu().contiguous())
     return cast(Tensor, values.to(codes.device))
+
+
+@register_fake("encode_state")
+def _(x: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    codes = x.new_empty_strided(x.shape, x.stride(), dtype=torch.int8 if signed else torch.uint8)
+    return codes, x.new_empty(blocks_of(x.numel()))
+
+
+@register_fake("decode_state")
+def _(codes: Tensor, scales: Tensor) -> Tensor:
+    return codes.new_empty_strided(codes.shape, codes.stride(), dtype=torch.float32)

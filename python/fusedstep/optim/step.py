@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from fusedstep import _C
 from fusedstep.checks import refuse
-from fusedstep.ops import in_order
+from fusedstep.fakes import register_writers
 from fusedstep.optim.distributed import Place, norm_over_ranks
 from fusedstep.optim.hyperparameters import read_on_device
 from fusedstep.optim.tables import Table
@@ -22,6 +24,24 @@ _STEP = torch.ops.fusedstep.table_step_.default
 _NORM = torch.ops.fusedstep.table_norm_.default
 
 Values = dict[str, float]  # a value for each field of a rule, by name
+
+register_writers("step_", "table_step_", "table_norm_")
+
+
+@cache
+def rule_fields(rule: str) -> tuple[str, ...]:
+    """The names of the values that a parameter group of a rule has, in the ops' order."""
+    return tuple(_C.rule_fields(rule))
+
+
+def in_order(rule: str, groups: Sequence[Mapping[str, float]]) -> list[float]:
+    """The values of parameter groups, given by name, as the ops take them: group after group."""
+    fields = rule_fields(rule)
+    for values in groups:
+        if len(values) != len(fields):
+            wrong = sorted(values.keys() ^ set(fields))
+            raise TypeError(f"rule {rule} has the fields {fields}: {wrong} are missing or unknown")
+    return [values[name] for values in groups for name in fields]
 
 
 def update(optimizer: FusedOptimizer, active: dict[Place, Table], values: list[Values]) -> None:

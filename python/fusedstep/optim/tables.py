@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fusedstep import _C
 from fusedstep.checks import refuse, require_dense
+from fusedstep.fakes import register_fake, register_writers
 from fusedstep.optim.distributed import (
     Place,
     is_dtensor,
@@ -45,8 +46,15 @@ from fusedstep.optim.state import Initial, StateSpec, arrays_of, prepare_state, 
 Groups = Sequence[Mapping[str, Any]]  # an optimizer's param_groups
 State = dict[Tensor, dict[str, Tensor]]  # an optimizer's state
 
+register_writers("table_assign")
+
 _GRAD = attrgetter("grad")
 _REFRESH = torch.ops.fusedstep.table_refresh.default
+
+
+@register_fake("table_refresh")
+def _(table: int, grads: list[Tensor], missing: list[int]) -> bool:
+    return True
 
 
 class Entry(NamedTuple):

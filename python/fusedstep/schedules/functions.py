@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from fusedstep.checks import refuse, require_count, require_number
+from fusedstep.checks import refuse, require_count, require_rate
 
 # The part of the fall that is done, from 0 to 1, after this share of its steps.
 _FALLEN: dict[str, Callable[[float], float]] = {
@@ -16,14 +15,6 @@ _FALLEN: dict[str, Callable[[float], float]] = {
     "1-sqrt": math.sqrt,
 }
 _COOLDOWNS = ("1-sqrt", "linear")
-
-
-def require_rate(function: str, argument: str, value: Any) -> float:
-    """`value` as a finite float that is not negative."""
-    rate = require_number(function, argument, value)
-    if rate == math.inf:
-        refuse(function, argument, "be finite", rate)
-    return rate
 
 
 def constant(step: int, *, lr: float) -> float:

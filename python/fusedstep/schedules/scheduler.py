@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fusedstep.checks import refuse, require_count
-from fusedstep.schedules.functions import require_rate
+from fusedstep.checks import refuse, require_count, require_rate
 
 Schedule = Callable[[int], float]
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fusedstep.checks import refuse
-from fusedstep.schedules.functions import require_rate
+from fusedstep.checks import refuse, require_rate
 
 __all__ = ["param_groups"]
 
