@@ -3,9 +3,10 @@
 Every input torch tries its class on, every error it expects, and what its tests ask of all: dtypes,
 gradients of None and of zeros, empty parameters, checkpoints in both directions and older ones.
 
-Left out: complex parameters and sparse gradients, which no kernel takes (test_bad_input.py has the
-refusals); `differentiable`, refused as by torch's fused steps; `foreach`, which is torch's step;
-schedulers (test_lr_schedulers.py has them all); Lion, which torch does not have.
+Left out: complex parameters and sparse gradients, which no kernel takes (test_optimizer.py and
+test_refused_tensors.py have the refusals); `differentiable`, refused as by torch's fused steps;
+`foreach`, which is torch's step; schedulers (test_lr_schedulers.py has them all); Lion, which torch
+does not have.
 """
 
 from __future__ import annotations
