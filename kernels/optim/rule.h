@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <new>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/common/macros.h"
@@ -145,8 +146,7 @@ int num_states(const void* group) {
 template <typename Rule, typename Step>
 struct RegisteredRule {
   using Group = typename Rule::Group;
-  static_assert(Group::fields().size() == 0 ||
-                    sizeof(Group) == Group::fields().size() * sizeof(double),
+  static_assert(std::is_empty_v<Group> || sizeof(Group) == Group::fields().size() * sizeof(double),
                 "a member of the rule's Group is missing in its fields()");
 
   RegisteredRule(std::string_view name, Step* step) {

@@ -158,8 +158,8 @@ def test_every_field_of_the_rule_has_a_value_of_its_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "wrong"),
     [
-        (lambda values: values.pop("dampening"), r"\['dampening'\]"),
-        (lambda values: values.update(dampenning=values.pop("dampening")), r"'dampening'"),
+        (lambda values: values.pop("dampening"), "'dampening'"),
+        (lambda values: values.update(dampenning=values.pop("dampening")), "'dampening'"),
         (lambda values: values.update(power=1.0), r"\['power'\]"),
     ],
     ids=["missing", "misspelt", "unknown"],
@@ -179,6 +179,6 @@ def test_a_rules_values_must_be_its_fields(
     set_grads(params)
     monkeypatch.setattr(fusedstep.SGD, "_rule_values", rule_values)
     before = Snapshot(params)
-    with pytest.raises((TypeError, KeyError), match=wrong):
+    with pytest.raises(TypeError, match=wrong):
         optimizer.step()
     before.check()

@@ -42,7 +42,7 @@ ADAMW = {
     "decoupled_weight_decay": True,
 }  # fmt: skip
 # A group has the fields of both kinds of step; those of the other kind stay zero.
-UNUSED = dict.fromkeys(rule_fields("muon"), 0.0)
+UNUSED = rule_fields("muon")
 # Elements of a batch of matrices: its iterates and Gram matrices take up to 600 MB.
 MAX_ELEMENTS = 2**26
 

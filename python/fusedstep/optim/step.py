@@ -29,19 +29,22 @@ register_writers("step_", "table_step_", "table_norm_")
 
 
 @cache
-def rule_fields(rule: str) -> tuple[str, ...]:
-    """The names of the values that a parameter group of a rule has, in the ops' order."""
-    return tuple(_C.rule_fields(rule))
+def rule_fields(rule: str) -> Values:
+    """The values that a parameter group of a rule has, by name in the ops' order, all zero."""
+    return dict.fromkeys(_C.rule_fields(rule), 0.0)
 
 
 def in_order(rule: str, groups: Sequence[Mapping[str, float]]) -> list[float]:
     """The values of parameter groups, given by name, as the ops take them: group after group."""
     fields = rule_fields(rule)
-    for values in groups:
-        if len(values) != len(fields):
-            wrong = sorted(values.keys() ^ set(fields))
-            raise TypeError(f"rule {rule} has the fields {fields}: {wrong} are missing or unknown")
-    return [values[name] for values in groups for name in fields]
+    try:
+        ordered = [values[name] for values in groups for name in fields]
+    except KeyError as error:
+        raise TypeError(f"a group of rule {rule} must have the field {error}") from None
+    if sum(map(len, groups)) != len(ordered):
+        unknown = sorted(set().union(*groups) - fields.keys())
+        raise TypeError(f"a group of rule {rule} must have its fields alone, got {unknown} as well")
+    return ordered
 
 
 def update(optimizer: FusedOptimizer, active: dict[Place, Table], values: list[Values]) -> None:
