@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from fusedstep import build
-from fusedstep.checks import DTYPE_NAMES, DTYPES, refuse, require_number
+from fusedstep.checks import refuse, require_dense, require_number
 from fusedstep.linalg.drivers import HERMITIAN_NAMES, NAMES
 from fusedstep.linalg.numerics import Tolerance
 
@@ -19,19 +17,7 @@ broadcast_shapes: Callable[..., torch.Size] = torch.broadcast_shapes  # torch's 
 
 def require_matrices(function: str, argument: str, tensor: Any) -> None:
     """A plain dense floating-point tensor of two or more dimensions on a CPU or a CUDA device."""
-    if not isinstance(tensor, Tensor):
-        refuse(function, argument, "be a tensor", type(tensor).__name__, TypeError)
-    if is_traceable_wrapper_subclass(tensor):
-        refuse(function, argument, "be a plain tensor", type(tensor).__name__, TypeError)
-    if tensor.layout != torch.strided:
-        refuse(function, argument, "be dense", tensor.layout, TypeError)
-    if tensor.dtype not in DTYPES:
-        refuse(function, argument, f"be {DTYPE_NAMES}", tensor.dtype, TypeError)
-    if tensor.device.type not in ("cpu", "cuda"):
-        refuse(function, argument, "be on a CPU or a CUDA device", tensor.device)
-    if tensor.is_cuda and build.CUDA_REASON:
-        got = f"{tensor.device}: no CUDA kernels ({build.CUDA_REASON})"
-        refuse(function, argument, "be on a device with cuSOLVER", got)
+    require_dense(function, argument, tensor)
     if tensor.dim() < 2:
         refuse(function, argument, "have two or more dimensions", tuple(tensor.shape))
 
