@@ -6,7 +6,7 @@
 #include <new>
 
 #include "csrc/device.h"
-#include "kernels/optim/step.h"
+#include "kernels/optim/rule.h"
 
 namespace fusedstep {
 namespace {
@@ -90,8 +90,12 @@ void softmax_by_chunks(const Softmax& s) {
 }
 
 void softmax(const Softmax& s, Workspace&) {
-  const bool enough_rows = s.count >= torch::stable::get_num_threads();
-  s.root.gram == nullptr&& enough_rows ? softmax_by_rows(s) : softmax_by_chunks(s);
+  const bool independent = s.root.gram == nullptr;
+  if (independent && s.count >= torch::stable::get_num_threads()) {
+    softmax_by_rows(s);
+  } else {
+    softmax_by_chunks(s);
+  }
 }
 
 // Calls f(begin, end) on ranges of a table's chunks with even shares of the work.

@@ -16,7 +16,7 @@
 #include "kernels/lm_head/segment_sum.h"
 #include "kernels/lm_head/softmax.h"
 #include "kernels/optim/clip.h"
-#include "kernels/optim/layout.h"
+#include "kernels/optim/table.h"
 
 namespace fusedstep {
 

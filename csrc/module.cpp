@@ -10,7 +10,7 @@
 #include "kernels/linalg/certificate.h"
 #include "kernels/linalg/tiny_problem.h"
 #include "kernels/optim/quantize.h"
-#include "kernels/optim/step.h"
+#include "kernels/optim/rule.h"
 #include "kernels/optim/table.h"
 
 namespace py = pybind11;

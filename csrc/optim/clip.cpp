@@ -1,8 +1,7 @@
 // The ops total_norm, clip_by_norm_ and table_norm_: the global norm and the clip.
 #include <torch/csrc/stable/library.h>
 
-#include "csrc/optim/rule_groups.h"
-#include "csrc/optim/step_options.h"
+#include "csrc/optim/step.h"
 #include "csrc/optim/tensor_table.h"
 
 namespace fusedstep {

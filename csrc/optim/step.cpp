@@ -1,11 +1,11 @@
 // The ops step_ and table_step_: the step of any rule.
+#include "csrc/optim/step.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <numeric>
 #include <string>
 
-#include "csrc/optim/rule_groups.h"
-#include "csrc/optim/step_options.h"
 #include "csrc/optim/tensor_table.h"
 
 namespace fusedstep {

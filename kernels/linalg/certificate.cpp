@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "kernels/common/fold.h"
+#include "kernels/common/reduce.h"
 
 namespace fusedstep::cpu {
 namespace {

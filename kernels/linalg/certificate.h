@@ -18,7 +18,7 @@
 // clang-format on
 #pragma once
 
-#include "kernels/common/finite.h"
+#include "kernels/common/reduce.h"
 #include "kernels/linalg/gram.h"
 
 namespace fusedstep {

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include "kernels/linalg/tiny_pinv.h"
-
 namespace fusedstep::cpu {
 namespace {
 

@@ -5,7 +5,7 @@
 
 #include <limits>
 
-#include "kernels/common/finite.h"
+#include "kernels/common/reduce.h"
 #include "kernels/linalg/tiny_matrix.h"
 
 namespace fusedstep {

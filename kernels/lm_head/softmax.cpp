@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/common/fold.h"
+#include "kernels/common/reduce.h"
 
 namespace fusedstep::cpu {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "kernels/common/fold.h"
+#include "kernels/common/reduce.h"
 #include "kernels/optim/tile.h"
 
 namespace fusedstep::cpu {

@@ -20,7 +20,7 @@
 
 #include <cmath>
 
-#include "kernels/common/finite.h"
+#include "kernels/common/reduce.h"
 #include "kernels/optim/table.h"
 
 namespace fusedstep {

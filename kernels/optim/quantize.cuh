@@ -2,7 +2,7 @@
 // and back. They exist for float32 computations alone; for others the functions do nothing.
 #pragma once
 
-#include "kernels/common/finite.h"
+#include "kernels/common/reduce.h"
 #include "kernels/common/vector.cuh"
 #include "kernels/common/warp.cuh"
 #include "kernels/optim/quantize.h"

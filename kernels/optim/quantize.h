@@ -28,7 +28,7 @@ constexpr int kBlock = 128;
 
 FUSEDSTEP_HD int64_t blocks_of(int64_t size) { return (size + kBlock - 1) / kBlock; }
 
-// The scale of a block from its largest magnitude (nan_max of kernels/common/finite.h). Where that
+// The scale of a block from its largest magnitude (nan_max of kernels/common/reduce.h). Where that
 // is NaN or infinite, all of the block becomes NaN or infinite. The lower bound keeps 1 / scale
 // finite and code 1 above zero.
 FUSEDSTEP_HD float block_scale(float largest) { return largest < 0x1p-110f ? 0x1p-110f : largest; }

@@ -4,8 +4,8 @@
 #include <cuda_runtime.h>
 
 #include "kernels/optim/clip.h"
-#include "kernels/optim/layout.h"
 #include "kernels/optim/rule.h"
+#include "kernels/optim/table.h"
 
 namespace fusedstep::cuda {
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "kernels/optim/step.h"
+#include "kernels/optim/rule.h"
 #include "kernels/optim/storage.h"
 
 namespace fusedstep::cpu {

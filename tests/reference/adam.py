@@ -23,7 +23,7 @@ class AdamGroup:
 
 
 def power(base: float, exponent: int) -> float:
-    """base^exponent by repeated squaring: kernels/optim/power.h."""
+    """base^exponent by repeated squaring: kernels/optim/rules/adam.h."""
     result = 1.0
     while exponent > 0:
         if exponent & 1:

@@ -10,8 +10,8 @@
 
 #include "kernels/optim/norm.cuh"
 #include "kernels/optim/norm.h"
+#include "kernels/optim/rule.h"
 #include "kernels/optim/step.cuh"
-#include "kernels/optim/step.h"
 #include "tests/simt/check.h"
 #include "tests/simt/problem.h"
 

@@ -9,8 +9,8 @@
 #include <random>
 #include <vector>
 
-#include "kernels/optim/layout.h"
 #include "kernels/optim/quantize.h"
+#include "kernels/optim/table.h"
 
 namespace fusedstep {
 

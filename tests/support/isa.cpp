@@ -3,10 +3,10 @@
 
 #include "kernels/linalg/tiny_pinv.h"
 #include "kernels/lm_head/softmax.h"
-#include "kernels/optim/layout.h"
 #include "kernels/optim/norm.h"
+#include "kernels/optim/rule.h"
 #include "kernels/optim/rules/adam.h"
-#include "kernels/optim/step.h"
+#include "kernels/optim/table.h"
 
 namespace {
 

@@ -1,10 +1,23 @@
-// Lanes folded by halves: lane l takes lane l + half, until lane 0 has them all.
+// What reductions share: comparisons that keep NaN, and lanes folded by halves.
 #pragma once
 
 #include "kernels/common/macros.h"
 
+namespace fusedstep {
+
+// A NaN on either side wins, which fmax would drop.
+template <typename T>
+FUSEDSTEP_HD T nan_max(T a, T b) {
+  return a >= b ? a : (a != a ? a : b);
+}
+
+FUSEDSTEP_HD bool is_finite(double x) { return x - x == 0; }
+
+}  // namespace fusedstep
+
 namespace fusedstep::cpu {
 
+// Lane l takes lane l + half, until lane 0 has them all.
 template <int count, typename T, typename Combine>
 FUSEDSTEP_HD T fold_by_halves(T* lanes, Combine combine) {
   for (int half = count / 2; half > 0; half /= 2) {
