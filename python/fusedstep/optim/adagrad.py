@@ -80,13 +80,13 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
             "initial_accumulator_value": initial_accumulator_value, "maximize": maximize,
         }  # fmt: skip
         fused = self._prepare(
-            arguments, options, foreach=foreach, fused=fused, differentiable=differentiable
-        )
+            arguments, options, foreach=foreach, fused=fused, differentiable=differentiable,
+            extra_defaults={"capturable": capturable},
+        )  # fmt: skip
         super().__init__(
             params, lr, lr_decay, weight_decay, initial_accumulator_value, eps, foreach,
             maximize=maximize, differentiable=differentiable, fused=fused,
         )  # fmt: skip
-        self._add_default("capturable", capturable)
         if self._internals.native:
             self._make_state()
 

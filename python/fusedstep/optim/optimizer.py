@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -38,6 +39,7 @@ class Internals:
     options: Options
     native: bool  # the step is ours, not torch's
     tables: Tables
+    extra_defaults: dict[str, Any]  # entries of every group that torch's class does not know
     norm: Tensor | None = None  # of the last step: 0-d float64
     ema_swapped_in: bool = False
 
@@ -90,12 +92,17 @@ class FusedOptimizer(torch.optim.Optimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
         differentiable: bool = False,
+        extra_defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> bool | None:
-        """Checks a constructor's arguments before torch's class sees them; returns its `fused`."""
+        """Checks a constructor's arguments before torch's class sees them; returns its `fused`.
+
+        `extra_defaults`: those of `arguments` that torch's class does not take.
+        """
         native = fused is not False and not (foreach and not fused)
         name = type(self).__name__
         checked = Options(**options).checked(name, native)
-        self._internals = Internals(checked, native, Tables(name, self._table_type))
+        extra = dict(extra_defaults) if native else {}
+        self._internals = Internals(checked, native, Tables(name, self._table_type), extra)
         self._step_supports_amp_scaling = native
         if native:
             self._values(arguments, None)
@@ -104,14 +111,6 @@ class FusedOptimizer(torch.optim.Optimizer):
             if foreach:
                 raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         return True if native else fused
-
-    def _add_default(self, name: str, value: Any) -> None:
-        """Gives every group an entry that torch's class does not have, where the step is ours."""
-        if not self._internals.native:
-            return
-        self.defaults[name] = value
-        for group in self.param_groups:
-            group.setdefault(name, value)
 
     @property
     def options(self) -> Options:
@@ -336,6 +335,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError, TypeError: The step would refuse the group. It is not added.
         """
+        self.defaults.update(self._internals.extra_defaults)
         super().add_param_group(param_group)
         if not self._internals.native:
             return
@@ -369,7 +369,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         state = dict(state)
         if "_options" in state:
             tables = Tables(type(self).__name__, self._table_type)
-            self._internals = Internals(state.pop("_options"), state.pop("_native"), tables)
+            self._internals = Internals(state.pop("_options"), state.pop("_native"), tables, {})
         super().__setstate__(state)
         self._internals.tables.forget()  # but keep them: captured graphs may point to them
         self._internals.norm = None

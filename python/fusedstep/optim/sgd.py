@@ -81,13 +81,13 @@ class SGD(FusedOptimizer, torch.optim.SGD):
             "nesterov": nesterov, "maximize": maximize,
         }  # fmt: skip
         fused = self._prepare(
-            arguments, options, foreach=foreach, fused=fused, differentiable=differentiable
-        )
+            arguments, options, foreach=foreach, fused=fused, differentiable=differentiable,
+            extra_defaults={"capturable": capturable},
+        )  # fmt: skip
         super().__init__(
             params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize,
             foreach=foreach, differentiable=differentiable, fused=fused,
         )  # fmt: skip
-        self._add_default("capturable", capturable)
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("step", "momentum_buffer") if group["momentum"] != 0 else ()
