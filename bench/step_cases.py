@@ -15,6 +15,7 @@ from torch import Tensor
 
 import fusedstep
 from bench.measure import Call
+from fusedstep import _C
 
 MAX_NORM = 1.0
 Shape = tuple[int, ...]
@@ -196,7 +197,7 @@ MODES = {
     for mode in (
         FLOAT32,
         Mode("bfloat16", 2, {"state_dtype": torch.bfloat16}),
-        Mode("int8", 1 + 4 / 128, {"state_dtype": "int8"}),  # and a float32 for 128 elements
+        Mode("int8", 1 + 4 / _C.BLOCK, {"state_dtype": "int8"}),  # and a float32 for each block
     )
 }
 

@@ -26,6 +26,9 @@ class Workspace {
   explicit Workspace(const Tensor& tensor) : tensor_(tensor) {}
   Workspace(const Workspace&) = delete;
 
+  // For a part of the op: its memory goes back when the part ends, to be reused in stream order.
+  Workspace part() const { return Workspace(tensor_); }
+
   int32_t device() const { return tensor_.get_device(); }
 
   template <typename T>
@@ -43,7 +46,7 @@ class Workspace {
   }
 
  private:
-  const Tensor& tensor_;
+  Tensor tensor_;
   Tensors kept_;
 };
 

@@ -34,7 +34,6 @@ void bind_constants(py::module_& m) {
       py::dict("STATE"_a = int{fusedstep::kState}, "SCALE"_a = int{fusedstep::kScale},
                "MASTER"_a = int{fusedstep::kMaster}, "AVERAGE"_a = int{fusedstep::kAverage},
                "STEP"_a = int{fusedstep::kStep});
-  m.attr("MAX_STATES") = fusedstep::kMaxStates;
   m.attr("BLOCK") = fusedstep::kBlock;
   m.attr("CHUNK_SIZE") = fusedstep::kChunkSize;
   m.attr("VERDICTS") = py::dict("CERTIFIED"_a = static_cast<int>(Verdict::kCertified),

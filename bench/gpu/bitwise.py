@@ -15,9 +15,10 @@ from torch import Tensor
 import fusedstep
 from bench.gpu.rows import Findings
 from bench.gpu.trials import ALIKE, TRIALS, Pairs, Trial, grad_of
+from fusedstep import _C
 
-# Around the norm's rows of 256, a pack, and a chunk of 32768; 0 and 1.
-SIZES = (0, 1, 7, 255, 256, 257, 4099, 32768, 32769)
+# Around the norm's rows of 256, a pack, and a chunk; 0 and 1.
+SIZES = (0, 1, 7, 255, 256, 257, 4099, _C.CHUNK_SIZE, _C.CHUNK_SIZE + 1)
 # Elements by which parameter and gradient lie after an address that is aligned to 16 bytes.
 OFFSETS = ((0, 0), (1, 1), (0, 1), (3, 2))
 STEPS = 3

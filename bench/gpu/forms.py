@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-CODED = 1 + 4 / 128  # bytes of an 8-bit number with its share of the block's scale
+from fusedstep import _C
+
+CODED = 1 + 4 / _C.BLOCK  # bytes of an 8-bit number with its share of the block's scale
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,9 @@ void eigh(const Squares& A, double* values, Workspace& workspace, cudaStream_t s
     size_t on_device = 0, on_host = 0;
     check(solve(handles->library.cusolverDnXsyevBatched_bufferSize, &on_device, &on_host),
           "cusolverDnXsyevBatched_bufferSize");
+    Workspace piece = workspace.part();
     // cuSOLVER 11.7.1 takes what is there for its own: without the zeros its vectors are wrong.
-    auto* const work = workspace.zeros<std::byte>(static_cast<int64_t>(on_device));
+    auto* const work = piece.zeros<std::byte>(static_cast<int64_t>(on_device));
     std::vector<std::byte> host_work(on_host);  // until the call returns: torch keeps no more
     check(solve(handles->library.cusolverDnXsyevBatched, work, on_device, host_work.data(), on_host,
                 A.info + first),
@@ -114,8 +115,9 @@ void svd(const Squares& R, double* U, double* values, double* Vh, Workspace& wor
     int elements = 0;
     check(solve(handles->library.cusolverDnDgesvdjBatched_bufferSize, &elements),
           "cusolverDnDgesvdjBatched_bufferSize");
-    check(solve(handles->library.cusolverDnDgesvdjBatched, workspace.empty<double>(elements),
-                elements, R.info + first),
+    Workspace piece = workspace.part();
+    check(solve(handles->library.cusolverDnDgesvdjBatched, piece.empty<double>(elements), elements,
+                R.info + first),
           "cusolverDnDgesvdjBatched");
   });
 }

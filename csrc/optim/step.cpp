@@ -64,6 +64,7 @@ void table_step_(int64_t address, const std::string& rule, const Tensor& param,
   constexpr const char* kFunction = "table_step_";
   auto& table = *reinterpret_cast<TensorTable*>(address);
   Arg(kFunction, "table", "none").must(!table.empty(), "have gradients");
+  Arg(kFunction, "param", param).on_device_of(table.slots()[0].param);
   const auto& entry = require_rule(kFunction, rule);
   const RuleGroups of_rule(kFunction, entry, groups, seed, lrs, lr_groups, param);
   check_states(kFunction, table, of_rule);

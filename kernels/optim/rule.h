@@ -99,7 +99,7 @@ std::vector<RuleEntry<Step>>& rules() {
   return rules;
 }
 
-// Null where there is no rule of that name.
+// Null where this module has no rule of that name.
 template <typename Step>
 const RuleEntry<Step>* find_rule(std::string_view name) {
   for (const auto& rule : rules<Step>()) {
@@ -143,10 +143,29 @@ int num_states(const void* group) {
   return count;
 }
 
+static_assert(sizeof(GroupHead) == GroupHead::fields().size() * sizeof(double) +
+                                       sizeof(const float*) + sizeof(uint64_t),
+              "a member of GroupHead is missing in its fields()");
+
+template <typename Group>
+constexpr bool names_are_unique() {
+  std::array<std::string_view, GroupHead::fields().size() + Group::fields().size()> names;
+  size_t count = 0;
+  for (const auto& field : GroupHead::fields()) {
+    names[count++] = field.name;
+  }
+  for (const auto& field : Group::fields()) {
+    names[count++] = field.name;
+  }
+  std::sort(names.begin(), names.end());
+  return std::adjacent_find(names.begin(), names.end()) == names.end();
+}
+
 // A variable of this type makes a rule known.
 template <typename Rule, typename Step>
 struct RegisteredRule {
   using Group = typename Rule::Group;
+  static_assert(names_are_unique<Group>(), "two fields have one name");
   static_assert(std::is_empty_v<Group> || sizeof(Group) == Group::fields().size() * sizeof(double),
                 "a member of the rule's Group is missing in its fields()");
 

@@ -20,7 +20,6 @@ class TensorTable:
     def layout_version(self) -> int: ...
 
 ROLES: dict[str, int]
-MAX_STATES: int
 BLOCK: int
 CHUNK_SIZE: int
 VERDICTS: dict[str, int]

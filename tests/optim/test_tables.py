@@ -58,7 +58,9 @@ def test_hyperparameters_change_without_a_new_layout() -> None:
     assert len(versions) == 1
 
 
-@pytest.mark.parametrize("size", [0, 1, 32_767, 32_768, 32_769, 100_000])
+@pytest.mark.parametrize(
+    "size", [0, 1, _C.CHUNK_SIZE - 1, _C.CHUNK_SIZE, _C.CHUNK_SIZE + 1, 100_000]
+)
 def test_chunks_and_rows(size: int) -> None:
     params = make_params((size,), (7,))
     optimizer = fusedstep.AdamW(params)
@@ -66,7 +68,7 @@ def test_chunks_and_rows(size: int) -> None:
     optimizer.step()
     table = table_of(optimizer)
     assert (table.num_rows, table.num_launches) == (2, 1)
-    assert table.num_chunks == max(1, math.ceil(size / 32_768)) + 1
+    assert table.num_chunks == max(1, math.ceil(size / _C.CHUNK_SIZE)) + 1
 
 
 def test_one_launch_for_each_compute_type_stored_as_it_is_and_otherwise() -> None:

@@ -26,12 +26,11 @@ def state_names(group: Group) -> tuple[str, ...]:
 
 def rule_values(function: str, group: Group, index: int | None) -> Values:
     """The values of the rule's fields, checked."""
-    return {
-        **betas(function, group, index),
-        **numbers(function, group, index, ("eps", "weight_decay")),
-        "decoupled": float(group["decoupled_weight_decay"]),
-        "amsgrad": float(group["amsgrad"]),
-    }
+    values = numbers(function, group, index, ("eps", "weight_decay"))
+    values.update(betas(function, group, index))
+    values["decoupled"] = float(group["decoupled_weight_decay"])
+    values["amsgrad"] = float(group["amsgrad"])
+    return values
 
 
 class _AdamBase(FusedOptimizer):

@@ -42,7 +42,7 @@ ADAMW = {
     "decoupled_weight_decay": True,
 }  # fmt: skip
 # A group has the fields of both kinds of step; those of the other kind stay zero.
-UNUSED = rule_fields("muon")
+UNUSED = dict.fromkeys(rule_fields("muon"), 0.0)
 # Elements of a batch of matrices: its iterates and Gram matrices take up to 600 MB.
 MAX_ELEMENTS = 2**26
 
@@ -235,6 +235,9 @@ class _DirectionTable(Table):
             group if "momentum_buffer" in spec.names else []
             for group, spec in zip(groups, specs, strict=True)
         ]
+        if self.place.mesh is not None:  # converted since they were added
+            first = next(chain.from_iterable(groups))
+            refuse(self.function, first.label, "be a plain tensor", "a DTensor", TypeError)
         for entry in chain.from_iterable(matrices):
             _require_matrix(self.function, *entry[:2])  # a checkpoint may have made it Muon's
         old = self._directions

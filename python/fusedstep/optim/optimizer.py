@@ -64,7 +64,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         raise TypeError(f"{type(self).__name__} does not say what state its parameters have")
 
     def _rule_values(self, group: Group, index: int | None) -> Values:
-        """The values of the rule's own fields by name, checked.
+        """The values of the rule's own fields by name, checked, in a new dictionary.
 
         `index` is the group's, None for the constructor's arguments: it is for messages.
         """
@@ -100,6 +100,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         """
         native = fused is not False and not (foreach and not fused)
         name = type(self).__name__
+        unknown = options.keys() - OptionArguments.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"{name}: got an unexpected keyword argument {min(unknown)!r}")
         checked = Options(**options).checked(name, native)
         extra = dict(extra_defaults) if native else {}
         self._internals = Internals(checked, native, Tables(name, self._table_type), extra)
@@ -245,16 +248,15 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _values(self, group: Group, index: int | None) -> Values:
         """The values of all fields of a parameter group by name, checked."""
-        on_device = read_on_device(group["lr"])
-        rate = {"lr": 0.0} if on_device else numbers(type(self).__name__, group, index, ("lr",))
-        options = self.options
-        return {
-            **self._rule_values(group, index),
-            **rate,
-            "maximize": float(group["maximize"]),
-            "ema_decay": options.ema_decay or 0.0,
-            "stochastic_rounding": float(options.mode.of(group).stochastic_rounding),
-        }
+        options, values = self.options, self._rule_values(group, index)
+        if read_on_device(group["lr"]):
+            values["lr"] = 0.0
+        else:
+            values.update(numbers(type(self).__name__, group, index, ("lr",)))
+        values["maximize"] = float(group["maximize"])
+        values["ema_decay"] = options.ema_decay or 0.0
+        values["stochastic_rounding"] = float(options.mode.of(group).stochastic_rounding)
+        return values
 
     def _spec(self, group: Group) -> StateSpec:
         """What state the parameters of a group have."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -77,7 +78,7 @@ class Options:
     seed: int = 0
     ema_decay: float | None = None
 
-    @property
+    @cached_property
     def mode(self) -> Mode:
         """How groups that say nothing else keep parameters and state."""
         return Mode(self.state_dtype, self.master, self.stochastic_rounding)
@@ -97,10 +98,10 @@ class Options:
             refuse(function, "nonfinite", must, repr(self.nonfinite))
         mode = require_mode(function, self.mode)
         max_norm, decay = self.max_norm, self.ema_decay
-        checked = Options(
+        checked = replace(
+            self,
             max_norm=None if max_norm is None else require_number(function, "max_norm", max_norm),
             norm_type=require_norm_type(function, self.norm_type),
-            nonfinite=self.nonfinite,
             seed=require_count(function, "seed", self.seed, below=2**64),
             ema_decay=None if decay is None else require_beta(function, "ema_decay", decay),
             **mode._asdict(),

@@ -29,9 +29,9 @@ register_writers("step_", "table_step_", "table_norm_")
 
 
 @cache
-def rule_fields(rule: str) -> Values:
-    """The values that a parameter group of a rule has, by name in the ops' order, all zero."""
-    return dict.fromkeys(_C.rule_fields(rule), 0.0)
+def rule_fields(rule: str) -> tuple[str, ...]:
+    """The names of the values that a parameter group of a rule has, in the ops' order."""
+    return tuple(_C.rule_fields(rule))
 
 
 def in_order(rule: str, groups: Sequence[Mapping[str, float]]) -> list[float]:
@@ -42,7 +42,7 @@ def in_order(rule: str, groups: Sequence[Mapping[str, float]]) -> list[float]:
     except KeyError as error:
         raise TypeError(f"a group of rule {rule} must have the field {error}") from None
     if sum(map(len, groups)) != len(ordered):
-        unknown = sorted(set().union(*groups) - fields.keys())
+        unknown = sorted(set().union(*groups) - set(fields))
         raise TypeError(f"a group of rule {rule} must have its fields alone, got {unknown} as well")
     return ordered
 
