@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import fusedstep
+from fusedstep.optim.hyperparameters import in_order, rule_fields
 from fusedstep.optim.optimizer import FusedOptimizer
-from fusedstep.optim.step import in_order, rule_fields
 from tests.support.optimizers import Kind, every_kind
 from tests.support.refusals import Snapshot, refuses
 from tests.support.tensors import make_params, set_grads

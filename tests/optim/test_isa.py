@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import fusedstep
-from fusedstep.optim.step import in_order
+from fusedstep.optim.hyperparameters import in_order
 from python.buildtools.flags import CXX_FLAGS
 from python.buildtools.rules import write_sources
 from tests.support.tensors import DTYPES, assert_same_bits, make_params, name_of, set_grads

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedstep.optim.hyperparameters import in_order
 from fusedstep.optim.state import Role
-from fusedstep.optim.step import in_order
 from tests.support.tensors import make_params
 
 ADAMW = {

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fusedstep import _C
+from fusedstep.optim.hyperparameters import in_order
 from fusedstep.optim.state import Role, blocks_of, compute_dtype
-from fusedstep.optim.step import in_order
 from tests.support.optimizers import Kind
 from tests.support.tensors import assert_same_bits, make_params
 

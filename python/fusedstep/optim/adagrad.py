@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fusedstep.optim.hyperparameters import Group, numbers
+from fusedstep.optim.hyperparameters import Group, Values, numbers
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import OptionArguments
 from fusedstep.optim.state import Role, arrays_of, prepare_state
-from fusedstep.optim.step import Values
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -1,17 +1,23 @@
-"""Checked values of a parameter group, read at every step, so the usual case comes first."""
+"""The values of parameter groups: checked, by name, and in the order that the ops take.
+
+They are read at every step, so the usual case comes first.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
+from fusedstep import _C
 from fusedstep.checks import refuse, require_beta, require_number
 
 Group = dict[str, Any]  # one of an optimizer's param_groups, or a constructor's arguments
+Values = dict[str, float]  # a value for each field of a rule, by name
 
 
 def label(index: int | None, key: str) -> str:
@@ -62,3 +68,22 @@ def betas(function: str, group: Group, index: int | None) -> dict[str, float]:
 def read_on_device(lr: Any) -> bool:
     """Whether the kernels read the rate where it is; a rate on the CPU is read with the others."""
     return isinstance(lr, Tensor) and lr.is_cuda
+
+
+@cache
+def rule_fields(rule: str) -> tuple[str, ...]:
+    """The names of the values that a parameter group of a rule has, in the ops' order."""
+    return tuple(_C.rule_fields(rule))
+
+
+def in_order(rule: str, groups: Sequence[Mapping[str, float]]) -> list[float]:
+    """The values of parameter groups, given by name, as the ops take them: group after group."""
+    fields = rule_fields(rule)
+    try:
+        ordered = [values[name] for values in groups for name in fields]
+    except KeyError as error:
+        raise TypeError(f"a group of rule {rule} must have the field {error}") from None
+    if sum(map(len, groups)) != len(ordered):
+        unknown = sorted(set().union(*groups) - set(fields))
+        raise TypeError(f"a group of rule {rule} must have its fields alone, got {unknown} as well")
+    return ordered

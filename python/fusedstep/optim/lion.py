@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fusedstep.optim.hyperparameters import Group, betas, numbers
+from fusedstep.optim.hyperparameters import Group, Values, betas, numbers
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import OptionArguments
-from fusedstep.optim.step import Values
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -19,11 +19,18 @@ from torch import Tensor
 from fusedstep.checks import refuse, require_count
 from fusedstep.optim import adam
 from fusedstep.optim.distributed import Place, is_dtensor
-from fusedstep.optim.hyperparameters import Group, label, numbers, parameter_labels
+from fusedstep.optim.hyperparameters import (
+    Group,
+    Values,
+    label,
+    numbers,
+    parameter_labels,
+    rule_fields,
+)
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import Mode, OptionArguments
 from fusedstep.optim.state import Initial, StateSpec
-from fusedstep.optim.step import Values, rule_fields, run_rule
+from fusedstep.optim.step import Step
 from fusedstep.optim.tables import Entry, Groups, State, Table
 
 if TYPE_CHECKING:
@@ -184,8 +191,8 @@ class Muon(FusedOptimizer, torch.optim.Muon):
 
     # --- the step --------------------------------------------------------------------------------
 
-    def _write(self, active: dict[Place, Table], values: list[Values]) -> None:
-        super()._write(active, values)  # AdamW's part, and the directions
+    def _write(self, step: Step, active: dict[Place, Table]) -> None:
+        super()._write(step, active)  # AdamW's part, and the directions
         for table in active.values():
             assert isinstance(table, _DirectionTable)
             iterations: dict[tuple[Any, ...], list[Tensor]] = {}
@@ -198,18 +205,18 @@ class Muon(FusedOptimizer, torch.optim.Muon):
             for (coefficients, steps, eps), directions in iterations.items():
                 orthogonalize_(directions, coefficients, steps, eps)
             if iterations:
-                self._descend(table.descent, values)
+                self._descend(step, table.descent)
 
-    def _descend(self, table: _DescentTable, values: list[Values]) -> None:
+    def _descend(self, step: Step, table: _DescentTable) -> None:
         """Moves the matrices, unless the step is skipped: the same decision, made once more."""
         groups = [self.param_groups[g] for g, _ in table.kinds]
         of_kinds = []
         for (g, (m, n)), group in zip(table.kinds, groups, strict=True):
             ratio = RATIOS[group["adjust_lr_fn"] or "original"](m, n) if m and n else 0.0
-            of_kinds.append(values[g] | {"descent": 1.0, "ratio": ratio})
+            of_kinds.append(step.values[g] | {"descent": 1.0, "ratio": ratio})
         norm = self._internals.norm
         norm = None if norm is None else norm.to(table.place.device)
-        run_rule(self, table, groups, of_kinds, norm)  # clipped and unscaled in the first pass
+        step.run_rule(table, groups, of_kinds, norm)  # clipped and unscaled in the first pass
 
 
 # --- the tables of the two passes -----------------------------------------------------------------

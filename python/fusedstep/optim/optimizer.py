@@ -13,9 +13,15 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_dense
-from fusedstep.optim import checkpoint, step
+from fusedstep.optim import checkpoint
 from fusedstep.optim.distributed import Place, local
-from fusedstep.optim.hyperparameters import Group, numbers, parameter_labels, read_on_device
+from fusedstep.optim.hyperparameters import (
+    Group,
+    Values,
+    numbers,
+    parameter_labels,
+    read_on_device,
+)
 from fusedstep.optim.options import (
     OptionArguments,
     Options,
@@ -24,7 +30,7 @@ from fusedstep.optim.options import (
     with_mode_of,
 )
 from fusedstep.optim.state import StateSpec
-from fusedstep.optim.step import Values
+from fusedstep.optim.step import Step
 from fusedstep.optim.tables import Table, Tables
 
 
@@ -239,12 +245,16 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _update(self) -> None:
         self._require_own_values()
-        values = [self._values(group, g) for g, group in enumerate(self.param_groups)]
+        step = Step(
+            type(self).__name__, self._rule, self.options, self.param_groups,
+            [self._values(group, g) for g, group in enumerate(self.param_groups)],
+            getattr(self, "grad_scale", None), getattr(self, "found_inf", None),
+        )  # fmt: skip
         specs = [self._spec(group) for group in self.param_groups]
         tables = self._internals.tables
         with tables.ready(self.param_groups, self.state, specs, self._initial) as active:
             if active or tables.shared:
-                self._write(active, values)  # all that can be refused has been
+                self._write(step, active)  # all that can be refused has been
 
     def _values(self, group: Group, index: int | None) -> Values:
         """The values of all fields of a parameter group by name, checked."""
@@ -264,9 +274,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         names, mode = self._state_names(group), options.mode.of(group)
         return StateSpec(names, self._never_negative, mode, options.ema_decay is not None)
 
-    def _write(self, active: dict[Place, Table], values: list[Values]) -> None:
+    def _write(self, step: Step, active: dict[Place, Table]) -> None:
         """Computes the norm and updates all that the tables list; Muon does more."""
-        step.update(self, active, values)
+        self._internals.norm = step.update(self._internals.tables, active)
+        step.require_finite(self._internals.norm)
 
     # --- the moving average of the parameters ----------------------------------------------------
 

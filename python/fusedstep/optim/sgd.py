@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
-from fusedstep.optim.hyperparameters import Group, numbers, signed
+from fusedstep.optim.hyperparameters import Group, Values, numbers, signed
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import OptionArguments
-from fusedstep.optim.step import Values
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
