@@ -176,7 +176,7 @@ def tools_lack() -> str:
     return ""
 
 
-INSTANCE = """#include "kernels/optim/step.cuh"
+INSTANCE = """#include "kernels/optim/step_kernel.cuh"
 #include "kernels/optim/rules/adam.h"
 template __global__ void fusedstep::cuda::step_kernel<fusedstep::adam::Rule, float, {uniform}>(
     const fusedstep::Table, const fusedstep::Clip, int64_t, unsigned*);
@@ -191,10 +191,10 @@ IN_PTX = "(__CUDA_ARCH__)\n  // Said in PTX"
 @pytest.mark.parametrize(
     ("uniform", "file", "text", "planted", "found"),
     [
-        (True, "optim/step.cuh", BLOCKS, BLOCKS, []),
-        (False, "optim/step.cuh", BLOCKS, BLOCKS, []),
-        (True, "optim/step.cuh", BLOCKS, "8", ["spill stores", "spill loads"]),
-        (False, "optim/step.cuh", BLOCKS, "3", ["spill stores", "spill loads"]),
+        (True, "optim/step_kernel.cuh", BLOCKS, BLOCKS, []),
+        (False, "optim/step_kernel.cuh", BLOCKS, BLOCKS, []),
+        (True, "optim/step_kernel.cuh", BLOCKS, "8", ["spill stores", "spill loads"]),
+        (False, "optim/step_kernel.cuh", BLOCKS, "3", ["spill stores", "spill loads"]),
         (
             True,
             "common/vector.cuh",

@@ -3,6 +3,8 @@ its CUDA kernels, on a GPU and on the host, to rounding."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -129,9 +131,10 @@ def test_on_a_gpu_to_rounding(shape: tuple[int, ...], dtype: torch.dtype) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 40, 70), (1, 300, 4)])
-def test_the_cuda_op_on_the_host(simt, shape: tuple[int, ...]) -> None:
-    simt.seed(1)
-    assert_to_rounding(simt.gram_, "cpu", shape, torch.float32)
+def test_the_cuda_op_on_the_host(on_simt: Any, shape: tuple[int, ...]) -> None:
+    launched = on_simt.launches()
+    assert_to_rounding(op, "cpu", shape, torch.float32)
+    assert on_simt.launches() > launched
 
 
 def test_what_is_not_finite_stays_so() -> None:
