@@ -84,7 +84,7 @@ def bound_jobs() -> None:
 
 
 def build_facts(plan: cuda.CudaPlan, version: str) -> dict[str, str]:
-    """What `python -m fusedstep` tells about this build."""
+    """What `python -m fusedstep` prints about this build."""
     return {
         "version": version,
         "python": ".".join(map(str, sys.version_info[:3])),

@@ -1,1 +1,1 @@
-"""Build-time helpers that setup.py and the CUDA report share; not installed."""
+"""Build-time helpers that setup.py, CMake and the tests share; not installed."""

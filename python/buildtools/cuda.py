@@ -62,7 +62,7 @@ def toolkit_of_nvcc(nvcc: str) -> Path | None:
 def find_toolkit(environ: Mapping[str, str] = os.environ) -> Path | None:
     """The toolkit's root from CUDA_HOME or CUDA_PATH, else from the nvcc on PATH; None if neither.
 
-    A CUDA_HOME that leads nowhere is not replaced by what PATH has: the user meant another one.
+    An invalid CUDA_HOME is not replaced by the nvcc on PATH: the user meant another toolkit.
     """
     home = environ.get("CUDA_HOME") or environ.get("CUDA_PATH")
     if home:
@@ -88,8 +88,8 @@ def toolkit_version(root: Path) -> str:
 def decide(setting: str, torch_version: str, torch_cuda: str | None, root: Path | None) -> CudaPlan:
     """Whether to build the CUDA module, from FUSEDSTEP_CUDA, torch's CUDA version and the toolkit.
 
-    A visible GPU plays no part: machines that build packages have none. ValueError where `setting`
-    is not auto, 1 or 0; RuntimeError where it is 1 and something lacks.
+    A visible GPU plays no part: machines that build packages have none. ValueError if `setting` is
+    not auto, 1 or 0; RuntimeError if it is 1 and something is missing.
     """
     if setting not in ("auto", "1", "0"):
         raise ValueError(f"FUSEDSTEP_CUDA must be auto, 1 or 0, got {setting!r}")
@@ -117,7 +117,7 @@ def decide(setting: str, torch_version: str, torch_cuda: str | None, root: Path 
 
 
 def default_archs(torch_flags: str, nvcc_codes: Iterable[str]) -> str:
-    """The value for TORCH_CUDA_ARCH_LIST where the user gave none.
+    """The value for TORCH_CUDA_ARCH_LIST if the user gave none.
 
     torch's own guess looks at the visible GPUs and fails with an IndexError where there are none.
     `torch_flags` is what torch was built for ("sm_80 sm_90"), `nvcc_codes` what nvcc can compile.

@@ -13,12 +13,12 @@ CXX_NUMERICS = ["-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fno-
 # The same on a GPU: no contraction, IEEE division and square root, denormals kept.
 NVCC_NUMERICS = ["--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false"]
 
-# Whoever passes a vector is inlined, so that no one depends on how narrower instruction sets pass
-# it: that warning has nothing to say here.
+# Functions that take vectors are inlined, so it does not matter how narrower instruction sets pass
+# them: that warning does not apply here.
 CXX_WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]
 
 # Each function is compiled for several instruction sets (FUSEDSTEP_CLONES); the widest of them
-# uses its full width only where told to.
+# uses its full width only with this flag.
 CXX_WIDTH = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
 
 CXX_FLAGS = [*STANDARD, "-O3", "-g0", "-fvisibility=hidden"]

@@ -1,4 +1,4 @@
-"""The oldest torch that this is for, as pyproject.toml's dependencies say, and what follows."""
+"""The oldest supported torch, from pyproject.toml's dependencies, and its target version."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def write_sources(device: str, folder: Path, root: Path = ROOT) -> list[Path]:
     """Fills in the template of `device` ("cpu" or "cuda") for each rule; CMakeLists.txt does too.
 
-    A file whose text is right is left alone: a newer time would mean compiling it again. What an
-    earlier build left for a rule that is gone is removed.
+    A file that is up to date is not written, because a newer time would recompile it. Files of
+    rules that no longer exist are removed.
     """
     suffix = {"cpu": ".cpp", "cuda": ".cu"}[device]
     template = root / "kernels" / "optim" / f"rule{suffix}.in"

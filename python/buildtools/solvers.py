@@ -1,6 +1,6 @@
 """Finds the headers of cuBLAS and cuSOLVER, which a toolkit may lack and torch's wheels have.
 
-No library is linked: csrc/cuda/solver_library.cpp opens them beside those that torch has loaded.
+No library is linked: csrc/cuda/solver_library.cpp opens them next to those that torch has loaded.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def solver_library(module: ModuleType) -> str:
 
 
 def processor_name() -> str:
-    """The CPU's marketing name where the system tells it, else its architecture."""
+    """The CPU's marketing name if the system reports it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Loads the two C++ modules and says what was built and why the CUDA one is not in use, if so."""
+"""Loads the two C++ modules and records what was built and, if so, why CUDA is not in use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MINIMUM_TORCH = (2, 11)  # as pyproject.toml says, which an installed package do
 
 
 def cuda_mismatch(facts: Mapping[str, str], torch_version: str, torch_cuda: str | None) -> str:
-    """Why a build with these `facts` has no CUDA kernels under this torch; "" where it has.
+    """Why a build with these `facts` has no CUDA kernels under this torch; "" if it has.
 
     CUDA promises binary compatibility within a major version, so only that one is compared.
     """
@@ -43,7 +43,7 @@ def _load_cpu() -> ModuleType:
 
 
 def _load_cuda(facts: Mapping[str, str]) -> tuple[ModuleType | None, str]:
-    """Imports _C_cuda where it can work; else None and the reason."""
+    """Imports _C_cuda if it can work; else None and the reason."""
     reason = cuda_mismatch(facts, torch.__version__, torch.version.cuda)
     if reason:
         return None, reason
@@ -65,6 +65,6 @@ _C.use_device("cuda", _C_cuda and _C_cuda.DEVICE, reason=CUDA_REASON)
 
 
 def require_cuda(device: torch.device) -> None:
-    """Raises RuntimeError, one sentence, where `device` is a CUDA device without kernels for it."""
+    """Raises RuntimeError, in one sentence, if `device` is a CUDA device without kernels."""
     if CUDA_REASON and device.type == "cuda":
         raise RuntimeError(_C.no_cuda(CUDA_REASON))

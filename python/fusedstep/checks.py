@@ -27,7 +27,7 @@ def refuse(
 def require_number(function: str, argument: str, value: Any, must: str = "be 0 or more") -> float:
     """`value` as a float that is not NaN and not negative; a 1-element tensor counts as its value.
 
-    Reading the value of a tensor on a GPU waits for it; callers keep such tensors away from here.
+    Reading the value of a tensor on a GPU waits for it; callers do not pass such tensors.
     """
     if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
         refuse(function, argument, "be a number", type(value).__name__, TypeError)
@@ -69,7 +69,7 @@ def require_beta(function: str, argument: str, value: Any) -> float:
 
 
 def require_norm_type(function: str, value: Any) -> float:
-    """`value` as 2.0, 1.0 or inf; "inf" is taken for inf, as torch does."""
+    """`value` as 2.0, 1.0 or inf; "inf" counts as inf, as in torch."""
     try:
         norm_type = float(value)
     except (TypeError, ValueError):
@@ -83,7 +83,7 @@ def require_dense(function: str, argument: str, tensor: Any) -> None:
     """A strided tensor of a supported dtype on a device for which there are kernels."""
     if not isinstance(tensor, Tensor):
         refuse(function, argument, "be a tensor", type(tensor).__name__, TypeError)
-    if is_traceable_wrapper_subclass(tensor):  # DTensor: its norm and its memory are not all here
+    if is_traceable_wrapper_subclass(tensor):  # DTensor: its memory is not all local
         refuse(function, argument, "be a plain tensor", type(tensor).__name__, TypeError)
     if tensor.layout != torch.strided:
         refuse(function, argument, "be dense", tensor.layout, TypeError)

@@ -1,4 +1,4 @@
-"""Fake implementations: what torch.compile and FakeTensor need to know of an op."""
+"""Fake implementations: what torch.compile and FakeTensor need to know about an op."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Fake = TypeVar("Fake", bound=Callable[..., Any])
 
 
 def register_fake(name: str) -> Callable[[Fake], Fake]:
-    """Decorates what stands in for the op `name`: torch.library.register_fake, with types."""
+    """Decorates the fake of the op `name`: torch.library.register_fake, with types."""
     decorator: Callable[[Fake], Fake] = torch.library.register_fake(f"fusedstep::{name}")
     return decorator
 

@@ -147,7 +147,7 @@ def test_one_of_several_ridges_is_refused_by_its_number(solver: LeastSquares) ->
 def test_nothing_is_solved_before_tokens_came() -> None:
     empty = LeastSquares(WIDTH, VOCABULARY)
     empty.update(torch.zeros(0, WIDTH), torch.zeros(0, dtype=torch.long))
-    added = "update must have added tokens before, got 0"
+    added = "count must be at least 1 (call update first), got 0"
     refused(ValueError, f"LeastSquares.solve: {added}", empty.solve)
     weight = torch.zeros(VOCABULARY, WIDTH)
     refused(ValueError, f"LeastSquares.mse: {added}", lambda: empty.mse(weight))

@@ -112,7 +112,7 @@ def test_no_step_and_no_second_swap_inside() -> None:
 
 def test_needs_a_decay() -> None:
     optimizer = fusedstep.AdamW(make_params((3,)))
-    message = "AdamW: ema_decay must be set for there to be averages, got None"
+    message = "AdamW: ema_decay must be a number, got None"
     with pytest.raises(ValueError, match=message):
         optimizer.ema_parameters()
     with pytest.raises(ValueError, match=message), optimizer.swap_ema():

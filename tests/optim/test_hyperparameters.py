@@ -121,7 +121,7 @@ def test_nesterov_needs_momentum_and_no_dampening(more: dict[str, float]) -> Non
 @pytest.mark.parametrize("state_dtype", [torch.bfloat16, "int8"])
 def test_centered_needs_state_that_is_not_rounded(state_dtype: torch.dtype | str) -> None:
     params = make_params((3,), (4,))
-    must = f"be False where state_dtype={state_dtype!r} rounds what it subtracts"
+    must = f"be False when state_dtype={state_dtype!r} is set"
     with refuses("RMSprop", "centered", must, "True", ValueError):
         fusedstep.RMSprop(params, centered=True, state_dtype=state_dtype)
     optimizer = fusedstep.RMSprop(params[:1], state_dtype=state_dtype)

@@ -159,6 +159,8 @@ def test_a_refused_step_makes_no_state() -> None:
     set_grads(params)
     optimizer.state[params[1]]["exp_avg"] = torch.zeros(6, dtype=torch.int8)  # and no scales
     before = Snapshot(params, optimizer)
-    with pytest.raises(ValueError, match=r"state of params\[1\]\['exp_avg_scale'\] must be there"):
+    with pytest.raises(
+        ValueError, match=r"state of params\[1\]\['exp_avg_scale'\] must be present"
+    ):
         optimizer.step()
     before.check()

@@ -207,7 +207,7 @@ def test_a_refused_schedule_leaves_the_optimizer_as_it_was(schedule, argument, m
 
 
 def test_one_schedule_for_groups_of_different_rates_is_refused():
-    must = "be a list of one function a group where the groups' rates differ"
+    must = "be a list with one function per group where the groups' rates differ"
     got = r"one function for the rates \[0.1, 0.2\]"
     with refuses("Scheduler", "schedule", must, got, ValueError):
         Scheduler(two_groups(rates=(0.1, 0.2)), COSINE)

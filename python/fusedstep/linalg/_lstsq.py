@@ -29,29 +29,29 @@ def lstsq(
     driver: str = "auto",
     synchronize: bool = True,
 ) -> Tensor:
-    """Finds the X of least norm among those with the least |A X - B|, for A of any rank.
+    """Finds the X of least norm among those that minimize |A X - B|, for A of any rank.
 
-    torch.linalg.lstsq does this on a CPU only; on CUDA it assumes full rank. The result is
-    computed in float64 and rounded once. It is differentiable in A and B any number of times, in
-    both modes, where the rank is constant; all derivatives use the factors of the solution.
+    torch.linalg.lstsq does this on a CPU only; on CUDA it assumes full rank. The result is computed
+    in float64 and rounded once. It is differentiable in A and B any number of times, in reverse and
+    forward mode, where the rank is constant; all derivatives use the factors of the solution.
 
     Args:
         A: `[*, m, n]`, float32, float64, bfloat16 or float16, of any strides.
         B: `[*, m, k]`, of the same dtype and on the same device; the batches broadcast.
-        rtol: singular values of A not above rtol times the largest count as zero: a number of 0 or
+        rtol: Singular values of A not above rtol times the largest count as zero: a number of 0 or
             more, or a tensor that broadcasts with A's batch. Default: eps * max(m, n), as in
             `pinv`.
-        driver: "auto", "cholesky", "eigh", "qr_svd" or "jacobi", as in `pinv`; for small matrices,
-            "auto" means what it does there for large ones.
-        synchronize: False: no result is read on the host, as in `pinv`.
+        driver: "auto", "cholesky", "eigh", "qr_svd" or "jacobi", as in `pinv`. "auto" does not use
+            the small-matrix kernel.
+        synchronize: False: do not read results on the host, as in `pinv`.
 
     Returns:
-        X `[*, n, k]`, of A's dtype. It is NaN where A has a NaN or an infinity, or where the driver
+        X `[*, n, k]`, of A's dtype. It is NaN if A has a NaN or an infinity, or if the driver
         failed; the rest of the batch is unaffected.
 
     Raises:
-        TypeError: A or B is not a dense tensor of one of these dtypes, or `rtol` not a number.
-        ValueError: another argument has a value that is not allowed. Both are worded
+        TypeError: A or B is not a dense tensor of one of these dtypes, or `rtol` is not a number.
+        ValueError: Another argument has an invalid value. The message is
             `lstsq: <argument> must <property>, got <value>`.
 
     Example:
@@ -110,7 +110,7 @@ def pinv_factors(
 
 
 def _factors_of(A: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    """What `pinv_factors` returns for A, not yet computed, with the strides of `factorise`."""
+    """The uninitialized results of `pinv_factors` for A, with the strides of `factorise`."""
     batch, (m, n) = A.shape[:-2], A.shape[-2:]
     k = min(m, n)
 
@@ -125,7 +125,7 @@ register_vmap(pinv_factors)
 
 
 def _solver() -> type[Function]:
-    # torch.compile takes no Function that has a forward mode of its own.
+    # torch.compile does not support a Function with a forward mode of its own.
     return _Solve if torch.compiler.is_compiling() else _SolveBothModes
 
 

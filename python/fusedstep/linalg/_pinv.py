@@ -24,13 +24,13 @@ CHUNK_BYTES = 2**22  # of A in float64, on a CPU: the steps after the first find
 
 
 class PinvInfo(NamedTuple):
-    """What `pinv` found out about each matrix; every tensor has the shape of the batch.
+    """Information about each matrix of `pinv`; every tensor has the shape of the batch.
 
     Attributes:
-        rank: int64: how many singular values exceed the tolerance; 0 where `code` is not 0.
-        code: int32: 0 done, 1 an element is NaN or infinite, 2 the driver failed.
-        rcond: float64: the smallest of those singular values over the largest, or a lower bound on
-            that; 0 for rank 0, NaN where `code` is not 0.
+        rank: Number of singular values above the tolerance, int64; 0 if `code` is not 0.
+        code: 0 for success, 1 if an element is NaN or infinite, 2 if the driver failed; int32.
+        rcond: Smallest of those singular values over the largest, or a lower bound on that,
+            float64; 0 for rank 0, NaN if `code` is not 0.
     """
 
     rank: Tensor
@@ -73,47 +73,47 @@ def pinv(
     """Computes the Moore-Penrose pseudo-inverse of each matrix, as torch.linalg.pinv does.
 
     Everything is computed in float64 and rounded once. Singular values not above
-    max(atol, rtol * sigma_1) count as zero, where sigma_1 is the matrix's largest. The result is
-    differentiable any number of times, in both modes, where the rank is constant.
+    `max(atol, rtol * sigma_1)` count as zero, where sigma_1 is the matrix's largest. The result is
+    differentiable any number of times, in reverse and forward mode, where the rank is constant.
 
     Args:
-        A: `[*, m, n]`, float32, float64, bfloat16 or float16, of any strides. Complex matrices are
-            refused.
-        atol: the absolute tolerance, 0 or more: a number, or a tensor that broadcasts with the
-            batch `*`. Default: 0.
-        rtol: the relative tolerance, given like `atol`. Default: 0 where `atol` is positive, else
-            eps * max(m, n), with float32's eps also for half precision (128 times bfloat16's own
+        A: `[*, m, n]`, float32, float64, bfloat16 or float16, of any strides. Complex matrices
+            raise a TypeError.
+        atol: Absolute tolerance, 0 or more: a number, or a tensor that broadcasts with the batch
+            `*`. Default: 0.
+        rtol: Relative tolerance, like `atol`. Default: 0 if `atol` is positive, else
+            `eps * max(m, n)`, with float32's eps for half precision too (128 times bfloat16's own
             is already 1).
-        hermitian: A is symmetric: only its lower triangle is read, and only that has a gradient.
-        driver: how to factorise. If `hermitian`, "auto" or "eigh", which are the same: A's own
-            eigenvalues. Otherwise one of
+        hermitian: A is symmetric: only its lower triangle is read and has a gradient.
+        driver: How to factorize. If `hermitian`, "auto" or "eigh"; both use A's own eigenvalues.
+            Otherwise one of
 
-            - "auto", for m, n <= 32: QR where that proves full rank, else as "jacobi". For larger
-              matrices: a Cholesky factorisation of AᵀA or AAᵀ, whichever is smaller, where that
-              proves full rank; CholeskyQR2 for float64, and for float32 with a condition number
-              above 2e4. Where it does not, "qr_svd" for float64 and "eigh" for float32; but
-              "qr_svd" where the condition of what is kept is that large, or the tolerance too
-              small for "eigh".
-            - "cholesky": the Cholesky factorisation alone. Matrices that it does not prove to have
-              full rank fail.
+            - "auto", for m, n <= 32: QR if that proves full rank, else "jacobi". For larger
+              matrices: a Cholesky factorization of the smaller of AᵀA and AAᵀ, if that proves full
+              rank; CholeskyQR2 for float64, and for float32 with a condition number above 2e4.
+              Otherwise "qr_svd" for float64 and "eigh" for float32; but "qr_svd" if the kept
+              singular values have that condition number, or if the tolerance is too small for
+              "eigh".
+            - "cholesky": only the Cholesky factorization. It fails for matrices that it does not
+              prove to have full rank.
             - "eigh": the eigenvalues of AᵀA. Singular values below about 1e-7 of the largest count
               as zero.
             - "qr_svd": QR, then the SVD of R.
             - "jacobi": one-sided rotations: the slowest, and the most accurate for small singular
               values.
-        return_info: also return a PinvInfo.
-        synchronize: False: no result is read on the host, as a CUDA graph demands. For matrices
-            larger than 32, "auto" then runs "qr_svd" on all of them as well and selects on the
-            device, which costs more.
+        return_info: Also return a PinvInfo.
+        synchronize: False: do not read results on the host, as CUDA graphs require. For matrices
+            larger than 32, "auto" then also runs "qr_svd" on all of them and selects on the device,
+            which costs more.
 
     Returns:
         The pseudo-inverses `[*, n, m]`, of A's dtype, and with `return_info` a PinvInfo. The batch
-        is that of A, broadcast with those of the tolerances. A matrix with a NaN or an infinity,
-        or on which the driver failed, becomes NaN; the rest of the batch is unaffected.
+        is that of A, broadcast with those of the tolerances. The result is NaN for a matrix with a
+        NaN or an infinity, and if the driver failed; the rest of the batch is unaffected.
 
     Raises:
-        TypeError: A is not a dense tensor of one of these dtypes, or a tolerance not a number.
-        ValueError: another argument has a value that is not allowed. Both are worded
+        TypeError: A is not a dense tensor of one of these dtypes, or a tolerance is not a number.
+        ValueError: Another argument has an invalid value. The message is
             `pinv: <argument> must <property>, got <value>`.
 
     Example:
@@ -126,8 +126,8 @@ def pinv(
         tensor(1)
 
     Source: G. H. Golub and V. Pereyra 1973, "The differentiation of pseudo-inverses and nonlinear
-    least squares problems whose variables separate", equation 4.12, for the derivatives; the
-    drivers name theirs (linalg/drivers.py).
+    least squares problems whose variables separate", equation 4.12, for the derivatives; see
+    linalg/drivers.py for the drivers.
     """
     function = "pinv"
     require_matrices(function, "A", A)
@@ -142,7 +142,7 @@ def pinv(
         wide = wide.tril() + wide.tril(-1).mT
     per_matrix = (t.expand(batch) for t in tolerance)
     P, *info = pinv_op(wide.detach(), *per_matrix, hermitian, driver, synchronize)
-    # torch.compile takes no Function that has a forward mode of its own.
+    # torch.compile does not support a Function with a forward mode of its own.
     derived = _Backward if torch.compiler.is_compiling() else _BothModes
     P = derived.apply(wide, P).to(A.dtype)
     return (P, PinvInfo(*info)) if return_info else P
@@ -178,7 +178,7 @@ def pinv_op(
 
 
 def register_vmap(op: Any) -> None:
-    """The mapped dimension becomes one more of the batch: for ops of A, atol, rtol and a method."""
+    """Makes the mapped dimension one more of the batch, for ops of A, atol, rtol and a method."""
 
     def mapped(
         info: Any, in_dims: tuple[int | None, ...], A: Tensor, *rest: Any
@@ -197,7 +197,7 @@ register_vmap(pinv_op)
 
 
 def _results_of(A: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `pinv_op` returns for A, not yet computed."""
+    """The uninitialized results of `pinv_op` for A."""
     batch, (m, n) = A.shape[:-2], A.shape[-2:]
     rank, code = (A.new_empty(batch, dtype=kind) for kind in (torch.int64, torch.int32))
     return A.new_empty(*batch, n, m), rank, code, A.new_empty(batch, dtype=torch.float64)
@@ -212,7 +212,7 @@ def _(A: Tensor, atol: Tensor, rtol: Tensor, jacobi: bool) -> tuple[Tensor, Tens
 
 
 class _Backward(Function):
-    """P as it is, with the derivatives of A⁺."""
+    """P unchanged, with the derivatives of A⁺."""
 
     generate_vmap_rule = True
 

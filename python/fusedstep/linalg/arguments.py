@@ -1,4 +1,4 @@
-"""What pinv and lstsq refuse, and the two tolerances as torch.linalg.pinv understands them."""
+"""Checks of pinv's and lstsq's arguments, and the two tolerances as in torch.linalg.pinv."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def require_driver(function: str, driver: Any, hermitian: bool) -> None:
 def tolerances(function: str, A: Tensor, atol: Any, rtol: Any) -> Tolerance:
     """`atol` and `rtol` as float64 tensors on A's device, with torch's defaults.
 
-    atol: 0. rtol: 0 where `atol` is positive, else eps * max(m, n), with float64's eps for float64
-    and float32's for all other dtypes: 128 times bfloat16's own is already 1.
+    atol: 0. rtol: 0 if `atol` is positive, else eps * max(m, n), with float64's eps for float64 and
+    float32's for all other dtypes: 128 times bfloat16's own is already 1.
     """
     atol = _tolerance(function, "atol", 0.0 if atol is None else atol, A)
     if rtol is None:

@@ -1,7 +1,8 @@
-"""Cholesky, eigenvalues and singular values of batches in which a matrix fails alone.
+"""Cholesky, eigenvalues and singular values of batches, in which a matrix may fail alone.
 
-All take and return float64 and say of each matrix whether it succeeded; the results of one that did
-not mean nothing. By LAPACK on a CPU; by cuSOLVER on a GPU, where nothing is read on the host.
+All functions take and return float64 and report for each matrix whether it succeeded; the results
+of a failed matrix are meaningless. They use LAPACK on a CPU and cuSOLVER on a GPU, where nothing is
+read on the host.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def svd_by_eigh(R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`svd` from the eigenvalues ±σ and eigenvectors (u, ±v) / √2 of [[0, R], [Rᵀ, 0]].
 
     G. H. Golub and C. F. Van Loan, Matrix Computations, section 8.6.1: nothing is squared, so σ is
-    as exact as by an SVD. cuSOLVER's own take larger matrices one by one; this is one call for the
-    batch. Where σ is no more than rounding errors, u and v are of no use: σ must count as zero.
+    as exact as by an SVD. cuSOLVER's own SVD takes larger matrices one by one; this is one call for
+    the batch. If σ is only rounding errors, u and v are meaningless, so σ must count as zero.
     """
     k = R.shape[-1]
     zero = R.new_zeros(1, 1, 1).expand_as(R)
@@ -64,10 +65,10 @@ def svd_by_eigh(R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _alone(
     factorise: Callable[[Tensor], Sequence[Tensor]], X: Tensor
 ) -> tuple[Sequence[Tensor], Tensor]:
-    """`factorise(X)`, and for each matrix whether that succeeded; NaN where it did not.
+    """`factorise(X)`, and for each matrix whether it succeeded; NaN if it did not.
 
-    torch refuses a whole batch for one matrix that does not converge: the batch is then halved
-    until that matrix is alone.
+    torch fails on the whole batch if one matrix does not converge; the batch is then halved until
+    that matrix is alone.
     """
     try:
         return factorise(X), torch.ones(len(X), dtype=torch.bool)

@@ -1,10 +1,10 @@
 """The pseudo-inverse as a product of two factors, by the factorisation that suits each matrix.
 
-Factors rather than A⁺ itself, because least squares applies them to B and never multiplies them.
+It returns factors instead of A⁺, because least squares applies them to B and never multiplies them.
 
-The drivers take X `[b, M, k]` with M >= k and compute in float64. They give the pseudo-inverse in
-two factors, and say for which matrices they did. `Method` decides what a user's `driver` means, and
-`factorise` runs it.
+The drivers take X `[b, M, k]` with M >= k and compute in float64. They return the pseudo-inverse as
+two factors, and for which matrices they succeeded. `Method` decides what a user's `driver` means,
+and `factorise` runs it.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Method(NamedTuple):
     synchronize: bool
 
     def takes_tiny(self, rows: int, columns: int) -> bool:
-        """Whether `pinv` leaves such matrices to one kernel, `pinv_tiny`.
+        """Whether `pinv` uses the single kernel `pinv_tiny` for such matrices.
 
-        For "auto" it is a QR where that proves full rank, else Jacobi; for "jacobi" that alone.
+        For "auto" it runs a QR, and Jacobi unless that proves full rank; for "jacobi", only Jacobi.
         """
         known = self.driver in ("auto", "jacobi") and not self.hermitian
         return known and max(rows, columns) <= _C.TINY
@@ -55,10 +55,10 @@ class Method(NamedTuple):
     def solve(self, X: Tensor, tolerance: Tolerance) -> tuple[Factors, Tensor, Tensor]:
         """The factors of X, float32 or float64; the factor `[b]` it was scaled by; what is finite.
 
-        What each driver means stands here alone, tiny matrices aside.
+        This defines what each driver means, except for tiny matrices.
         """
         if self.driver in ("auto", "cholesky") and not self.hermitian and X.dtype == torch.float32:
-            # The squares of float32 do not overflow, so the Gram matrix tells what is finite.
+            # The squares of float32 do not overflow, so the Gram matrix shows what is finite.
             one = torch.ones(len(X), dtype=torch.float64, device=X.device)
             tolerance = tolerance.times(1.0)
             found, verdict = cholesky(X, tolerance)
@@ -83,7 +83,7 @@ class Method(NamedTuple):
         return found, factor, finite
 
     def _mend_float64(self, found: Factors, X: Tensor, tolerance: Tolerance) -> Factors:
-        """A driver that can truncate, where Cholesky proved nothing."""
+        """Replaces the factors by a driver that can truncate, where Cholesky proved nothing."""
         if not self.synchronize:
             return _select(found.done, found, qr_svd(X, tolerance))
         return _replace(found, X, tolerance, ~found.done, qr_svd)
@@ -91,7 +91,7 @@ class Method(NamedTuple):
     def _mend_float32(
         self, found: Factors, verdict: Tensor, X: Tensor, tolerance: Tolerance
     ) -> Factors:
-        """The same, and where squaring the condition left too little of it."""
+        """The same, and where squaring the condition number lost too many digits."""
         enough = found.done & _accurate(found)
         if not self.synchronize:
             finite = verdict != Verdict.NOT_FINITE
@@ -139,7 +139,7 @@ def factorise(A: Tensor, tolerance: Tolerance, method: Method) -> Solution:
 
 
 def _accurate(found: Factors) -> Tensor:
-    """Where a driver that squares the condition has still lost less than float32 can show."""
+    """Where a driver that squares the condition number loses less than float32 can show."""
     return (found.rcond > SQUARE_LIMIT) | (found.rank == 0)
 
 
@@ -188,7 +188,7 @@ def cholesky_twice(X: Tensor, tolerance: Tolerance) -> Factors:
     """CholeskyQR2 (Yamamoto et al. 2015, "Roundoff error analysis of the CholeskyQR2 algorithm").
 
     With W = L⁻ᵀ of the first factor, Q = X W is orthogonal up to cond² rounding errors and X⁺ is
-    W (QᵀQ)⁻¹ Qᵀ whatever W is: an error of cond, if up to ten times that of an SVD.
+    W (QᵀQ)⁻¹ Qᵀ for every W: an error of cond, but up to ten times that of an SVD.
     """
     G = gram(X)
     root, exists = decompositions.inverse_of_cholesky_factor(G)

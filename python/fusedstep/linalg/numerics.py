@@ -1,4 +1,4 @@
-"""What the drivers share: scales, Gram matrices, what counts as zero, and the factors they give."""
+"""What the drivers share: scales, Gram matrices, what counts as zero, and their factors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Verdict(IntEnum):
     CERTIFIED = _C.VERDICTS["CERTIFIED"]  # no singular value counts as zero
     NOT_FINITE = _C.VERDICTS["NOT_FINITE"]  # there is a NaN or an infinity
     OPEN = _C.VERDICTS["OPEN"]  # something may count as zero
-    BLURRED = _C.VERDICTS["BLURRED"]  # so, and below what eigenvalues of the Gram matrix resolve
+    BLURRED = _C.VERDICTS["BLURRED"]  # and too small for eigenvalues of the Gram matrix
 
 
 class Factors(NamedTuple):
@@ -56,7 +56,7 @@ def scaled(X: Tensor, may_look: bool) -> tuple[Tensor, Tensor, Tensor]:
     """X scaled so that float64 products do not overflow, the factors `[b]`, and what is finite.
 
     A factor is a power of two, so nothing is rounded; for float32 it is one. Matrices with a NaN or
-    an infinity become zero, because they would stop the whole batch. `may_look`: the host may read
+    an infinity become zero, because they would stop the whole batch. `may_look`: the host may check
     whether there are any.
     """
     flat = X.flatten(1)
@@ -73,9 +73,9 @@ def scaled(X: Tensor, may_look: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gram(X: Tensor) -> Tensor:
-    """XᵀX `[b, k, k]`, float64; for float32, exact products, and only on and below the diagonal.
+    """XᵀX `[b, k, k]`, float64; for float32, with exact products, only on and below the diagonal.
 
-    What follows reads no more of it.
+    Callers do not read the rest.
     """
     if X.dtype == torch.float64:
         return X.mT @ X

@@ -37,22 +37,22 @@ HIDDEN_BLOCK = 4096  # hidden states converted to float64 at a time
 class LeastSquares:
     """Least squares of one-hot targets on hidden states, over any number of tokens.
 
-    It holds G [d, d] and C [V, d] in float64 and no more, whatever is added: for d = 768 and
-    V = 50257 that is 314 MB. G is the sum of x xᵀ over the hidden states x; row v of C is the sum
-    of those that precede token v.
+    It holds G [d, d] and C [V, d] in float64, regardless of the number of tokens: 314 MB for
+    d = 768 and V = 50257. G is the sum of x xᵀ over the hidden states x; row v of C is the sum of
+    those that precede token v.
 
     Args:
-        d_model: the width d of the hidden states.
-        vocab_size: the number V of tokens.
-        scale: the value of a target's one entry that is not 0: finite and not 0 itself. Only
-            `solve` and `mse` use it.
-        device: where the sums are and hidden states must be. Default: torch's default device.
+        d_model: Width d of the hidden states.
+        vocab_size: Number V of tokens.
+        scale: Value of the nonzero entry of each one-hot target, finite and not 0. Only `solve` and
+            `mse` use it.
+        device: Device of the sums and of the hidden states. Default: torch's default device.
 
     Raises:
-        TypeError: an argument is of the wrong type or dtype.
-        ValueError: an argument has a value that is not allowed. Both are worded
-            `LeastSquares: <argument> must <property>, got <value>`. The methods raise the same,
-            worded `LeastSquares.<method>: ...`, and leave the sums as they were.
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: An argument has an invalid value. The message is
+            `LeastSquares: <argument> must <property>, got <value>`. The methods raise the same
+            errors, with `LeastSquares.<method>: ...`, and leave the sums unchanged.
 
     Example:
         >>> solver = fusedstep.lm_head.LeastSquares(d_model=2, vocab_size=3)
@@ -96,22 +96,22 @@ class LeastSquares:
         return self._gram.device
 
     def update(self, hidden: Tensor, tokens: Tensor) -> None:
-        """Adds hidden states and the tokens they are to predict.
+        """Adds hidden states and their target tokens.
 
         C has the same bits for any number of threads and on any device (the order is in
         kernels/lm_head/segment_sum.h). Unless hidden is float64, G has the same bits for any number
         of threads on a CPU, and from run to run on a GPU (kernels/linalg/gram.h).
 
         Args:
-            hidden: [N, d] or [B, T, d]; float32, float64, bfloat16 or float16. Every product and
-                sum is in float64. A NaN, an infinity or, in float64, a square that overflows is
-                refused.
-            tokens: [N] or [B, T], int64, from 0 to V - 1. On a GPU, the check of their values and
-                of the sums waits for the device.
+            hidden: [N, d] or [B, T, d]; float32, float64, bfloat16 or float16. Products and sums
+                are computed in float64. A NaN, an infinity or, in float64, a square that overflows
+                raises a ValueError.
+            tokens: [N] or [B, T], int64, from 0 to V - 1. On a GPU, the checks of their values and
+                of the sums wait for the device.
 
         Raises:
-            TypeError: hidden or tokens are of the wrong type or dtype.
-            ValueError: they have a shape, device or value that is not allowed.
+            TypeError: `hidden` or `tokens` has the wrong type or dtype.
+            ValueError: `hidden` or `tokens` has an invalid shape, device or value.
         """
         function = f"{type(self).__name__}.update"
         vocabulary, d = self._sums.shape
@@ -130,18 +130,18 @@ class LeastSquares:
 
         Args:
             ridge: 0 or more, in units of G, which grows with the number of tokens. A sequence or
-                1-d tensor of several shares one factorisation.
+                1-d tensor of ridges shares one factorization.
             rtol: 0 or more: an eigenvalue of G + ridge I, the square of a singular value, counts as
-                zero unless it exceeds `rtol` times the largest. Default: what rounding in float64
-                may have left of a zero, about 1e-12. So W has the smallest norm where G is
-                singular, as with fewer tokens than d, and ridge = 0 is the limit of ridge -> 0.
+                zero unless it exceeds `rtol` times the largest. Default: the rounding error of a
+                zero in float64, about 1e-12. So W has the smallest norm if G is singular, as with
+                fewer tokens than d, and ridge = 0 is the limit of ridge -> 0.
 
         Returns:
-            W [V, d], float64; [R, V, d] for R ridges. Rows of tokens that were never added are 0.
+            W [V, d], float64; [R, V, d] for R ridges. Rows of tokens that were not added are 0.
 
         Raises:
             TypeError: `ridge` or `rtol` is not a number.
-            ValueError: one of them is negative or NaN, or no tokens were added.
+            ValueError: `ridge` or `rtol` is negative or NaN, or no tokens were added.
         """
         function = f"{type(self).__name__}.solve"
         if isinstance(ridge, Tensor):
@@ -165,19 +165,19 @@ class LeastSquares:
     def mse(self, weight: Tensor) -> Tensor:
         """Computes the mean of (X Wᵀ - scale · Y)² over all N V entries, from G and C.
 
-        It is the difference of sums about as large as scale² / V, the loss of W = 0, and exact to
-        about 1e-15 of that: for a nearly perfect fit no digit is left, and it may be below 0.
+        It is a difference of sums about as large as scale² / V, the loss of W = 0, and exact to
+        about 1e-15 of that: a nearly perfect fit has no correct digits and may be below 0.
 
         Args:
             weight: W [V, d], float32, float64, bfloat16 or float16, on the sums' device. The result
-                is differentiable in it.
+                is differentiable in weight.
 
         Returns:
             The mean, 0-d float64.
 
         Raises:
-            TypeError: weight is not a dense tensor of one of these dtypes.
-            ValueError: it has another shape or device, or no tokens were added.
+            TypeError: `weight` is not a dense tensor of one of these dtypes.
+            ValueError: `weight` has another shape or device, or no tokens were added.
         """
         function = f"{type(self).__name__}.mse"
         require_dense(function, "weight", weight)
@@ -193,15 +193,15 @@ class LeastSquares:
         return total / (self._count * len(self._sums))
 
     def merge(self, other: LeastSquares) -> None:
-        """Adds what `other` has added, as if it had been added here.
+        """Adds all tokens of `other`, as if they had been added here.
 
         Args:
-            other: a LeastSquares of the same sizes on the same device. It is not changed; its scale
-                does not matter.
+            other: LeastSquares of the same sizes on the same device. It is not changed; its scale
+                has no effect.
 
         Raises:
             TypeError: `other` is not a LeastSquares.
-            ValueError: it has other sizes or is on another device.
+            ValueError: `other` has other sizes or is on another device.
         """
         function = f"{type(self).__name__}.merge"
         if not isinstance(other, LeastSquares):
@@ -217,15 +217,16 @@ class LeastSquares:
         self._spectrum = None
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
-        """Gives every process of a group the sums of all of them, as if it had added everything.
+        """Gives every process of a group the sums over all of them.
 
-        Every process must call it, and only once: a second call would count everything again.
+        Every process must call it, and only once: a second call counts all tokens again.
 
         Args:
-            group: the processes. Default: all.
+            group: Process group. Default: all processes.
 
         Raises:
-            ValueError: torch.distributed is not initialised, or the sizes differ between processes.
+            ValueError: `torch.distributed` is not initialized, or the sizes differ between
+                processes.
         """
         function = f"{type(self).__name__}.all_reduce"
         if not (dist.is_available() and dist.is_initialized()):
@@ -234,7 +235,7 @@ class LeastSquares:
         of_all = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
         dist.all_gather(of_all, mine, group)
         shapes = {tuple(sizes.tolist()[:2]) for sizes in of_all}
-        if len(shapes) > 1:  # known to all, so that all refuse
+        if len(shapes) > 1:  # all processes know this, so all raise
             refuse(function, "group", "have one vocab_size and d_model", sorted(shapes))
         dist.all_reduce(self._gram, group=group)
         dist.all_reduce(self._sums, group=group)
@@ -246,14 +247,14 @@ class LeastSquares:
         return {"gram": self._gram, "sums": self._sums, "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replaces all that was added by what another LeastSquares had.
+        """Replaces the sums by those of another LeastSquares.
 
         Args:
-            state: the result of its `state_dict()`, of the same sizes, on any device.
+            state: Result of its `state_dict()`, of the same sizes, on any device.
 
         Raises:
-            TypeError: an entry is of the wrong type.
-            ValueError: the keys, a dtype, a shape or the count is not that of a `state_dict()`.
+            TypeError: An entry has the wrong type.
+            ValueError: The keys, a dtype, a shape or the count is invalid.
         """
         function = f"{type(self).__name__}.load_state_dict"
         mine = self.state_dict()
@@ -274,7 +275,7 @@ class LeastSquares:
 
     def _require_tokens(self, function: str) -> None:
         if self._count == 0:
-            refuse(function, "update", "have added tokens before", self._count)
+            refuse(function, "count", "be at least 1 (call update first)", self._count)
 
     def _threshold(self, function: str, rtol: float | None) -> float:
         self._require_tokens(function)
@@ -295,22 +296,22 @@ def least_squares(
     """Computes the weight that best maps hidden states to one-hot tokens, as `LeastSquares` does.
 
     The result is computed in float64 and rounded once. It is differentiable once in `hidden`, where
-    the rank is constant, in blocks of tokens.
+    the rank is constant; the gradient takes blocks of tokens.
 
     Args:
         hidden: [N, d] or [B, T, d], N at least 1; float32, float64, bfloat16 or float16.
         tokens: [N] or [B, T], int64, from 0 to V - 1: the token after each hidden state.
-        vocab_size: the number V of tokens.
-        scale: the value of a target's one entry that is not 0: finite and not 0 itself.
-        ridge: 0 or more, in units of hiddenᵀ hidden: one, as in `LeastSquares.solve`.
+        vocab_size: Number V of tokens.
+        scale: Value of the nonzero entry of each one-hot target, finite and not 0.
+        ridge: A single ridge, 0 or more, in units of hiddenᵀ hidden, as in `LeastSquares.solve`.
         rtol: 0 or more: which eigenvalues count as zero, as in `LeastSquares.solve`.
 
     Returns:
         The weight [V, d], of hidden's dtype.
 
     Raises:
-        TypeError: an argument is of the wrong type or dtype.
-        ValueError: an argument has a value that is not allowed. Both are worded
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: An argument has an invalid value. The message is
             `least_squares: <argument> must <property>, got <value>`.
 
     Example:
@@ -339,7 +340,7 @@ def least_squares(
 
 
 class Inverse(NamedTuple):
-    """M⁺ for M = G + ridge I; where M is singular, also G⁺ and the basis of what counts as zero."""
+    """M⁺ for M = G + ridge I; if M is singular, also G⁺ and a basis of what counts as zero."""
 
     inverse: Tensor
     of_gram: Tensor | None = None

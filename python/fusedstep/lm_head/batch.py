@@ -19,7 +19,7 @@ from fusedstep.checks import refuse, require_dense
 from fusedstep.fakes import register_fake
 from fusedstep.linalg.numerics import whole_gram
 
-SORT_BLOCK = 65536  # tokens sorted at a time: what that needs does not grow with their number
+SORT_BLOCK = 65536  # tokens sorted at a time, so that memory does not grow with their number
 
 
 def require_batch(
@@ -62,7 +62,7 @@ def require_scale(function: str, value: Any) -> float:
 
 
 def gram(function: str, rows: Tensor) -> Tensor:
-    """rowsᵀ rows [d, d], float64; ValueError where that is not finite. Waits for the device.
+    """rowsᵀ rows [d, d], float64; ValueError if that is not finite. Waits for the device.
 
     In float64 throughout: products of float32 rows are exact, and settings that make float32
     products faster and coarser (TF32, bfloat16) have no effect.
@@ -99,7 +99,7 @@ def _stable_order(tokens: Tensor, vocab_size: int) -> Tensor:
 
 
 def _with_neighbours(rows: Tensor) -> Tensor:
-    """The same rows with neighbouring elements of a row neighbours in memory."""
+    """The same rows, with the elements of a row contiguous in memory."""
     return rows if rows.stride(1) == 1 or rows.shape[1] < 2 else rows.contiguous()
 
 
@@ -116,7 +116,7 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(gram: Tensor) -> Spectrum:
-    """Of a positive semidefinite matrix: what rounding made negative is zero."""
+    """The spectrum of a positive semidefinite matrix; what rounding made negative is zero."""
     values, vectors = torch.linalg.eigh(gram)
     return Spectrum(values.clamp(min=0), vectors)
 
@@ -128,7 +128,7 @@ def kept(of: Spectrum, ridge: Tensor, rtol: float) -> Tensor:
 
 
 def inverses(of: Spectrum, ridge: Tensor, rtol: float) -> Tensor:
-    """(G + ridge I)⁺ `[*, d, d]` for each of `ridge` `[*]`, at the cost of products alone."""
+    """(G + ridge I)⁺ `[*, d, d]` for each of `ridge` `[*]`, at the cost of products only."""
     shifted = of.values + ridge[..., None]
     inverted = torch.where(kept(of, ridge, rtol), 1 / shifted, 0.0)
     return (of.vectors * inverted[..., None, :]) @ of.vectors.mT

@@ -23,7 +23,7 @@ from fusedstep.lm_head.problem import (
     numerical,
 )
 
-LEAST_CURVATURE = 1e-3  # of the mean: what a class that is never expected has at least
+LEAST_CURVATURE = 1e-3  # of the mean: the least for a class that is never expected
 LEAST_SCALE = 1e-290  # below it float64 loses digits
 SUFFICIENT = 1e-4  # of the decrease that the slope promises: Armijo 1966, as usually chosen
 ROUNDING = 4  # roundoffs of the loss hide a decrease
@@ -41,35 +41,34 @@ def newton_cg(
     damping: float = 0.01,
     chunk_size: int | None = None,
 ) -> NewtonResult:
-    """Takes steps W += t S, where (H + λ I) S = -G is solved just well enough; t by a line search.
+    """Takes steps W += t S, where (H + λ I) S = -G is solved to a tolerance; t by a line search.
 
     G and H are the gradient and Hessian of the mean cross-entropy. Conjugate gradients stop at a
-    residual of min(1/2, √|G|) |G|, so that few products are spent far from the optimum, and
-    convergence near it is faster than linear. A product of H costs
-    6 N V d: with A = X Uᵀ, H U = (P ∘ (A - rowsum(P ∘ A)))ᵀ X / N. They are preconditioned by
-    diag(τ) ⊗ (XᵀX / N) + λ I, τ the mean of p (1 - p) of each class. t is halved from 1 until the
-    loss falls by enough (Armijo), so the loss never rises, from any start.
+    residual of min(1/2, √|G|) |G|, so few products are spent far from the optimum, and convergence
+    near it is faster than linear. A product of H costs 6 N V d: with A = X Uᵀ,
+    H U = (P ∘ (A - rowsum(P ∘ A)))ᵀ X / N. The preconditioner is diag(τ) ⊗ (XᵀX / N) + λ I, with τ
+    the mean of p (1 - p) of each class. t is halved from 1 until the loss falls by enough (Armijo),
+    so the loss never rises, from any start.
 
     Args:
-        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not written.
+        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not changed.
         hidden: `[N, d]` or `[B, T, d]`, of any of these dtypes, finite.
         tokens: `[N]` or `[B, T]`, int64, from 0 to V - 1: the token after each hidden vector.
-        loss_constant: has no effect: an irreducible part of the loss has no derivative. All methods
-            take it.
-        steps: the number of steps, 0 or more.
-        max_products: products of H in a step, 1 or more.
+        loss_constant: Ignored; accepted for a common signature.
+        steps: Number of steps, 0 or more.
+        max_products: Largest number of products of H in a step, 1 or more.
         damping: 0 or more; λ is this times s |G|, with s² the mean square of hidden's elements. It
-            shortens the directions in which the loss is nearly linear, far from the optimum or
-            where there is none, and vanishes near one.
-        chunk_size: tokens whose logits `[chunk_size, V]` are held at a time. Default: as many as
-            make 2^23 logits.
+            shortens steps in directions in which the loss is nearly linear, far from an optimum or
+            if there is none, and vanishes near one.
+        chunk_size: Number of tokens whose logits `[chunk_size, V]` are held at a time. Default: as
+            many as give 2^23 logits.
 
     Returns:
-        NewtonResult; computed in float64 where weight is float64, else in float32.
+        NewtonResult; computed in float64 if weight is float64, else in float32.
 
     Raises:
-        TypeError: an argument is of the wrong type or dtype.
-        ValueError: an argument has a value that is not allowed. Both are worded
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: An argument has an invalid value. The message is
             `newton_cg: <argument> must <property>, got <value>`.
 
     Example:
@@ -116,8 +115,8 @@ def hessian_product(problem: Problem, weight: Tensor, vector: Tensor) -> Tensor:
 class _Preconditioner:
     """The inverse of diag(τ) ⊗ A + λ I, with τ and A kept away from 0.
 
-    Without λ it would be off by orders of magnitude for the many classes that are hardly expected:
-    their τ is far below λ.
+    Without λ it would be wrong by orders of magnitude for the many rare classes, whose τ is far
+    below λ.
     """
 
     def __init__(self, curvature: Tensor, moment: Spectrum, ridge: float) -> None:
@@ -151,7 +150,7 @@ def _solve(
 ) -> Tensor:
     """S with |(H + ridge) S + G| small enough: preconditioned conjugate gradients from 0."""
     size = math.sqrt(_inner(gradient, gradient))
-    least = math.sqrt(torch.finfo(weight.dtype).eps)  # more digits than this the loss cannot show
+    least = math.sqrt(torch.finfo(weight.dtype).eps)  # the loss shows no more digits than this
     enough = max(least, min(0.5, math.sqrt(size))) * size
     solution, residual = torch.zeros_like(weight), -gradient
     direction = towards = precondition(residual)
@@ -194,22 +193,21 @@ def newton_bohning(
     costs a gradient and 2 V d². The loss never rises, from any start; convergence is linear.
 
     Args:
-        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not written.
+        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not changed.
         hidden: `[N, d]` or `[B, T, d]`, of any of these dtypes, finite.
         tokens: `[N]` or `[B, T]`, int64, from 0 to V - 1: the token after each hidden vector.
-        loss_constant: has no effect: an irreducible part of the loss has no derivative. All methods
-            take it.
-        steps: the number of steps, 0 or more.
-        chunk_size: tokens whose logits `[chunk_size, V]` are held at a time. Default: as many as
-            make 2^23 logits.
+        loss_constant: Ignored; accepted for a common signature.
+        steps: Number of steps, 0 or more.
+        chunk_size: Number of tokens whose logits `[chunk_size, V]` are held at a time. Default: as
+            many as give 2^23 logits.
 
     Returns:
-        NewtonResult; computed in float64 where weight is float64, else in float32, A⁺ in float64.
-        Once rounding errors would make the loss rise, weight and loss stay as they are.
+        NewtonResult; computed in float64 if weight is float64, else in float32, A⁺ in float64. Once
+        rounding errors would make the loss rise, weight and loss stop changing.
 
     Raises:
-        TypeError: an argument is of the wrong type or dtype.
-        ValueError: an argument has a value that is not allowed. Both are worded
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: An argument has an invalid value. The message is
             `newton_bohning: <argument> must <property>, got <value>`.
 
     Example:
@@ -226,7 +224,7 @@ def newton_bohning(
     )
     weight = problem.weight
     count, width = problem.hidden.shape
-    # Below this A is made of rounding errors, its own or those of the gradient.
+    # Eigenvalues of A below this are rounding errors, its own or the gradient's.
     rtol = max(_C.gram_error(count, width), width * torch.finfo(weight.dtype).eps ** 2)
     inverse = pinv(problem.second_moment(), hermitian=True, rtol=rtol).to(weight.dtype)
     loss, gradient = problem.gradient(weight)
@@ -255,32 +253,32 @@ def newton_block_diagonal(
 ) -> NewtonResult:
     """Takes steps W_c -= t (H_c + λ_c I)⁻¹ G_c for each class c.
 
-    H_c = Xᵀ diag(p_c (1 - p_c)) X / N, and G is the gradient of the mean cross-entropy. Its Hessian
-    is at most twice its diagonal blocks, since diag(p) - p pᵀ is the Laplacian of a graph, but not
-    at most the blocks themselves: whole steps may overshoot. So t starts at 1/2 and is halved until
-    the loss falls by enough (Armijo): the loss never rises, from any start. The convergence is
-    linear. The blocks cost N V d² + V d³ / 3 a step, and are made for some classes at a time.
+    H_c = Xᵀ diag(p_c (1 - p_c)) X / N, and G is the gradient of the mean cross-entropy. The Hessian
+    is at most twice its diagonal blocks, since diag(p) - p pᵀ is the Laplacian of a graph, but may
+    exceed the blocks themselves, so whole steps may overshoot. Therefore t starts at 1/2 and is
+    halved until the loss falls by enough (Armijo): the loss never rises, from any start.
+    Convergence is linear. The blocks cost N V d² + V d³ / 3 per step and are formed for some
+    classes at a time.
 
     Args:
-        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not written.
+        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not changed.
         hidden: `[N, d]` or `[B, T, d]`, of any of these dtypes, finite.
         tokens: `[N]` or `[B, T]`, int64, from 0 to V - 1: the token after each hidden vector.
-        loss_constant: has no effect: an irreducible part of the loss has no derivative. All methods
-            take it.
-        steps: the number of steps, 0 or more.
-        damping: above 0; λ_c is this times (the mean diagonal of H_c + |G_c| s), with s² the mean
-            square of hidden's elements. It makes up for ranks below d, and bounds the steps where
-            the loss is linear, far from the optimum.
-        chunk_size: tokens whose logits `[chunk_size, V]` are held at a time. Default: as many as
-            make 2^23 logits.
+        loss_constant: Ignored; accepted for a common signature.
+        steps: Number of steps, 0 or more.
+        damping: Above 0; λ_c is this times (the mean diagonal of H_c + |G_c| s), with s² the mean
+            square of hidden's elements. It allows ranks below d and bounds the steps where the loss
+            is linear, far from the optimum.
+        chunk_size: Number of tokens whose logits `[chunk_size, V]` are held at a time. Default: as
+            many as give 2^23 logits.
 
     Returns:
-        NewtonResult; computed in float64 where weight is float64, else in float32, the systems
-        solved in float64.
+        NewtonResult; computed in float64 if weight is float64, else in float32, the systems solved
+        in float64.
 
     Raises:
-        TypeError: an argument is of the wrong type or dtype.
-        ValueError: an argument has a value that is not allowed. Both are worded
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: An argument has an invalid value. The message is
             `newton_block_diagonal: <argument> must <property>, got <value>`.
 
     Example:
@@ -357,7 +355,7 @@ def _backtrack(
     """The first of weight + step, weight + step / 2, ... whose loss is low enough, and that loss.
 
     `slope`, negative, is the inner product of gradient and step; `loss` is that of `weight`, which
-    comes back where no length will do. Each attempt reads a loss on the host.
+    is returned if no length is short enough. Each attempt reads a loss on the host.
     """
     length, invisible = 1.0, ROUNDING * torch.finfo(weight.dtype).eps * float(loss)
     while True:

@@ -1,4 +1,4 @@
-"""Newton's root-finding step for one token after another, each at the weights the last one left."""
+"""Newton's root-finding steps, one token after another, each at the weights after the last."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fusedstep.lm_head.problem import (
 )
 from fusedstep.lm_head.softmax import logits_of, root_steps_, rows_for_logits, token_losses
 
-# Tokens that one op takes in turn. Beside V exponentials, each costs a reading of the steps before
-# it in the run, 2 RUN V bytes of float32 on average, which stay in the cache; products bring later
-# tokens up to date. Longer runs read more than these do: with V = 32000, a block of 128 takes
-# one thread 10 ms in runs of 8 or 16, 15 ms in runs of 32, 24 ms in runs of 64.
+# Tokens that one op takes in turn. Besides V exponentials, each reads the steps before it in the
+# run, 2 RUN V bytes of float32 on average, which stay in the cache; products bring later tokens up
+# to date. Longer runs read more than these products: with V = 32000, a block of 128 takes one
+# thread 10 ms in runs of 8 or 16, 15 ms in runs of 32, 24 ms in runs of 64.
 RUN = 16
 
 
@@ -38,34 +38,35 @@ def newton_components_recalculated(
     """For each token in turn, W -= (l - c) g⁺ᵀ, with l its loss and g its gradient at that W.
 
     The tokens come in the published order: all first positions of `[B, T, d]`, then all second
-    ones; the rows of `[N, d]` in turn. This is also known as Polyak's step, or Kaczmarz's, for the
+    ones; the rows of `[N, d]` in turn. This is also known as Polyak's or Kaczmarz's step for the
     equations l = c. One step is one pass over all tokens.
 
-    hidden does not depend on W, so the logits of a token follow from those at older weights and
-    the steps D in between: z_n = W x_n - sum over i < n of (x_n · x_i) D_i. Within a block of
-    tokens W is left alone, and two products of block_size V d bring logits and weights up to date:
-    the same iterates as the loop's, at 12 V d / block_size bytes of float32 a token, not 12 V d.
-    Tokens of one block cost one such product a step, and one before the first.
+    hidden does not depend on W, so the logits of a token follow from those at older weights and the
+    steps D in between: z_n = W x_n - sum over i < n of (x_n · x_i) D_i. Within a block of tokens W
+    stays the same, and two products of block_size V d then update logits and weights. The iterates
+    are those of the loop, at 12 V d / block_size bytes of float32 per token, not 12 V d. If all
+    tokens are one block, a step costs one such product, plus one before the first step.
 
     Args:
-        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not written.
+        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not changed.
         hidden: `[N, d]` or `[B, T, d]`, of any of these dtypes, finite.
         tokens: `[N]` or `[B, T]`, int64, from 0 to V - 1: the token after each hidden vector.
-        loss_constant: c in nats, finite.
-        uphill: True, as published: a token whose loss is below c steps back up, the further the
-            more certain the token is, without bound. False: it takes no step.
-        steps: passes over all tokens, 0 or more.
-        block_size: tokens in a block, 1 or more, with `[block_size, V]` logits; two such arrays
-            where all tokens are one block.
-        chunk_size: tokens whose logits are held at a time for the losses between passes. Default:
-            as many as make 2^23 logits.
+        loss_constant: Loss c in nats, finite.
+        uphill: True, as published: a token whose loss is below c takes a step that raises its loss;
+            the step grows without bound as the token becomes certain. False: such a token takes no
+            step.
+        steps: Number of passes over all tokens, 0 or more.
+        block_size: Number of tokens in a block, 1 or more, with `[block_size, V]` logits; two such
+            arrays if all tokens are one block.
+        chunk_size: Number of tokens whose logits are held at a time for the losses between passes.
+            Default: as many as give 2^23 logits.
 
     Returns:
-        NewtonResult; computed in float64 where weight is float64, else in float32.
+        NewtonResult; computed in float64 if weight is float64, else in float32.
 
     Raises:
-        TypeError: an argument is of the wrong type or dtype.
-        ValueError: an argument has a value that is not allowed. Both are worded
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: An argument has an invalid value. The message is
             `newton_components_recalculated: <argument> must <property>, got <value>`.
 
     Example:
@@ -98,7 +99,7 @@ def newton_components_recalculated(
 
 
 def _in_one_block(problem: Problem, uphill: bool) -> NewtonResult:
-    """The same for tokens of a single block: all losses too follow from the first logits."""
+    """The same for a single block: the losses follow from the first logits too."""
     ((hidden, tokens),) = problem.parts(len(problem.tokens))
     block = _Block(hidden, tokens, problem.loss_constant, uphill)
     logits = logits_of(hidden, problem.weight)
@@ -113,7 +114,7 @@ def _in_one_block(problem: Problem, uphill: bool) -> NewtonResult:
 
 
 class _Block:
-    """Tokens one after another without a look at the weights."""
+    """The steps of one token after another, without reading the weights."""
 
     def __init__(self, hidden: Tensor, tokens: Tensor, loss_constant: float, uphill: bool) -> None:
         self.tokens, self.loss_constant, self.uphill = tokens, loss_constant, uphill
@@ -126,9 +127,9 @@ class _Block:
         return logits
 
     def _solve_(self, logits: Tensor, first: int, end: int) -> None:
-        """Rows first to end, whose logits know of all steps before `first`.
+        """Rows first to end, whose logits include all steps before `first`.
 
-        By halves, so that a row of D is read log(n) times for the others' sake, not n times.
+        It works by halves, so that each row of D is read log(n) times, not n times.
         """
         rows = slice(first, end)
         if end - first <= RUN:

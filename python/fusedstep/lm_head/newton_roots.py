@@ -1,8 +1,8 @@
 """Newton's root-finding steps: for the mean loss, and for the losses of all tokens at once.
 
-They solve loss = c for a constant c. What is published ("Language Mixers III: Optimization") is
-here to the letter, and what makes it converge. The method for one token after another is in
-newton_recalculated.py.
+They solve loss = c for a constant c. The module implements the published methods ("Language Mixers
+III: Optimization") exactly, and variants that converge. The method for one token after another is
+in newton_recalculated.py.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ def newton_full(
 ) -> NewtonResult:
     """Takes steps W -= (L - c) G⁺ᵀ, where L is the mean cross-entropy and G its gradient.
 
-    This diverges as published, because the step is rank(G) times too long: <G, G⁺ᵀ> is the rank of
-    G, so the linear model of L moves by rank(G) times the L - c that was asked for. "rank" divides
-    by it. "frobenius" is Newton's step for one equation in many unknowns, the shortest to the root
-    of the linear model: W -= (L - c) G / |G|².
+    The published step diverges, because it is rank(G) times too long: <G, G⁺ᵀ> is the rank of G, so
+    the linear model of L moves by rank(G) times L - c instead of by L - c. "rank" divides by it.
+    "frobenius" is Newton's step for one equation in many unknowns, the shortest to the root of the
+    linear model: W -= (L - c) G / |G|².
 
     Args:
-        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not written.
+        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not changed.
         hidden: `[N, d]` or `[B, T, d]`, of any of these dtypes, finite.
         tokens: `[N]` or `[B, T]`, int64, from 0 to V - 1: the token after each hidden vector.
-        loss_constant: c in nats, the loss that counts as irreducible; finite. No step of this kind
-            converges where the least loss exceeds it.
-        steps: the number of steps, 0 or more.
-        scaling: the length of a step: "published", "rank" or "frobenius", as above.
-        chunk_size: tokens whose logits `[chunk_size, V]` are held at a time. Default: as many as
-            make 2^23 logits.
+        loss_constant: Irreducible loss c in nats, finite. The steps do not converge if the least
+            possible loss exceeds it.
+        steps: Number of steps, 0 or more.
+        scaling: Length of a step: "published", "rank" or "frobenius", as above.
+        chunk_size: Number of tokens whose logits `[chunk_size, V]` are held at a time. Default: as
+            many as give 2^23 logits.
 
     Returns:
-        NewtonResult; computed in float64 where weight is float64, else in float32. If it
-        diverges, losses and weight become infinite or NaN.
+        NewtonResult; computed in float64 if weight is float64, else in float32. If it diverges,
+        losses and weight become infinite or NaN.
 
     Raises:
-        TypeError: an argument is of the wrong type or dtype.
-        ValueError: an argument has a value that is not allowed. Both are worded
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: An argument has an invalid value. The message is
             `newton_full: <argument> must <property>, got <value>`.
 
     Example:
@@ -119,31 +119,31 @@ def newton_components(
 
     The sum is a Jacobi iteration for the N equations l = c. With J the matrix whose rows are the
     tokens' gradients, each divided by its norm, it converges near a root only if the largest
-    eigenvalue of J Jᵀ is below 2. For tokens that resemble each other it approaches N, and the loss
-    diverges.
+    eigenvalue of J Jᵀ is below 2. For similar tokens it approaches N, and the loss diverges.
 
     Args:
-        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not written.
+        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not changed.
         hidden: `[N, d]` or `[B, T, d]`, of any of these dtypes, finite.
         tokens: `[N]` or `[B, T]`, int64, from 0 to V - 1: the token after each hidden vector.
-        loss_constant: c in nats, finite.
-        uphill: True, as published: a token whose loss is below c steps back up, the further the
-            more certain the token is, without bound. False: it takes no step.
-        steps: the number of steps, 0 or more.
-        scaling: "published" adds the steps up; "mean" divides the sum by N, which is always enough;
+        loss_constant: Loss c in nats, finite.
+        uphill: True, as published: a token whose loss is below c takes a step that raises its loss;
+            the step grows without bound as the token becomes certain. False: such a token takes no
+            step.
+        steps: Number of steps, 0 or more.
+        scaling: "published" adds up the steps; "mean" divides the sum by N, which is always enough;
             "spectral" divides it by an estimate of that eigenvalue.
-        power_iterations: the number of iterations of that estimate, 1 or more, each at three
-            products of N V d. It is a lower bound; half the eigenvalue is enough.
-        chunk_size: tokens whose logits `[chunk_size, V]` are held at a time. Default: as many as
-            make 2^23 logits.
+        power_iterations: Number of iterations of that estimate, 1 or more; each costs three
+            products of N V d. The estimate is a lower bound; half the eigenvalue is enough.
+        chunk_size: Number of tokens whose logits `[chunk_size, V]` are held at a time. Default: as
+            many as give 2^23 logits.
 
     Returns:
-        NewtonResult; computed in float64 where weight is float64, else in float32. If it
-        diverges, losses and weight become infinite or NaN.
+        NewtonResult; computed in float64 if weight is float64, else in float32. If it diverges,
+        losses and weight become infinite or NaN.
 
     Raises:
-        TypeError: an argument is of the wrong type or dtype.
-        ValueError: an argument has a value that is not allowed. Both are worded
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: An argument has an invalid value. The message is
             `newton_components: <argument> must <property>, got <value>`.
 
     Example:
@@ -223,34 +223,36 @@ def newton_joint(
     """Takes steps W -= J⁺ (l - c): l the losses of n tokens, J `[n, V d]` their gradients at W.
 
     J⁺ = Jᵀ K⁺, and K = J Jᵀ is the elementwise product of two Gram matrices `[n, n]`, that of the
-    p - e_y and that of the hidden vectors: J is never made. The groups of n tokens come one after
-    another, each at the weights that the last one left; with groups of one token this is
-    `newton_components_recalculated`. Near a root, a step squares the error. Far from one, and where
-    n equations cannot all be met, the loss may rise; damping shortens the step.
+    p - e_y and that of the hidden vectors: J is never formed. The groups of n tokens come one after
+    another, each at the weights after the previous one; with groups of one token this is
+    `newton_components_recalculated`. Near a root, a step squares the error. Far from one, or if the
+    n equations have no common root, the loss may rise; damping shortens the step.
 
     Args:
-        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not written.
+        weight: `[V, d]`, float32, float64, bfloat16 or float16, finite. It is not changed.
         hidden: `[N, d]` or `[B, T, d]`, of any of these dtypes, finite.
         tokens: `[N]` or `[B, T]`, int64, from 0 to V - 1: the token after each hidden vector.
-        loss_constant: c in nats, finite.
-        uphill: True, as published: a token whose loss is below c steps back up, the further the
-            more certain the token is, without bound. False: it takes no step.
-        steps: passes over all tokens, 0 or more.
-        group_size: tokens in a system, 1 or more; `[group_size, V]` numbers are held at a time.
-        damping: 0 or more: this times the mean of K's diagonal is added to the diagonal; 1 or more
+        loss_constant: Loss c in nats, finite.
+        uphill: True, as published: a token whose loss is below c takes a step that raises its loss;
+            the step grows without bound as the token becomes certain. False: such a token takes no
+            step.
+        steps: Number of passes over all tokens, 0 or more.
+        group_size: Number of tokens in a system, 1 or more; `[group_size, V]` numbers are held at a
+            time.
+        damping: 0 or more. This times the mean of K's diagonal is added to the diagonal; 1 or more
             gives short steps.
-        rtol: 0 or more: eigenvalues of K not above rtol times the largest count as zero. Default:
-            the larger of n * 2^-52 and (n * eps)², with the eps of the dtype computed in.
-        chunk_size: tokens whose logits are held at a time for the losses between passes. Default:
-            as many as make 2^23 logits.
+        rtol: 0 or more. Eigenvalues of K not above rtol times the largest count as zero. Default:
+            the larger of n * 2^-52 and (n * eps)², with the eps of the dtype of the computation.
+        chunk_size: Number of tokens whose logits are held at a time for the losses between passes.
+            Default: as many as give 2^23 logits.
 
     Returns:
-        NewtonResult; computed in float64 where weight is float64, else in float32, and the systems
-        in float64. If it diverges, losses and weight become infinite or NaN.
+        NewtonResult; computed in float64 if weight is float64, else in float32, and the systems in
+        float64. If it diverges, losses and weight become infinite or NaN.
 
     Raises:
-        TypeError: an argument is of the wrong type or dtype.
-        ValueError: an argument has a value that is not allowed. Both are worded
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: An argument has an invalid value. The message is
             `newton_joint: <argument> must <property>, got <value>`.
 
     Example:

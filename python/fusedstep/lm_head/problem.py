@@ -1,6 +1,6 @@
 """The softmax regression behind the Newton family and the temperature: its checks, chunks, loss.
 
-Logits are `hidden @ weight.T`. They are made for some tokens at a time, never for all.
+Logits are `hidden @ weight.T`. They are computed for some tokens at a time, never for all.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class NewtonResult(NamedTuple):
     """The last layer after some steps, and the loss along the way.
 
     Attributes:
-        weight: [V, d], a new tensor: float64 where the given weight is, else float32.
+        weight: [V, d], a new tensor: float64 if the given weight is, else float32.
         losses: [steps + 1], float64: the mean cross-entropy in nats before the first step and after
             each.
     """

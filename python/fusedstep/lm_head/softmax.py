@@ -1,12 +1,12 @@
-"""The cross-entropy of rows of logits and its gradient, in a form that loses no small number.
+"""The cross-entropy of rows of logits and its gradient, in a form without cancellation.
 
-With p = softmax(z) and the token y, the gradient of the loss is p - e_y. Where p_y is near 1 all of
-it is small, and 1 - p_y cancels. Hence two factors: p - e_y = miss * direction, where
+With p = softmax(z) and the token y, the gradient of the loss is p - e_y. If p_y is near 1, all of
+it is small and 1 - p_y cancels. Hence two factors: p - e_y = miss * direction, where
 miss = 1 - p_y, and direction is the softmax over all classes but y, with -1 in the place of y.
 
-Logits are `[n, V]`, float32 or float64, with neighbouring elements of a row neighbours in memory;
-tokens `[n]` are int64 in [0, V), which is not checked on a GPU. kernels/lm_head/softmax.h defines
-the bits, which are the same on every device.
+Logits are `[n, V]`, float32 or float64, with the elements of a row contiguous in memory; tokens
+`[n]` are int64 in [0, V), which is not checked on a GPU. kernels/lm_head/softmax.h defines the
+bits, which are the same on every device.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ def root_steps_(
     """Writes Newton's steps to the roots of loss - loss_constant over the logits.
 
     Row n becomes D_n, with which the token's step is W -= D_n x_nᵀ: (loss - constant) direction
-    over miss |direction|² |x_n|² (kernels/lm_head/root_step.h). Not `uphill`: 0 where the loss is
+    over miss |direction|² |x_n|² (kernels/lm_head/root_step.h). Without `uphill`, 0 if the loss is
     below the constant.
 
     Args:
-        logits: `[n, V]`, as above.
+        logits: `[n, V]`, as above; overwritten.
         tokens: `[n]`, as above.
         squares: |x_n|², `[n]` float64.
-        loss_constant: the loss of the roots.
-        uphill: whether rows whose loss is below the constant step too.
-        gram: None: every step is for the logits given. `[n, n]` x_n · x_i in the logits' dtype:
-            one after another, each for the logits after the steps of the rows before it.
+        loss_constant: Loss of the roots.
+        uphill: Whether rows whose loss is below the constant step too.
+        gram: None: every step is for the given logits. `[n, n]` x_n · x_i in the logits' dtype: one
+            row after another, each for the logits after the steps of the rows before it.
 
     Returns:
         The losses before each row's step, `[n]` float64.
@@ -72,9 +72,9 @@ def root_steps_(
 
 
 def rows_for_logits(count: int, weight: Tensor) -> Tensor:
-    """Room for `[count, V]` logits of `weight` `[V, d]`, rows aligned to 64 bytes.
+    """A buffer for `[count, V]` logits of `weight` `[V, d]`, with rows aligned to 64 bytes.
 
-    So they are read 16 bytes at a time, whatever V is.
+    So they are read 16 bytes at a time for any V.
     """
     unit = ALIGNMENT // weight.element_size()
     stride = -(-len(weight) // unit) * unit

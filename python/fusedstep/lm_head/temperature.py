@@ -13,7 +13,7 @@ from fusedstep.lm_head.batch import require_scale
 from fusedstep.lm_head.problem import Problem, make_problem, numerical
 from fusedstep.lm_head.softmax import directions_, rows_for_logits
 
-RATIO = 8.0  # of one trial to the last where the minimum has no bound but 0 or infinity: at first
+RATIO = 8.0  # of trials while only 0 or infinity bounds the minimum, at first
 MOST_PASSES = 100  # bisection of the logarithm alone needs fewer
 
 
@@ -21,8 +21,8 @@ class Temperature(NamedTuple):
     """A factor for logits and the loss with it.
 
     Attributes:
-        value: t, the inverse of what is often called the temperature.
-        loss: the mean cross-entropy of t * hidden @ weight.T, in nats.
+        value: The factor t, the inverse of what is often called the temperature.
+        loss: The mean cross-entropy of t * hidden @ weight.T, in nats.
     """
 
     value: float
@@ -33,36 +33,36 @@ class Temperature(NamedTuple):
 def fit_temperature(
     hidden: Tensor, tokens: Tensor, weight: Tensor, *, scale: float = 1.0
 ) -> Temperature:
-    """Finds the scalar t that minimises the mean cross-entropy of t * hidden @ weight.T.
+    """Finds the scalar t that minimizes the mean cross-entropy of t * hidden @ weight.T.
 
     Least squares on one-hot targets gives about `scale` times the probability of each token. These
-    numbers rank the tokens, but as logits they mean nothing until a fitted t multiplies them. With
-    p = softmax(t z), the derivatives of a token's loss in t are E_p[z] - z_y and Var_p[z], so
-    the loss is convex. Newton's method finds its minimum, with bisection where a step leaves the
-    interval that must hold it. A pass over the tokens costs a product of N V d; 5 to 12 passes are
-    usual. Logits are made for some tokens at a time: at most 2^23 of them, twice.
+    numbers rank the tokens, but only a fitted t makes them useful as logits. With p = softmax(t z),
+    the derivatives of a token's loss in t are E_p[z] - z_y and Var_p[z], so the loss is convex.
+    Newton's method finds its minimum, with bisection if a step leaves the interval that must
+    contain it. A pass over the tokens costs a product of N V d; 5 to 12 passes are usual. Logits
+    are computed for some tokens at a time: at most 2^23 of them, twice.
 
     Args:
-        hidden: `[N, d]` or `[B, T, d]`, float32, float64, bfloat16 or float16, finite. Take tokens
-            that the weight was not fitted to: with those that it was, t is too large.
+        hidden: `[N, d]` or `[B, T, d]`, float32, float64, bfloat16 or float16, finite. Use tokens
+            that the weight was not fitted to: training tokens make t too large.
         tokens: `[N]` or `[B, T]`, int64, from 0 to V - 1: the token after each hidden vector.
         weight: `[V, d]`, of any of these dtypes, finite; for example from `LeastSquares.solve`.
-        scale: that of `LeastSquares`: finite and not 0. The search starts at log(V) / scale, and t
-            has the sign of scale. Its size has no effect on the result beyond rounding.
+        scale: The scale of `LeastSquares`, finite and not 0. The search starts at log(V) / scale,
+            and t has the sign of scale. Its size has no effect on the result beyond rounding.
 
     Returns:
-        Temperature(value, loss), both floats. Computed in float64 where weight is float64, else in
+        Temperature(value, loss), both floats. Computed in float64 if weight is float64, else in
         float32; `value` is exact to about 1e-10 or 1e-5 of itself. In two cases no t is best:
 
-        - Where the loss grows with every t of that sign, as for logits that rank the tokens the
-          wrong way around or all alike, value is 0 and loss log(V).
-        - Where it falls for ever, because no token has a rival with a higher logit, value is a
-          finite t with which every token's probability is at its limit to float64's roundoff, and
-          loss is that limit: 0 if no rival has the same logit either.
+        - If the loss grows with every t of that sign, as for logits that rank the tokens in reverse
+          or are all equal, value is 0 and loss is log(V).
+        - If the loss decreases for every larger t, because no token has a rival with a higher
+          logit, value is a finite t at which every token's probability is at its limit to float64's
+          roundoff, and loss is that limit: 0 if no rival has the same logit either.
 
     Raises:
-        TypeError: an argument is of the wrong type or dtype.
-        ValueError: an argument has a value that is not allowed, or logits overflow. Both are worded
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: An argument has an invalid value, or logits overflow. The message is
             `fit_temperature: <argument> must <property>, got <value>`.
 
     Example:
@@ -143,7 +143,7 @@ def _derivatives(problem: Problem, t: float) -> tuple[float, float, float]:
 
 
 def _limit(problem: Problem, sign: float) -> Temperature | None:
-    """Where the loss ends as t grows for ever, if it falls all the way: no rival is ahead."""
+    """The limit of the loss as t grows, if it falls all the way: no rival is ahead."""
     ties = torch.zeros((), dtype=torch.float64, device=problem.weight.device)
     gap = math.inf
     for _, tokens, u in problem.chunks(problem.weight):

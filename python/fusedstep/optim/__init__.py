@@ -1,4 +1,4 @@
-"""The optimizers, one file a rule; optimizer.py has what they share, options.py what they add."""
+"""The optimizers, one file per rule; optimizer.py has their base class, options.py the options."""
 
 from fusedstep.optim.adagrad import Adagrad
 from fusedstep.optim.adam import Adam, AdamW

@@ -21,24 +21,24 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
     """Adagrad that computes the global norm, clips, decays and updates in one fused step.
 
     A drop-in replacement for torch.optim.Adagrad: same arguments, defaults, state and checkpoints.
-    The constructor makes the state. Parameters are float32, float64, bfloat16 or float16, and
-    gradients may have another of these dtypes. State is float32, or float64 for float64 parameters,
-    unless `state_dtype` says otherwise. GradScaler's loss scale is divided out as the gradient is
-    read.
+    The constructor creates the state. Parameters and gradients are float32, float64, bfloat16 or
+    float16; their dtypes may differ. State is float32, or float64 for float64 parameters, unless
+    `state_dtype` is set. Supports GradScaler: the step unscales gradients as it reads them.
 
     Args:
         params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
-        lr: Learning rate, 0 or more. A tensor is read at every step, on the device if it is there.
+        lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
+            GPU.
         lr_decay: The rate of step t is `lr / (1 + (t - 1) * lr_decay)`; 0 or more.
         weight_decay: Coefficient of the parameter that is added to the gradient, 0 or more.
-        initial_accumulator_value: What the sum of squares begins with, whatever a group says; 0 or
-            more.
+        initial_accumulator_value: Initial value of the sum of squares, 0 or more. Parameter groups
+            cannot override it.
         eps: Added to the square root of the sum, 0 or more.
         foreach: True selects torch's own foreach step, which serves as a reference.
-        maximize: Ascend instead of descend.
+        maximize: Maximize the objective instead of minimizing it.
         differentiable: Only with `fused=False`: let autograd differentiate torch's own step.
         fused: False selects torch's own step.
-        capturable: Allow CUDA graphs to capture the step; torch has no such argument here.
+        capturable: Allow CUDA graphs to capture the step. Not an argument of torch's class.
         **options: See `fusedstep.optim.Options`.
 
     Raises:
@@ -90,12 +90,13 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
             self._make_state()
 
     def _make_state(self) -> None:
-        """In place of torch's, which rounds the sums of half-precision parameters."""
+        """Replaces torch's state, which rounds the sums of half-precision parameters."""
         self.state.clear()
         for group in self.param_groups:
             spec = self._spec(group)
             for param in group["params"]:
-                # A master and an average begin as the parameter, which may still be initialised.
+                # Masters and averages start as copies of parameters, which may be initialized
+                # later.
                 arrays = arrays_of(param, spec)
                 made = [a for a in arrays if a.role not in (Role.MASTER, Role.AVERAGE)]
                 prepare_state(param, self.state[param], made, self._initial)

@@ -33,7 +33,7 @@ def rule_values(function: str, group: Group, index: int | None) -> Values:
 
 
 class _AdamBase(FusedOptimizer):
-    """What Adam and AdamW have in common: all but the defaults."""
+    """What Adam and AdamW share: everything but the defaults."""
 
     _rule = "adam"
     _never_negative = NEVER_NEGATIVE
@@ -49,19 +49,20 @@ class Adam(_AdamBase, torch.optim.Adam):
     """Adam that computes the global norm, clips, decays and updates in one fused step.
 
     A drop-in replacement for torch.optim.Adam: same arguments, defaults, state and checkpoints.
-    Parameters are float32, float64, bfloat16 or float16, and gradients may have another of these
-    dtypes. State is float32, or float64 for float64 parameters, unless `state_dtype` says
-    otherwise. GradScaler's loss scale is divided out as the gradient is read.
+    Parameters and gradients are float32, float64, bfloat16 or float16; their dtypes may differ.
+    State is float32, or float64 for float64 parameters, unless `state_dtype` is set. Supports
+    GradScaler: the step unscales gradients as it reads them.
 
     Args:
         params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
-        lr: Learning rate, 0 or more. A tensor is read at every step, on the device if it is there.
+        lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
+            GPU.
         betas: Decay rates of the averages of the gradient and of its square, each in [0, 1).
         eps: Added to the denominator, 0 or more.
         weight_decay: Coefficient of the parameter that is added to the gradient, 0 or more.
         amsgrad: Divide by the largest average of the squared gradient so far.
         foreach: True selects torch's own foreach step, which serves as a reference.
-        maximize: Ascend instead of descend.
+        maximize: Maximize the objective instead of minimizing it.
         capturable: Allow CUDA graphs to capture the step.
         differentiable: Only with `fused=False`: let autograd differentiate torch's own step.
         fused: False selects torch's own step.
@@ -118,18 +119,19 @@ class AdamW(_AdamBase, torch.optim.AdamW):
     """AdamW that computes the global norm, clips, decays and updates in one fused step.
 
     A drop-in replacement for torch.optim.AdamW: same arguments, defaults, state and checkpoints.
-    Parameters are float32, float64, bfloat16 or float16, and gradients may have another of these
-    dtypes. State is float32, or float64 for float64 parameters, unless `state_dtype` says
-    otherwise. GradScaler's loss scale is divided out as the gradient is read.
+    Parameters and gradients are float32, float64, bfloat16 or float16; their dtypes may differ.
+    State is float32, or float64 for float64 parameters, unless `state_dtype` is set. Supports
+    GradScaler: the step unscales gradients as it reads them.
 
     Args:
         params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
-        lr: Learning rate, 0 or more. A tensor is read at every step, on the device if it is there.
+        lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
+            GPU.
         betas: Decay rates of the averages of the gradient and of its square, each in [0, 1).
         eps: Added to the denominator, 0 or more.
         weight_decay: The parameter is multiplied by `1 - lr * weight_decay` at every step.
         amsgrad: Divide by the largest average of the squared gradient so far.
-        maximize: Ascend instead of descend.
+        maximize: Maximize the objective instead of minimizing it.
         foreach: True selects torch's own foreach step, which serves as a reference.
         capturable: Allow CUDA graphs to capture the step.
         differentiable: Only with `fused=False`: let autograd differentiate torch's own step.

@@ -25,14 +25,16 @@ from fusedstep.optim.state import (
 
 State = Mapping[str, Any]  # a parameter's entries
 
-# Entries that a mode asks for.
-OF_MODES = {"master": "master='float32'", "remainder": "master='remainder'", "ema": "ema_decay"}
+# Entries that exist only with an option.
+OF_MODES = {
+    "master": "master='float32'", "remainder": "master='remainder'", "ema": "ema_decay is set",
+}  # fmt: skip
 
 
 def require_loadable(
     function: str, label: str, param: Tensor, saved: State, spec: StateSpec
 ) -> None:
-    """Refuses the saved state of a parameter where it is of another mode or shape, or damaged."""
+    """Refuses the saved state of a parameter if it has another mode or shape, or is damaged."""
     arrays = arrays_of(param, spec)
     needed = {array.name for array in arrays}
     steps = _require_count(function, label, saved.get("step"))
@@ -41,13 +43,13 @@ def require_loadable(
         if value is None or not isinstance(value, Tensor):
             continue
         if name in OF_MODES and name not in needed:
-            refuse(function, where, f"not be there without {OF_MODES[name]}", value.dtype)
+            refuse(function, where, f"be absent unless {OF_MODES[name]}", value.dtype)
         coded = value.dtype in CODES or _is_scale(name, saved)
         if coded and spec.mode.state_dtype != "int8":
-            refuse(function, where, "not be there without state_dtype='int8'", value.dtype)
+            refuse(function, where, "be absent unless state_dtype='int8'", value.dtype)
     for name in spec.names:
         if steps > 0 and name != "step" and saved.get(name) is None:
-            refuse(function, f"state of {label}['{name}']", "be there after a step", None)
+            refuse(function, f"state of {label}['{name}']", "be present after a step", None)
     require_state(function, label, param, saved, arrays)
 
 
@@ -56,7 +58,7 @@ def _is_scale(name: str, saved: State) -> bool:
 
 
 def _require_count(function: str, label: str, step: Any) -> float:
-    """The number of steps done, 0 where that was not counted."""
+    """The number of steps, 0 if they were not counted."""
     if step is None:
         return 0
     where = f"state of {label}['step']"
@@ -69,7 +71,7 @@ def _require_count(function: str, label: str, step: Any) -> float:
 
 
 def restored(param: Tensor, saved: State, spec: StateSpec) -> dict[str, Tensor]:
-    """The entries that torch's cast to the parameter's dtype has spoilt, from what was saved."""
+    """The entries that torch's cast to the parameter's dtype has rounded, from what was saved."""
     arrays = {array.name: array for array in arrays_of(param, spec)}
     entries: dict[str, Tensor] = {}
     for name, value in saved.items():
@@ -88,7 +90,7 @@ def restored(param: Tensor, saved: State, spec: StateSpec) -> dict[str, Tensor]:
 
 
 def exported(optimizer: torch.optim.Optimizer, not_in_torch: frozenset[str]) -> dict[str, Any]:
-    """The optimizer's state_dict() in the form of its namesake in torch.optim."""
+    """The optimizer's state_dict() in the form of torch's class of the same name."""
     state_dict = optimizer.state_dict()
     ours: set[str] = set()
     for kind in type(optimizer).__mro__:
@@ -117,7 +119,7 @@ def exported(optimizer: torch.optim.Optimizer, not_in_torch: frozenset[str]) -> 
 
 
 def _plain(name: str, entries: State) -> Any:
-    """An entry in float32, or as it is."""
+    """An entry, decoded to float32 if it has fewer bits."""
     value = entries[name]
     if isinstance(value, Tensor) and value.dtype in CODES:
         return decoded(value, entries[scale_name(name)])

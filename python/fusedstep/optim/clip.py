@@ -1,4 +1,4 @@
-"""get_total_norm and clip_grad_norm_, which have their names and meaning from torch.nn.utils."""
+"""get_total_norm and clip_grad_norm_, with the names and the meaning of torch.nn.utils."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _(tensors: list[Tensor], norm_type: float = 2.0, grad_scale: Tensor | None =
     return torch.empty((), dtype=torch.float64, device=tensors[0].device)
 
 
-Shards = dict[Place, list[Tensor]]  # what lies here of the tensors of each place
+Shards = dict[Place, list[Tensor]]  # the local parts of the tensors of each place
 
 
 def get_total_norm(
@@ -46,18 +46,18 @@ def get_total_norm(
 
     Args:
         tensors: A tensor or an iterable of tensors: float32, float64, bfloat16 or float16, of any
-            shape and on any devices. DTensors may be on several meshes; every rank of those must
-            make the call.
+            shape and on any devices. DTensors may be on several meshes; every rank of these meshes
+            must make the call.
         norm_type: Order of the norm: 2, 1 or inf.
         error_if_nonfinite: Raise RuntimeError if the norm is NaN or infinite. This waits for the
             device.
         foreach: Accepted for compatibility with torch, without effect.
 
     Returns:
-        A 0-d float32 tensor on the first tensor's device, whatever the tensors' dtypes. It has the
-        same bits for any number of threads and on any device; kernels/optim/norm.h defines the
-        order of summation. For an empty list it is 0 on the CPU. For DTensors it is the norm of the
-        whole tensors, a plain tensor with the same bits on every rank.
+        A 0-d float32 tensor on the first tensor's device, for tensors of any dtype. It has the same
+        bits for any number of threads and on any device; kernels/optim/norm.h defines the order of
+        summation. For an empty list it is 0 on the CPU. For DTensors it is the norm of the whole
+        tensors: a plain tensor with the same bits on every rank.
 
     Raises:
         ValueError, TypeError: `get_total_norm: tensors[i] must <property>, got <value>`.
@@ -90,11 +90,11 @@ def clip_grad_norm_(
 ) -> Tensor:
     """Scales gradients in place to a global norm of at most `max_norm`, like torch.nn.utils.
 
-    An optimizer with `max_norm` clips inside `step()`, which reads the gradients once less.
+    An optimizer with `max_norm` clips inside `step()`, which saves one pass over the gradients.
 
     Args:
-        parameters: A tensor or an iterable of tensors whose `.grad`, if there is one, is clipped,
-            all together. They may be DTensors, as in `get_total_norm`.
+        parameters: A tensor or an iterable of tensors. Their gradients are clipped together; those
+            without one are skipped. They may be DTensors, as in `get_total_norm`.
         max_norm: Largest norm, in units of the gradient, 0 or more. The factor is
             `min(1, max_norm / (norm + 1e-6))`.
         norm_type: Order of the norm: 2, 1 or inf.
@@ -134,7 +134,7 @@ def clip_grad_norm_(
 
 
 def _gradients(function: str, parameters: list[Tensor]) -> tuple[list[str], list[Tensor], Shards]:
-    """All gradients, checked, with their names, and the part of each that lies here by place."""
+    """All gradients, checked, with their names, and their local parts by place."""
     names: list[str] = []
     owners: list[Tensor] = []
     grads: list[Tensor] = []
@@ -158,7 +158,7 @@ def _gradients(function: str, parameters: list[Tensor]) -> tuple[list[str], list
 
 
 def _norm(shards: Shards, norm_type: float) -> Tensor:
-    """0-d float64 on the first place's device: of all elements there and on other ranks."""
+    """The norm of all elements on all ranks: 0-d float64 on the first place's device."""
     norms = {
         place: torch.ops.fusedstep.total_norm([gapless(t.detach()) for t in tensors], norm_type)
         if tensors

@@ -1,4 +1,4 @@
-"""DTensors: the shard of each that lies here, and norms over all ranks that hold a part."""
+"""DTensors: the local shard of each, and norms over all ranks that hold a part."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Place(NamedTuple):
 
 
 def is_dtensor(tensor: Any) -> TypeGuard[DTensor]:
-    """Whether this is a DTensor, as fully_shard and tensor parallelism make of parameters."""
-    # The module is slow to import, and where nobody has imported it there are none.
+    """Whether this is a DTensor, such as fully_shard and tensor parallelism create."""
+    # The module is slow to import, and until it is imported there are no DTensors.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The plain tensor that holds the elements lying here; it shares their memory.
+    """The plain tensor that holds the local elements; it shares their memory.
 
-    Not `to_local()`, which gives a new view of a parameter at every call: the same object as long
-    as the memory is the same lets a plan see at a glance that nothing was replaced.
+    Not `to_local()`, which returns a new view at every call. This is the same object as long as the
+    memory is the same, so a table can tell by identity that nothing was replaced.
     """
     if not is_dtensor(tensor):
         return tensor
@@ -56,11 +56,11 @@ def place_of(tensor: Tensor) -> Place:
 
 
 def shard_like(param: Tensor, tensor: Tensor) -> Tensor:
-    """The part of `tensor`, a gradient, that belongs to the part of `param` lying here.
+    """The part of `tensor`, a gradient, that belongs to the local part of `param`.
 
-    A gradient may be placed otherwise than its parameter: sequence parallelism leaves sums to be
-    done over the ranks (Partial). Such a one is communicated, as by torch's optimizers; all ranks
-    of the mesh get here.
+    A gradient may be placed differently from its parameter: sequence parallelism leaves sums over
+    the ranks pending (Partial). It is then redistributed, as in torch's optimizers; all ranks of
+    the mesh must call this.
     """
     if is_dtensor(param) and is_dtensor(tensor) and tensor.placements != param.placements:
         detached = cast("DTensor", tensor.detach())
@@ -69,7 +69,7 @@ def shard_like(param: Tensor, tensor: Tensor) -> Tensor:
 
 
 def settled(tensor: Tensor) -> Tensor:
-    """`tensor` itself, or with sums that were left to be done over the ranks (Partial) done."""
+    """`tensor` with pending sums over the ranks (Partial) computed; itself if there are none."""
     if not is_dtensor(tensor) or not any(p.is_partial() for p in tensor.placements):
         return tensor
     from torch.distributed.tensor import Replicate
@@ -79,7 +79,7 @@ def settled(tensor: Tensor) -> Tensor:
 
 
 def placed_like(param: Tensor, shard: Tensor) -> Tensor:
-    """`shard` as a DTensor placed as `param`, so that checkpoints know what part it is."""
+    """`shard` as a DTensor placed like `param`, so that checkpoints know which part it is."""
     if not is_dtensor(param):
         return shard
     from torch.distributed.tensor import DTensor
@@ -91,17 +91,17 @@ def placed_like(param: Tensor, shard: Tensor) -> Tensor:
 
 
 def norm_over_ranks(norms: Mapping[Place, Tensor], norm_type: float) -> Tensor:
-    """The norm of all elements anywhere, from that of the elements lying here at each place.
+    """The norm of all elements on all ranks, from the norms of the local elements by place.
 
-    Each mesh communicates once along each of its dimensions that anything is sharded over, with
-    all its norms in one message. They are gathered and then combined here, instead of by an
-    all-reduce: in rank order, they have the same bits on every rank and with every backend,
-    infinities and NaNs included. What is replicated along a dimension counts once: as the first
-    rank has it, so that replicas that differ cannot make ranks disagree.
+    Each mesh communicates once along each dimension that a tensor is sharded over, with all its
+    norms in one message. Instead of an all-reduce, the norms are gathered and then combined in rank
+    order: the result has the same bits on every rank and with every backend, including infinities
+    and NaNs. Values replicated along a dimension count once, as on the first rank, so that replicas
+    that differ cannot make ranks disagree.
 
     Args:
-        norms: 0-d float64 each, on its place's device. All ranks of a mesh call with the same
-            places of it in the same order, also those that have nothing to add but a zero.
+        norms: 0-d float64 each, on its place's device. All ranks of a mesh must pass the same
+            places of that mesh in the same order, with zeros for places without elements.
         norm_type: 2, 1 or inf.
 
     Returns:
@@ -132,11 +132,11 @@ def _norm(norms: list[Tensor], norm_type: float) -> Tensor:
     return cast(Tensor, torch.ops.fusedstep.total_norm(norms, norm_type))
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def require_on_mesh(function: str, argument: str, tensor: Tensor) -> None:
-    """A plain tensor, or a DTensor on a mesh with this process, which could not help otherwise."""
+    """A plain tensor, or a DTensor on a mesh that this process is part of."""
     if is_dtensor(tensor) and tensor.device_mesh.get_coordinate() is None:
         refuse(function, argument, "be on a mesh that this process is part of", tensor.device_mesh)
 
@@ -149,7 +149,7 @@ def require_placed(function: str, argument: str, tensor: Tensor) -> None:
 
 
 def require_mesh_of(function: str, argument: str, param: Tensor, tensor: Tensor) -> None:
-    """What belongs to a DTensor is one on the same mesh; to a plain tensor, a plain one."""
+    """A DTensor on the parameter's mesh; a plain tensor if the parameter is one."""
     if is_dtensor(param) != is_dtensor(tensor):
         kinds = ("a DTensor", "a plain tensor")
         kind, got = kinds if is_dtensor(param) else reversed(kinds)
@@ -160,7 +160,7 @@ def require_mesh_of(function: str, argument: str, param: Tensor, tensor: Tensor)
 
 
 def require_placement_of(function: str, argument: str, param: Tensor, tensor: Tensor) -> None:
-    """And state is divided among the ranks as its parameter is."""
+    """The same, and with the parameter's placements."""
     require_mesh_of(function, argument, param, tensor)
     if is_dtensor(param) and is_dtensor(tensor) and param.placements != tensor.placements:
         must = f"be placed as its parameter, {param.placements}"
@@ -168,18 +168,18 @@ def require_placement_of(function: str, argument: str, param: Tensor, tensor: Te
 
 
 def is_flattened(tensor: Tensor) -> bool:
-    """Whether FSDP's first version made this part of a flat parameter, of which a rank has a slice.
+    """Whether this is one rank's slice of a flat parameter of FSDP1.
 
-    It is a plain tensor, and nothing tells which ranks hold the rest.
+    It is a plain tensor, and it is unknown which ranks hold the rest.
     """
     return getattr(tensor, "_fsdp_flattened", False)
 
 
 def refuse_mixture(function: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    """TypeError where some are DTensors and some are not.
+    """Raises TypeError if some are DTensors and some are not.
 
-    Nothing tells whether a plain tensor is the same on every rank and counts once, or is another
-    one on each: their norm would be a guess.
+    It is unknown whether a plain tensor is the same on every rank and counts once, or differs
+    between ranks: the norm would be a guess.
     """
     kinds = [is_dtensor(tensor) for tensor in tensors]
     if any(kinds) and not all(kinds):

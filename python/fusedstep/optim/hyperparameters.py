@@ -21,12 +21,12 @@ Values = dict[str, float]  # a value for each field of a rule, by name
 
 
 def label(index: int | None, key: str) -> str:
-    """How a message calls an entry of group `index`; None: the constructor's argument itself."""
+    """How a message names an entry of group `index`; None: the constructor's argument itself."""
     return key if index is None else f"param_groups[{index}]['{key}']"
 
 
 def parameter_labels(group: Mapping[str, Any], where: str = "params", first: int = 0) -> list[str]:
-    """How messages call each parameter of a group: by name where it has one, else by index."""
+    """How messages name each parameter of a group: by its name if it has one, else by index."""
     names = group.get("param_names") or range(first, first + len(group["params"]))
     return [f"{where}[{name!r}]" for name in names]
 
@@ -66,7 +66,7 @@ def betas(function: str, group: Group, index: int | None) -> dict[str, float]:
 
 
 def read_on_device(lr: Any) -> bool:
-    """Whether the kernels read the rate where it is; a rate on the CPU is read with the others."""
+    """Whether the kernels read the rate on the GPU; a rate on the CPU is read with the others."""
     return isinstance(lr, Tensor) and lr.is_cuda
 
 

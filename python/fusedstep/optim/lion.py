@@ -19,17 +19,18 @@ class Lion(FusedOptimizer):
 
     The update is the sign of a moving average, so `lr` should be 3 to 10 times smaller than
     AdamW's, and `weight_decay`, which is multiplied by `lr`, larger by the same factor. torch.optim
-    has no Lion. Parameters are float32, float64, bfloat16 or float16, and gradients may have
-    another of these dtypes. State is float32, or float64 for float64 parameters, unless
-    `state_dtype` says otherwise. GradScaler's loss scale is divided out as the gradient is read.
+    has no Lion. Parameters and gradients are float32, float64, bfloat16 or float16; their dtypes
+    may differ. State is float32, or float64 for float64 parameters, unless `state_dtype` is set.
+    Supports GradScaler: the step unscales gradients as it reads them.
 
     Args:
         params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
-        lr: Learning rate, 0 or more. A tensor is read at every step, on the device if it is there.
-        betas: Decay rates of the average that makes the update and of the one that is kept as
-            `exp_avg`, each in [0, 1).
+        lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
+            GPU.
+        betas: Decay rates of the average in the update and of the average kept as `exp_avg`, each
+            in [0, 1).
         weight_decay: The parameter is multiplied by `1 - lr * weight_decay` at every step.
-        maximize: Ascend instead of descend.
+        maximize: Maximize the objective instead of minimizing it.
         capturable: Allow CUDA graphs to capture the step.
         **options: See `fusedstep.optim.Options`.
 

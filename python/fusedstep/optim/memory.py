@@ -14,7 +14,7 @@ from fusedstep.checks import refuse
 
 
 def memory_layout(tensor: Tensor) -> tuple[int, ...]:
-    """The strides torch.empty_like gives: those of `tensor` itself if its elements lie gapless."""
+    """The strides torch.empty_like gives: those of `tensor` itself if it has no gaps."""
     if tensor.is_contiguous():
         return tensor.stride()
     return torch.empty_like(tensor, device="meta", memory_format=torch.preserve_format).stride()
@@ -28,12 +28,12 @@ def same_strides(a: Tensor, strides: Sequence[int]) -> bool:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements lie in memory without gap or overlap, whatever the dimensions' order."""
+    """Whether the elements fill memory without gap or overlap, in any order of dimensions."""
     return tensor.is_contiguous() or same_strides(tensor, memory_layout(tensor))
 
 
 def is_plain(tensor: Tensor, strides: Sequence[int]) -> bool:
-    """Whether memory holds the very elements, with these strides: no lazy negation or zero."""
+    """Whether memory holds the elements themselves with these strides, no lazy negation or zero."""
     return (
         same_strides(tensor, strides) and not tensor.is_neg() and not torch._is_zerotensor(tensor)
     )
@@ -47,14 +47,14 @@ def in_layout_of(param: Tensor, tensor: Tensor) -> Tensor:
 
 
 def gapless(tensor: Tensor) -> Tensor:
-    """`tensor` itself where its memory is just its elements, else a copy of which that is true."""
+    """`tensor` itself if its elements fill its memory as they are, else a copy that does."""
     if is_dense(tensor) and is_plain(tensor, tensor.stride()):
         return tensor
     return in_layout_of(tensor, tensor)
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """First and one past the last byte that the elements can lie in."""
+    """The first byte that the elements can occupy, and one past the last."""
     last = sum((n - 1) * abs(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
@@ -77,11 +77,11 @@ def overlaps_itself(tensor: Tensor) -> bool:
 def find_overlap(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
     """Indices (i, j), i < j, of two tensors of one device that share an element, or None.
 
-    Sorting by address makes this linear but for tensors whose spans interleave, such as two
-    column blocks of one matrix; those are compared element by element.
+    Sorting by address makes this linear, except for tensors whose spans interleave, such as two
+    column blocks of one matrix; these are compared element by element.
     """
     spans = sorted((*_span(t), i) for i, t in enumerate(tensors) if t.numel() > 0)
-    open_spans: list[tuple[int, int]] = []  # (end, index) of spans that reach past the present one
+    open_spans: list[tuple[int, int]] = []  # (end, index) of spans that reach past this one
     for begin, end, i in spans:
         open_spans = [(e, j) for e, j in open_spans if e > begin]
         for _, j in open_spans:
@@ -94,7 +94,7 @@ def find_overlap(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
 
 
 def refuse_overlap(function: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    """ValueError where two tensors of one device, or two elements of one tensor, share memory."""
+    """Raises ValueError if tensors of one device, or elements of one tensor, share memory."""
     for name, tensor in zip(names, tensors, strict=True):
         if overlaps_itself(tensor):
             refuse(function, name, "not overlap itself", f"strides {tensor.stride()}")

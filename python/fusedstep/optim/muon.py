@@ -1,8 +1,8 @@
-"""Muon, and AdamW for what is no matrix. The elementwise part is in kernels/optim/rules/muon.h.
+"""Muon, and AdamW for all other parameters. Elementwise formulas: kernels/optim/rules/muon.h.
 
-A step has three parts. The first pass steps the parameters of AdamW's groups and writes, in the
-place of each matrix, the direction of its momentum. Newton-Schulz iterations make the directions
-orthogonal, in batches. The second pass moves the matrices along them.
+A step has three parts. The first pass updates the parameters of AdamW's groups and writes the
+direction of each matrix's momentum. Newton-Schulz iterations orthogonalize the directions, in
+batches. The second pass moves the matrices along them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RATIOS = {
     "match_rms_adamw": lambda m, n: 0.2 * math.sqrt(max(m, n)),
     "spectral_unclamped": lambda m, n: math.sqrt(m / n),
 }
-# torch.optim.AdamW's arguments and defaults, for groups that say use_muon=False.
+# torch.optim.AdamW's arguments and defaults, for groups with use_muon=False.
 ADAMW = {
     "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False,
     "decoupled_weight_decay": True,
@@ -55,39 +55,42 @@ MAX_ELEMENTS = 2**26
 
 
 class Muon(FusedOptimizer, torch.optim.Muon):
-    """Muon that computes the global norm, clips, decays and updates in one step, with AdamW beside.
+    """Muon for hidden matrices and AdamW for all other parameters, in one optimizer.
 
-    For the hidden layers' matrices: momentum, whose direction is made orthogonal by Newton-Schulz
-    iterations in bfloat16, batched over matrices of one shape. Groups with `use_muon=False` are
-    stepped by AdamW, bit for bit that of fusedstep.AdamW: embeddings, heads, gains and biases.
+    A step computes the global norm, clips, decays and updates. For the hidden layers' matrices,
+    Newton-Schulz iterations in bfloat16 orthogonalize the momentum, batched over matrices of one
+    shape. Groups with `use_muon=False`, such as embeddings, heads, gains and biases, use AdamW,
+    bitwise equal to fusedstep.AdamW.
 
-    The norm, the clip, AdamW and Muon's momentum run as in every optimizer here, two launches per
-    combination of dtypes (directions are bfloat16); then come the matrix products of each shape and
-    one more launch, which moves the matrices. State has torch's names, so checkpoints can be
-    exchanged with torch.optim.Muon. In addition a direction is kept for each matrix, in bfloat16.
-    Parameters are float32, float64, bfloat16 or float16, and gradients may have another of these
-    dtypes. State is float32, or float64 for float64 parameters, unless `state_dtype` says
-    otherwise. DTensors are refused.
+    As in every optimizer here, the norm takes one launch. Clip, AdamW and Muon's momentum take one
+    per compute type, or two if only some of its tensors are stored in that type (directions are
+    bfloat16). Then come the matrix products of each shape, and the launches that move the matrices.
+    State has torch's names, so checkpoints can be exchanged with torch.optim.Muon. In addition, a
+    direction is kept for each matrix, in bfloat16. Parameters and gradients are float32, float64,
+    bfloat16 or float16; their dtypes may differ. State is float32, or float64 for float64
+    parameters, unless `state_dtype` is set. `stochastic_rounding` requires `use_muon=False`.
+    DTensors raise a TypeError.
 
     Args:
         params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups. Muon's
-            parameters are matrices [m, n]. The arguments that follow are Muon's; a group with
-            `use_muon=False` takes `lr`, `betas`, `eps`, `weight_decay` and `amsgrad`, and has
-            torch.optim.AdamW's defaults for them.
-        lr: Learning rate, 0 or more. A tensor is read at every step, on the device if it is there.
+            parameters are matrices [m, n]. The arguments below are Muon's; a group with
+            `use_muon=False` takes `lr`, `betas`, `eps`, `weight_decay` and `amsgrad`, with
+            torch.optim.AdamW's defaults.
+        lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
+            GPU.
         weight_decay: The parameter is multiplied by `1 - lr * weight_decay` at every step.
         momentum: Decay rate of the average of the gradients, 0 or more.
         nesterov: Use Nesterov momentum.
-        ns_coefficients: a, b and c of the iteration X <- a X + (b G + c G^2) X with G = X X^T.
+        ns_coefficients: Coefficients a, b and c of the iteration X <- a X + (b G + c G^2) X with G
+            = X X^T.
         eps: Smallest Frobenius norm that a direction is divided by, 0 or more.
         ns_steps: Number of iterations, 0 to 99.
         adjust_lr_fn: Ratio of the step to `lr` for a matrix [m, n]. None or `"original"`:
             sqrt(max(1, m / n)); `"match_rms_adamw"`: 0.2 sqrt(max(m, n)); `"spectral_unclamped"`:
             sqrt(m / n).
-        maximize: Ascend instead of descend, in every group that does not say otherwise.
+        maximize: Maximize the objective instead of minimizing it, in groups that do not override
+            it.
         **options: See `fusedstep.optim.Options`.
-
-    `stochastic_rounding` is for groups with `use_muon=False` alone.
 
     Raises:
         ValueError, TypeError: An argument is out of range or of the wrong type. The message is
@@ -128,7 +131,7 @@ class Muon(FusedOptimizer, torch.optim.Muon):
             "adjust_lr_fn": adjust_lr_fn, "maximize": maximize, "use_muon": True,
         }  # fmt: skip
         self._prepare(defaults, options)
-        # torch.optim.Muon's constructor refuses what AdamW's groups are for.
+        # torch.optim.Muon's constructor refuses the parameters of AdamW's groups.
         super(torch.optim.Muon, self).__init__(params, defaults)
 
     # --- groups ----------------------------------------------------------------------------------
@@ -137,11 +140,11 @@ class Muon(FusedOptimizer, torch.optim.Muon):
         """Adds a parameter group, as torch.optim.Optimizer does.
 
         Args:
-            param_group: `{"params": tensors}` and whatever differs from the defaults; with
+            param_group: `{"params": tensors}` and the values that differ from the defaults; with
                 `use_muon=False` the defaults are AdamW's.
 
         Raises:
-            ValueError, TypeError: The step would refuse the group. It is not added.
+            ValueError, TypeError: The step would refuse the group. The group is not added.
         """
         if isinstance(param_group, dict):
             _complete(param_group)
@@ -155,11 +158,12 @@ class Muon(FusedOptimizer, torch.optim.Muon):
     def _require_matrices(self, index: int) -> None:
         name, group = type(self).__name__, self.param_groups[index]
         if group["use_muon"] and self.options.mode.of(group).stochastic_rounding:
-            # Directions and parameters are rounded in two launches; one count of steps is not two.
+            # Two launches round directions and parameters; one step count cannot be the key of
+            # both.
             refuse(name, label(index, "stochastic_rounding"), "be False where use_muon", True)
         labels = parameter_labels(group, f"param_groups[{index}]['params']")
         for where, param in zip(labels, group["params"], strict=True):
-            if is_dtensor(param):  # its products would need all of it
+            if is_dtensor(param):  # the matrix products need all of it
                 refuse(name, where, "be a plain tensor", type(param).__name__, TypeError)
             if group["use_muon"]:
                 _require_matrix(name, where, param)
@@ -208,7 +212,7 @@ class Muon(FusedOptimizer, torch.optim.Muon):
                 self._descend(step, table.descent)
 
     def _descend(self, step: Step, table: _DescentTable) -> None:
-        """Moves the matrices, unless the step is skipped: the same decision, made once more."""
+        """Moves the matrices, unless the step is skipped, by the same test as the first pass."""
         groups = [self.param_groups[g] for g, _ in table.kinds]
         of_kinds = []
         for (g, (m, n)), group in zip(table.kinds, groups, strict=True):
@@ -226,8 +230,8 @@ class _DirectionTable(Table):
     """The table of the first pass: matrices are represented by their directions.
 
     A direction has its parameter's shape and layout and is bfloat16, which the matrix products
-    read, or float64 for a float64 parameter. It is no state: every step writes it anew. It is kept
-    because the C++ table, and CUDA graphs, point to it.
+    read, or float64 for a float64 parameter. It is not state, since every step overwrites it. It is
+    kept because the C++ table and CUDA graphs point to it.
     """
 
     def __init__(self, function: str, place: Place) -> None:
@@ -298,8 +302,8 @@ class _DirectionTable(Table):
 class _DescentTable(Table):
     """The table of the second pass: matrices, with their orthogonal directions as gradients.
 
-    Those of one parameter group and one shape are a group of it, as the step's ratio to the rate
-    depends on the shape.
+    Matrices of one parameter group and one shape are a group of the table, because the step's ratio
+    to the rate depends on the shape.
     """
 
     def rebuild_for(
@@ -317,7 +321,7 @@ class _DescentTable(Table):
             for entry in group:
                 by_kind.setdefault((g, entry.param.shape), []).append(entry)
         self.kinds = list(by_kind)  # of each group here: the optimizer's group and the shape
-        # The first pass kept the momentum; what a master and an average follow is done here.
+        # The first pass keeps the momentum; this one updates masters and averages.
         here = [specs[g]._replace(names=()) for g, _ in self.kinds]
         self.rebuild(list(by_kind.values()), here, state, initial)
 
@@ -334,7 +338,7 @@ Muon._table_type = _DirectionTable
 
 
 def _direction_of(param: Tensor, old: Tensor | None) -> Tensor:
-    """Zeros, or what there is already where it fits."""
+    """The old direction if it fits, else zeros."""
     dtype = torch.float64 if param.dtype == torch.float64 else torch.bfloat16
     new = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
     fits = (
@@ -345,25 +349,25 @@ def _direction_of(param: Tensor, old: Tensor | None) -> Tensor:
     return old if old is not None and fits else new
 
 
-# --- what Muon's groups are asked to be -----------------------------------------------------------
+# --- checks of parameter groups -------------------------------------------------------------------
 
 
 def _complete(group: dict[str, Any]) -> None:
-    """Gives a group of AdamW's the arguments it leaves out, before Muon's fill them in."""
+    """Fills in AdamW's defaults in its groups, so that Muon's do not apply."""
     if not group.get("use_muon", True):
         for name, value in ADAMW.items():
             group.setdefault(name, value)
 
 
 def _require_matrix(function: str, argument: str, param: Tensor) -> None:
-    """Muon steps nothing else."""
+    """A matrix: Muon updates nothing else."""
     if param.dim() != 2:
         must = "have two dimensions, or be in a group with use_muon=False"
         refuse(function, argument, must, tuple(param.shape))
 
 
 def _require_iteration(name: str, group: Group, index: int | None) -> None:
-    """What the iteration and the ratio are asked to be, as far as they are not plain numbers."""
+    """Checks the arguments of the iteration and the ratio that are not plain numbers."""
     coefficients, steps = group["ns_coefficients"], group["ns_steps"]
     if not (
         isinstance(coefficients, (tuple, list))
@@ -395,11 +399,11 @@ def orthogonalize_(
     the transposing of tall matrices of torch.optim.Muon; matrices of one shape share a batch.
 
     Args:
-        matrices: [m, n] on one device, of any shapes, dtypes and layouts; written.
-        coefficients: a, b, c.
-        steps: iterations.
-        eps: the smallest Frobenius norm to divide by.
-        max_elements: of a batch; a matrix with more makes one of its own.
+        matrices: Matrices [m, n] on one device, of any shapes, dtypes and layouts; overwritten.
+        coefficients: The numbers a, b, c of the formula.
+        steps: Number of iterations.
+        eps: Smallest Frobenius norm to divide by.
+        max_elements: Largest number of elements of a batch; a larger matrix is a batch of its own.
     """
     by_shape: dict[torch.Size, list[Tensor]] = {}
     for matrix in matrices:

@@ -39,23 +39,23 @@ class Internals:
     """What an optimizer has in addition to torch's attributes.
 
     It is one object because wrappers such as Lightning's inherit the setters below: they find it
-    through the optimizer that they wrap, and change it there.
+    through the optimizer that they wrap and change it there.
     """
 
     options: Options
-    native: bool  # the step is ours, not torch's
+    native: bool  # the step is fusedstep's, not torch's
     tables: Tables
-    extra_defaults: dict[str, Any]  # entries of every group that torch's class does not know
+    extra_defaults: dict[str, Any]  # entries of every group that torch's class lacks
     norm: Tensor | None = None  # of the last step: 0-d float64
     ema_swapped_in: bool = False
 
 
 class FusedOptimizer(torch.optim.Optimizer):
-    """Base class of all optimizers: replaces the step of a class of torch.optim, nothing else.
+    """Base class of all optimizers: replaces only the step of a torch.optim class.
 
-    It comes before torch's class in the list of bases. With `fused=False` or `foreach=True` the
-    step is torch's own, which serves as the reference. A subclass names its rule and describes
-    parameter groups to it, in the methods and attributes that follow.
+    List it before torch's class among the bases. With `fused=False` or `foreach=True` the step is
+    torch's own, which serves as the reference. A subclass names its rule and sets the attributes
+    and methods below.
     """
 
     _rule: ClassVar[str]  # the stem of its file in kernels/optim/rules
@@ -63,7 +63,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     _not_in_torch: ClassVar[frozenset[str]] = frozenset()  # states that torch's class lacks
     _table_type: ClassVar[type[Table]] = Table
     _internals: Internals
-    _step_supports_amp_scaling: bool  # which GradScaler asks for
+    _step_supports_amp_scaling: bool  # GradScaler reads it
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         """The entries of a parameter's state: "step" if the rule counts, then the rule's states."""
@@ -72,16 +72,16 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _rule_values(self, group: Group, index: int | None) -> Values:
         """The values of the rule's own fields by name, checked, in a new dictionary.
 
-        `index` is the group's, None for the constructor's arguments: it is for messages.
+        `index` is the group's index for messages; None for the constructor's arguments.
         """
         raise TypeError(f"{type(self).__name__} does not say what values its rule has")
 
     def _initial(self, name: str, state: Mapping[str, Any]) -> float:
-        """What the entry `name` of a parameter's state begins with; `state`: those there are."""
+        """The initial value of the entry `name` of a parameter's state; `state` has the others."""
         return 0.0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Completes the class's docstring: the options are explained where the others are."""
+        """Adds the options to the arguments in the class's docstring."""
         super().__init_subclass__(**kwargs)
         if cls.__doc__ and Options.__doc__:
             marker = "        **options: See `fusedstep.optim.Options`.\n"
@@ -151,7 +151,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @property
     def nonfinite(self) -> str:
-        """What a step does where a gradient or the norm is not finite."""
+        """What a step does if a gradient or the norm is not finite."""
         return self.options.nonfinite
 
     @nonfinite.setter
@@ -160,7 +160,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @property
     def state_dtype(self) -> torch.dtype | str | None:
-        """The dtype of the state of groups that do not override it; None: as it is computed."""
+        """The dtype of the state of groups that do not override it; None: the compute dtype."""
         return self.options.state_dtype
 
     @property
@@ -187,8 +187,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def grad_norm(self) -> Tensor | None:
         """The norm before clipping in the last step with gradients: 0-d float32 on their device.
 
-        For DTensors it is that of the whole tensors, with the same bits on every rank. None before
-        the first step and where neither `max_norm` nor `nonfinite` asks for a norm.
+        For DTensors it is the norm of the whole tensors, with the same bits on every rank. None
+        before the first step, or if neither `max_norm` nor `nonfinite` requires a norm.
         """
         norm = self._internals.norm
         return None if norm is None else norm.to(torch.float32)
@@ -201,7 +201,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         Args:
             *args: `closure`, a function that reevaluates the model and returns the loss, as in
                 torch.optim; or nothing.
-            **kwargs: `closure` by name. Hooks see the arguments as they were given.
+            **kwargs: `closure` by name. Hooks get the arguments unchanged.
 
         Returns:
             The loss that `closure` returned, or None.
@@ -240,7 +240,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @torch._disable_dynamo
     def _step_outside_graph(self, *args: Any, **kwargs: Any) -> Any:
-        """A compiled function breaks here: addresses are compared and tables kept, eagerly."""
+        """Breaks the graph of a compiled function: tables are compared and kept in eager mode."""
         return self.step(*args, **kwargs)
 
     def _update(self) -> None:
@@ -254,7 +254,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         tables = self._internals.tables
         with tables.ready(self.param_groups, self.state, specs, self._initial) as active:
             if active or tables.shared:
-                self._write(step, active)  # all that can be refused has been
+                self._write(step, active)  # nothing is refused from here on
 
     def _values(self, group: Group, index: int | None) -> Values:
         """The values of all fields of a parameter group by name, checked."""
@@ -275,7 +275,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return StateSpec(names, self._never_negative, mode, options.ema_decay is not None)
 
     def _write(self, step: Step, active: dict[Place, Table]) -> None:
-        """Computes the norm and updates all that the tables list; Muon does more."""
+        """Computes the norm and updates everything in the tables; Muon does more."""
         self._internals.norm = step.update(self._internals.tables, active)
         step.require_finite(self._internals.norm)
 
@@ -284,28 +284,29 @@ class FusedOptimizer(torch.optim.Optimizer):
     def ema_parameters(self) -> list[Tensor]:
         """Returns the moving averages in the order of the parameters, group after group.
 
-        Each has its parameter's shape and is float32, or float64 for a float64 parameter. It is
-        the tensor that the next step writes to. A parameter that never stepped stands for itself.
+        Each has its parameter's shape and is float32, or float64 for a float64 parameter. It is the
+        tensor that the next step writes to. For a parameter without a step, the parameter itself is
+        returned.
 
         Raises:
             ValueError: `ema_decay` is None.
         """
         if self.options.ema_decay is None:
-            refuse(type(self).__name__, "ema_decay", "be set for there to be averages", None)
+            refuse(type(self).__name__, "ema_decay", "be a number", None)
         params = (param for group in self.param_groups for param in group["params"])
         return [self.state.get(param, {}).get("ema", param) for param in params]
 
     @contextmanager
     def swap_ema(self) -> Iterator[None]:
-        """Context in which the parameters hold their moving averages, rounded to their dtype.
+        """Context manager: the parameters hold their moving averages, rounded to their dtype.
 
-        Afterwards they are what they were, bit for bit, however the block ends; what is written to
-        them inside is lost. Masters and remainders are not touched. It takes the memory of a second
-        set of parameters. `step()` is refused inside.
+        On exit, with or without an exception, the parameters get their own values back, bit for
+        bit. Writes inside the block are lost. Masters and remainders are not touched. Uses memory
+        for one extra copy of the parameters. `step()` raises a RuntimeError inside the block.
 
         Raises:
             ValueError: `ema_decay` is None.
-            RuntimeError: The averages are swapped in already.
+            RuntimeError: The averages are already swapped in.
 
         Example:
             >>> with opt.swap_ema():
@@ -342,11 +343,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Adds a parameter group, as torch.optim.Optimizer does.
 
         Args:
-            param_group: `{"params": tensors}` and what differs from the defaults, including
-                `state_dtype`, `master` and `stochastic_rounding`.
+            param_group: `{"params": tensors}` and the values that differ from the defaults,
+                including `state_dtype`, `master` and `stochastic_rounding`.
 
         Raises:
-            ValueError, TypeError: The step would refuse the group. It is not added.
+            ValueError, TypeError: The step would refuse the group. The group is not added.
         """
         self.defaults.update(self._internals.extra_defaults)
         super().add_param_group(param_group)
@@ -364,7 +365,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._values(group, len(self.param_groups) - 1)
             for option, value in (("fused", True), ("differentiable", False)):
                 if option in group and group[option] is None:
-                    group[option] = value  # a group that torch's class has filled says None
+                    group[option] = value  # torch's class fills groups with None
                 if group.get(option, value) != value:
                     must = f"be {value}, as for the whole optimizer"
                     refuse(name, f"{where}['{option}']", must, group[option])
@@ -378,7 +379,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return super().__getstate__() | ours
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Takes over a pickle's attributes, or from torch's `load_state_dict` groups and state."""
+        """Restores a pickle's attributes, or groups and state from torch's `load_state_dict`."""
         state = dict(state)
         if "_options" in state:
             tables = Tables(type(self).__name__, self._table_type)
@@ -397,23 +398,23 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Loads a checkpoint, as torch.optim.Optimizer does, without rounding its state.
 
         torch casts all state to the parameter's dtype, which would round the float32 moments of a
-        bfloat16 parameter. Here floating-point state, such as torch.optim saves, is converted to
-        what the optimizer keeps (`state_dtype`), and everything else is taken bit for bit. The
-        options stay those of this optimizer.
+        bfloat16 parameter. Here, floating-point state, such as torch.optim saves, is converted to
+        the dtype that the optimizer keeps (`state_dtype`), and everything else is loaded bit for
+        bit. The options do not change.
 
         Args:
-            state_dict: From `state_dict()` of this class or of its namesake in torch.optim.
+            state_dict: Result of `state_dict()` of this class or of torch's class of the same name.
 
         Raises:
-            ValueError, TypeError: The checkpoint is of another mode or shape, or damaged; nothing
-                changed. `to_torch_state_dict` makes one that every mode loads.
+            ValueError, TypeError: The checkpoint has another mode or shape, or is damaged; nothing
+                is changed. `to_torch_state_dict` returns a checkpoint that every mode can load.
         """
         loaded: dict[str, Any] = {}
         # Registered last, this sees the dictionary as the user's own hooks leave it.
         before = self.register_load_state_dict_pre_hook(
             lambda _, final: self._accept(final, loaded)
         )
-        # And this runs before the user's hooks look at what was loaded.
+        # This runs before the user's hooks see what was loaded.
         after = self.register_load_state_dict_post_hook(
             lambda _: self._restore_precision(loaded), prepend=True
         )
@@ -424,7 +425,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             after.remove()
 
     def _accept(self, final: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
-        """The dictionary with our modes instead of its own; refuses state that does not fit."""
+        """The dictionary with this optimizer's modes; refuses state that does not fit."""
         own, groups = self.param_groups, final["param_groups"]
         if self._internals.native and _sizes(groups) == _sizes(own):  # torch refuses other sizes
             groups = list(map(with_mode_of, own, groups))
@@ -445,7 +446,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return final
 
     def _completed(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """A group of a checkpoint with what it leaves out, as it will be loaded."""
+        """A group of a checkpoint, completed by the defaults, as it will be loaded."""
         return self.defaults | saved
 
     def _restore_precision(self, loaded: dict[str, Any]) -> None:
@@ -459,11 +460,11 @@ class FusedOptimizer(torch.optim.Optimizer):
                     self.state[param].update(entries)
 
     def to_torch_state_dict(self) -> dict[str, Any]:
-        """Returns a `state_dict()` that torch's namesake loads, and every mode of this optimizer.
+        """Returns a `state_dict()` that torch's class and every mode of this optimizer can load.
 
-        State is decoded to float32 (float64 for float64 parameters). Masters, averages and whatever
-        else torch does not have are left out. Lion, which has no namesake, returns that of Lion
-        without modes.
+        State is decoded to float32 (float64 for float64 parameters). Masters, averages and other
+        entries that torch's class lacks are left out. Lion, which torch does not have, returns a
+        Lion checkpoint in float32.
         """
         return checkpoint.exported(self, self._not_in_torch)
 

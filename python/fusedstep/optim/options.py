@@ -1,4 +1,4 @@
-"""The options that every optimizer has and torch's do not: defaults, meaning, checks."""
+"""The options that every optimizer has and torch's lack: defaults, meaning, checks."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ MASTERS = (None, "float32", "remainder")
 
 @dataclass(frozen=True)
 class Options:
-    """Keyword arguments of every optimizer, in addition to those of its namesake in torch.optim.
+    """Keyword arguments of every optimizer, in addition to those of torch's class.
 
-    An optimizer's `options` attribute holds them, checked. Each is also an attribute of the
-    optimizer itself; `max_norm`, `norm_type` and `nonfinite` may be set between steps. A checkpoint
-    does not change options.
+    An optimizer's `options` attribute holds the checked options. Each is also an attribute of the
+    optimizer itself; `max_norm`, `norm_type` and `nonfinite` may be set between steps. Loading a
+    checkpoint does not change the options.
 
     Args:
         max_norm: Clip the gradients of all groups together to this global norm, in units of the
             gradient, inside `step()`. The coefficient is torch's,
             `min(1, max_norm / (norm + 1e-6))`. `.grad` is not rewritten. For DTensors the norm is
             that of the whole tensors over all meshes, the same on every rank, so all ranks of a
-            mesh must make every step. None: do not clip.
+            mesh must call `step()` each time. None: do not clip.
         norm_type: Order of the norm: 2, 1 or inf.
-        nonfinite: What a step does if a gradient or the norm is not finite. `"propagate"`: what
-            torch does. `"skip"`: leave parameters, state and step counts unchanged; this is decided
-            on the device. `"error"`: raise RuntimeError and change nothing; this waits for the
-            device.
+        nonfinite: What a step does if a gradient or the norm is not finite. `"propagate"`: update
+            as torch does. `"skip"`: leave parameters, state and step counts unchanged; the device
+            decides, without a host wait. `"error"`: raise RuntimeError and change nothing; this
+            waits for the device.
         state_dtype: Dtype of the optimizer's state. None: float32, or float64 for float64
             parameters. `torch.bfloat16`: rounded stochastically. `"int8"`: 8-bit codes with a
-            float32 scale for every 128 elements in memory, kept in an entry `<name>_scale`. Not for
-            float64 parameters; `"int8"` not for DTensors. A parameter group may override it.
+            float32 scale for every 128 elements in memory, kept in an entry `<name>_scale`. float64
+            parameters support neither; DTensors do not support `"int8"`. A parameter group may
+            override it.
         master: Where a bfloat16 parameter keeps the float32 value that is updated. `"float32"`: in
-            a copy of 4 bytes an element; values written to the parameter by others are overwritten
-            by the next step. `"remainder"`: in the 16 bits that the parameter lacks, 2 bytes an
-            element; the parameter is the nearest bfloat16, with ties away from zero, and values
-            written to it by others count. None: nowhere; every update is rounded to the nearest
-            bfloat16. A parameter group may override it.
-        stochastic_rounding: Without a master, round bfloat16 parameters stochastically, so that
+            a copy, 4 bytes per element. The next step overwrites direct writes to the parameter.
+            `"remainder"`: as the low 16 bits, 2 bytes per element. The parameter is the nearest
+            bfloat16, with ties away from zero; direct writes take effect. None: no float32 value is
+            kept; updates round to the nearest bfloat16. A parameter group may override it.
+        stochastic_rounding: Round bfloat16 parameters without a master stochastically, so that
             updates smaller than half of a bfloat16's last bit are not lost. A parameter group may
             override it.
         seed: Seed of all stochastic rounding, in [0, 2**64). The same seed gives the same bits on
@@ -80,7 +80,7 @@ class Options:
 
     @cached_property
     def mode(self) -> Mode:
-        """How groups that say nothing else keep parameters and state."""
+        """The mode of groups that do not override it."""
         return Mode(self.state_dtype, self.master, self.stochastic_rounding)
 
     @property
@@ -89,9 +89,9 @@ class Options:
         return self.seed - 2**64 if self.seed >= 2**63 else self.seed
 
     def checked(self, function: str, native: bool) -> Options:
-        """These options with numbers as floats and the like; refuses what is out of range.
+        """These options, converted to their types; refuses values out of range.
 
-        `native`: whether the step is fusedstep's; torch's own takes none of the options.
+        `native`: whether the step is fusedstep's; torch's own step supports no options.
         """
         if self.nonfinite not in NONFINITE:
             must = f"be one of {', '.join(NONFINITE)}"
@@ -163,7 +163,7 @@ def require_mode(function: str, mode: Mode, where: str = "{}") -> Mode:
         must, got = "be True or False", repr(stochastic)
         refuse(function, where.format("stochastic_rounding"), must, got, TypeError)
     if stochastic and master is not None:
-        must = f"be False where master={master!r} keeps what rounding loses"
+        must = f"be False when master={master!r} is set"
         refuse(function, where.format("stochastic_rounding"), must, stochastic)
     return Mode(state_dtype, master, stochastic)
 

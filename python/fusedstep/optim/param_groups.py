@@ -16,16 +16,15 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Makes groups for an optimizer: only parameters of two or more dimensions decay.
 
-    Each parameter that requires a gradient now appears once, in the model's order, also where
-    modules share it (tied embeddings: under the first of its names). One that is unfrozen later is
-    not among them. Call this before a wrapper that makes one flat parameter of many (FSDP1):
-    nothing flat would decay.
+    Each parameter that requires a gradient appears once, in the model's order, even if modules
+    share it (tied embeddings: under the first name). Parameters unfrozen later are not included.
+    Call it before FSDP1, which flattens parameters to one dimension and so disables decay.
 
     Args:
-        model: the module whose parameters are to be trained.
-        weight_decay: the decay of parameters of two or more dimensions, finite and 0 or more; the
+        model: Module whose parameters are trained.
+        weight_decay: Decay of parameters of two or more dimensions, finite and 0 or more; the
             others get 0.
-        named: give each parameter as `(name, Parameter)`; optimizers keep the names in
+        named: Return each parameter as `(name, Parameter)`; optimizers keep the names in
             `param_names`.
 
     Returns:
@@ -34,10 +33,10 @@ def param_groups(
         out.
 
     Raises:
-        TypeError: `model` is not a torch.nn.Module, `weight_decay` not a number, or `named` not a
-            bool.
+        TypeError: `model` is not a torch.nn.Module, `weight_decay` is not a number, or `named` is
+            not a bool.
         ValueError: `weight_decay` is negative or not finite, or a lazy parameter has no shape yet.
-            Both are worded `param_groups: <argument> must <property>, got <value>`.
+            The message is `param_groups: <argument> must <property>, got <value>`.
 
     Example:
         >>> groups = fusedstep.param_groups(torch.nn.Linear(4, 3), weight_decay=0.1)

@@ -20,24 +20,25 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
     """RMSprop that computes the global norm, clips, decays and updates in one fused step.
 
     A drop-in replacement for torch.optim.RMSprop: same arguments, defaults, state and checkpoints.
-    `momentum` and `centered` may be switched on between steps. torch has no fused RMSprop, so its
-    class takes no `fused`; here it means what it means for the other optimizers. Parameters are
-    float32, float64, bfloat16 or float16, and gradients may have another of these dtypes. State is
-    float32, or float64 for float64 parameters, unless `state_dtype` says otherwise. GradScaler's
-    loss scale is divided out as the gradient is read.
+    `momentum` and `centered` may be switched on between steps. torch's class has no `fused`
+    argument. Here `fused=False` selects torch's step, as in the other optimizers. Parameters and
+    gradients are float32, float64, bfloat16 or float16; their dtypes may differ. State is float32,
+    or float64 for float64 parameters, unless `state_dtype` is set. Supports GradScaler: the step
+    unscales gradients as it reads them.
 
     Args:
         params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
-        lr: Learning rate, 0 or more. A tensor is read at every step, on the device if it is there.
+        lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
+            GPU.
         alpha: Decay rate of the average of the squared gradient, 0 or more.
-        eps: Added to the square root of that average, also where it is centered; 0 or more.
+        eps: Added to the square root of that average, also if `centered`; 0 or more.
         weight_decay: Coefficient of the parameter that is added to the gradient, 0 or more.
         momentum: Factor of the momentum buffer, 0 or more; 0: no buffer.
         centered: Divide by the standard deviation: subtract the squared average of the gradient.
-            Not with a `state_dtype` that rounds what is subtracted.
+            Not supported with `state_dtype`.
         capturable: Allow CUDA graphs to capture the step.
         foreach: True selects torch's own foreach step, which serves as a reference.
-        maximize: Ascend instead of descend.
+        maximize: Maximize the objective instead of minimizing it.
         differentiable: Only with `fused=False`: let autograd differentiate torch's own step.
         fused: False selects torch's own step.
         **options: See `fusedstep.optim.Options`.
@@ -98,8 +99,9 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         name, centered = type(self).__name__, group["centered"]
         state_dtype = self.options.mode.of(group).state_dtype
         if centered and state_dtype is not None:
-            # square_avg - grad_avg^2, a small difference, would round below zero: its root is NaN.
-            must = f"be False where state_dtype={state_dtype!r} rounds what it subtracts"
+            # Rounding could make the small difference square_avg - grad_avg^2 negative and its root
+            # NaN.
+            must = f"be False when state_dtype={state_dtype!r} is set"
             refuse(name, label(index, "centered"), must, centered)
         keys = ("alpha", "eps", "weight_decay", "momentum")
         return numbers(name, group, index, keys) | {"centered": float(centered)}

@@ -20,26 +20,27 @@ if TYPE_CHECKING:
 class SGD(FusedOptimizer, torch.optim.SGD):
     """SGD that computes the global norm, clips, decays and updates in one fused step.
 
-    A drop-in replacement for torch.optim.SGD: same arguments, defaults, state and checkpoints.
-    In addition to `momentum_buffer`, a parameter's state has `step`, the number of the buffer's
-    updates, from which the device knows the first one; torch ignores it. Without momentum there is
-    no state. Parameters are float32, float64, bfloat16 or float16, and gradients may have another
-    of these dtypes. State is float32, or float64 for float64 parameters, unless `state_dtype` says
-    otherwise. GradScaler's loss scale is divided out as the gradient is read.
+    A drop-in replacement for torch.optim.SGD: same arguments, defaults, state and checkpoints. In
+    addition to `momentum_buffer`, a parameter's state has `step`, which counts the buffer's
+    updates, so the kernel can tell the first one; torch ignores it. Without momentum there is no
+    state. Parameters and gradients are float32, float64, bfloat16 or float16; their dtypes may
+    differ. State is float32, or float64 for float64 parameters, unless `state_dtype` is set.
+    Supports GradScaler: the step unscales gradients as it reads them.
 
     Args:
         params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
-        lr: Learning rate, 0 or more. A tensor is read at every step, on the device if it is there.
+        lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
+            GPU.
         momentum: Factor of the momentum buffer, 0 or more; 0: no buffer.
-        dampening: The buffer takes `1 - dampening` of a gradient, but all of the first one. With
-            `dampening=momentum` it is a moving average of the gradients.
+        dampening: Each gradient is multiplied by `1 - dampening` before it is added to the buffer,
+            except the first one. With `dampening=momentum` it is a moving average of the gradients.
         weight_decay: Coefficient of the parameter that is added to the gradient, 0 or more.
         nesterov: Use Nesterov momentum; needs momentum and no dampening.
-        maximize: Ascend instead of descend.
+        maximize: Maximize the objective instead of minimizing it.
         foreach: True selects torch's own foreach step, which serves as a reference.
         differentiable: Only with `fused=False`: let autograd differentiate torch's own step.
         fused: False selects torch's own step.
-        capturable: Allow CUDA graphs to capture the step; torch has no such argument here.
+        capturable: Allow CUDA graphs to capture the step. Not an argument of torch's class.
         **options: See `fusedstep.optim.Options`.
 
     Raises:
@@ -92,7 +93,7 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         return ("step", "momentum_buffer") if group["momentum"] != 0 else ()
 
     def _initial(self, name: str, state: Mapping[str, Any]) -> float:
-        # A buffer that torch made has had its first update, though nothing counted it.
+        # A buffer from torch has had its first update, though torch does not count.
         return float(name == "step" and state.get("momentum_buffer") is not None)
 
     def _rule_values(self, group: Group, index: int | None) -> Values:
@@ -100,6 +101,6 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         values = numbers(name, group, index, ("momentum", "weight_decay"))
         dampening = signed(name, group, index, "dampening")
         if index is None and nesterov and (values["momentum"] == 0 or dampening != 0):
-            # Between steps it is not refused, as in torch.
+            # Only the constructor refuses this, as in torch.
             refuse(name, "nesterov", "be False without momentum or with dampening", nesterov)
         return values | {"dampening": dampening, "nesterov": float(nesterov)}

@@ -60,7 +60,7 @@ def blocks_of(size: int) -> int:
 
 
 def scale_name(name: str) -> str:
-    """The entry that holds the scales of the state `name` if that is kept in codes."""
+    """The entry with the scales of the state `name` if it is stored as codes."""
     return f"{name}_scale"
 
 
@@ -90,14 +90,14 @@ def arrays_of(param: Tensor, spec: StateSpec) -> list[Array]:
     return arrays
 
 
-# What a missing entry of a parameter's state begins with, from its name and the entries there are.
+# The initial value of a missing entry of a parameter's state, from its name and the other entries.
 Initial = Callable[[str, Mapping[str, Any]], float]
 
 
 def require_state(
     function: str, label: str, param: Tensor, state: Mapping[str, Any], arrays: Sequence[Array]
 ) -> None:
-    """Refuses entries that are there and that cannot be put into the form of `arrays`."""
+    """Refuses existing entries that cannot be converted to the form of `arrays`."""
     for array in arrays:
         value, where = state.get(array.name), f"state of {label}['{array.name}']"
         if value is None or array.role == Role.STEP:
@@ -107,7 +107,7 @@ def require_state(
         if Role.SCALE <= array.role < Role.MASTER:
             codes = state.get(array.name.removesuffix(scale_name("")))
             if codes is None or codes.dtype not in CODES:
-                refuse(function, where, "not be there without codes", tuple(value.shape))
+                refuse(function, where, "be absent without codes", tuple(value.shape))
             continue
         if value.shape != param.shape:
             must = f"have its parameter's shape {tuple(param.shape)}"
@@ -127,7 +127,7 @@ def _require_scales(
     scales, count = state.get(scale_name(name)), blocks_of(codes.numel())
     where = f"state of {label}['{scale_name(name)}']"
     if not isinstance(scales, Tensor):
-        refuse(function, where, "be there, as there are codes", scales)
+        refuse(function, where, "be present with 8-bit codes", scales)
     if scales.dtype != torch.float32:
         refuse(function, where, "be torch.float32", scales.dtype, TypeError)
     if scales.shape != (count,):
@@ -137,7 +137,7 @@ def _require_scales(
 def prepare_state(
     param: Tensor, state: dict[str, Any], arrays: Sequence[Array], initial: Initial
 ) -> None:
-    """Makes what is missing and converts the rest, which `require_state` has let pass."""
+    """Creates missing entries and converts the rest, which `require_state` has checked."""
     first = {a.name: initial(a.name, state) for a in arrays if state.get(a.name) is None}
     for array in arrays:
         if array.role == Role.STEP:
@@ -171,7 +171,7 @@ def _prepare_array(
     if old is not None:
         new.copy_(old)
     elif array.role >= Role.MASTER and array.dtype.is_floating_point:
-        new.copy_(shard)  # a master and an average begin as the parameter
+        new.copy_(shard)  # a master and an average start as a copy
     else:
         new.fill_(first[array.name])
     state[array.name] = placed_like(param, new)
@@ -182,7 +182,7 @@ def _prepare_codes(
 ) -> None:
     codes: Tensor | None = state.get(array.name)
     scales: Tensor = state.get(scale_name(array.name), torch.empty(0))
-    if codes is None:  # all elements are alike: one tells the code and the scale of all
+    if codes is None:  # all elements are equal: one gives every code and scale
         one = torch.tensor(first[array.name], dtype=torch.float32, device="cpu")
         code, scale = encoded(one, one, array.dtype)
         state[array.name] = torch.full_like(param, code.item(), dtype=array.dtype)
@@ -196,7 +196,7 @@ def _prepare_codes(
         state[array.name] = codes.to(param.device)
         state[scale_name(array.name)] = scales.to(param.device).contiguous()
         return
-    else:  # blocks follow memory: in another order they are others
+    else:  # blocks follow memory: another order has other blocks
         value = decoded(codes, scales)
     state[array.name], state[scale_name(array.name)] = encoded(param, value, array.dtype)
 

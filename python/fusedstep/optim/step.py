@@ -1,4 +1,4 @@
-"""What one step asks of the kernels: the norm, then the rule over each table, with no host wait."""
+"""Calls the kernels of one step: the norm, then the rule over each table, without host waits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ register_writers("step_", "table_step_", "table_norm_")
 class Step(NamedTuple):
     """One step of an optimizer: what the kernels are given in addition to tables."""
 
-    function: str  # how messages call the optimizer
+    function: str  # the optimizer's name in messages
     rule: str  # the stem of its file in kernels/optim/rules
     options: Options
     groups: list[Group]
@@ -34,7 +34,7 @@ class Step(NamedTuple):
     found_inf: Tensor | None
 
     def update(self, tables: Tables, active: dict[Place, Table]) -> Tensor | None:
-        """Computes the norm, where one is wanted, and runs the rule over all tables with gradients.
+        """Computes the norm if it is needed, and runs the rule over all tables with gradients.
 
         Args:
             tables: All tables of the optimizer.
@@ -75,7 +75,7 @@ class Step(NamedTuple):
         grad_scale: Tensor | None = None,
         max_norm: float | None = None,
     ) -> None:
-        """The op over one table, whose group g is groups[g] with values[g]."""
+        """Runs the op over one table, whose group g is groups[g] with values[g]."""
         device, options = table.place.device, self.options
         lr_groups = [g for g, group in enumerate(groups) if read_on_device(group["lr"])]
         _STEP(
@@ -87,7 +87,7 @@ class Step(NamedTuple):
         table.commit()
 
     def require_finite(self, norm: Tensor | None) -> None:
-        """Raises RuntimeError for a norm that is not finite where `nonfinite="error"`."""
+        """Raises RuntimeError if the norm is not finite and `nonfinite="error"`."""
         if self.options.nonfinite != "error" or norm is None:
             return
         skipped_by_scaler = self.found_inf is not None and bool(self.found_inf)
@@ -127,7 +127,7 @@ class Step(NamedTuple):
 
 
 def _float32_on(device: torch.device, value: Tensor | None) -> Tensor | None:
-    """`value` as float32 on `device`, without waiting for a GPU unless the CPU is to read it."""
+    """`value` as float32 on `device`, without waiting for a GPU unless the CPU reads it."""
     if value is None:
         return None
     return value.to(device, torch.float32, non_blocking=device.type == "cuda")

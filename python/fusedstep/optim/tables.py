@@ -1,14 +1,14 @@
-"""The tensor tables of an optimizer, kept between steps: one for each place its parameters are at.
+"""The tensor tables of an optimizer, kept between steps: one for each place of its parameters.
 
 The life of a table:
 
     Tables.is_current   are parameters and states still the objects that it was made from?
-    Tables.rebuild      no: check everything, make missing state, assign all of it anew
-    Table.bind_grads    note which gradients there are; a table without any takes no part
+    Tables.rebuild      if not: check everything, create missing state, assign everything again
+    Table.bind_grads    note which gradients exist; a table without any is skipped
     Table.refresh       compare every address with the C++ table; False: rebuild after all
     (the ops)           read and write what the C++ table lists
-    Table.commit        copy back what had gaps, tell autograd what was written
-    Table.release       let go of gradients and copies: between steps their memory is not ours
+    Table.commit        copy back parameters with gaps, advance autograd's version counters
+    Table.release       drop gradients and copies, so that their memory can be freed
 
 The C++ table outlives rebuilds, because a captured CUDA graph may still point to it.
 """
@@ -60,7 +60,7 @@ def _(table: int, grads: list[Tensor], missing: list[int]) -> bool:
 class Entry(NamedTuple):
     """A parameter that a table lists."""
 
-    label: str  # how messages call it
+    label: str  # its name in messages
     param: Tensor
     position: int  # in the optimizer's list of parameters
 
@@ -72,7 +72,7 @@ class Table:
         self.function = function
         self.place = place
         self.handle = _C.TensorTable()
-        self.params: list[Tensor] = []  # what the kernels write: the owners' memory lying here
+        self.params: list[Tensor] = []  # what the kernels write: the owners' local memory
         self._entries: list[Entry] = []
         self._owners: list[Tensor] = []  # the optimizer's parameters, DTensors included
         self._states: list[dict[str, Tensor]] = []
@@ -89,11 +89,11 @@ class Table:
     # --- what subclasses may read and write instead of the parameters themselves ---------------
 
     def _data_of(self, param: Tensor) -> Tensor:
-        """The tensor that the kernels update in the place of a parameter: its memory here."""
+        """The tensor that the kernels update in place of a parameter: its local memory."""
         return local(param)
 
     def _gradients(self) -> list[Tensor | None]:
-        """The gradient of each parameter, as the kernels read it; None where there is none."""
+        """The gradient of each parameter, as the kernels read it; None if there is none."""
         if self.place.mesh is None:
             return list(map(_GRAD, self._owners))
         return [None if e.param.grad is None else self._shard_of_grad(e) for e in self._entries]
@@ -101,8 +101,8 @@ class Table:
     def _shard_of_grad(self, entry: Entry) -> Tensor:
         """The part of a gradient that belongs to the shard of its parameter.
 
-        All ranks take part where a gradient is placed differently from its parameter. They do so
-        once in a step, even where one of them has to rebuild its table.
+        If a gradient is placed differently from its parameter, all ranks communicate: once per
+        step, even if one of them has to rebuild its table.
         """
         param, grad = entry.param, entry.param.grad
         assert grad is not None
@@ -153,7 +153,7 @@ class Table:
         torch.ops.fusedstep.table_assign(self.handle.address, params, *self._assigned)
 
     def was_replaced(self) -> bool:
-        """Whether somebody put another tensor into the state, or other memory under a DTensor."""
+        """Whether a tensor of the state, or the memory of a DTensor, was replaced."""
         if self.place.mesh is not None:
             shards = list(map(local, self._owners))
             if not _C.same_items(shards, self.params):
@@ -161,7 +161,7 @@ class Table:
         return not _C.same_objects(self._states, self._state_keys, self._state_tensors)
 
     def bind_grads(self) -> bool:
-        """Notes the gradients there are now; False where there is none."""
+        """Notes the current gradients; False if there are none."""
         grads = self._gradients()
         self._grads = [grad for grad in grads if grad is not None]
         self._missing = []
@@ -172,7 +172,7 @@ class Table:
         return bool(self._grads)
 
     def refresh(self) -> bool:
-        """Brings the C++ table up to date, writing nothing; False where it no longer fits."""
+        """Brings the C++ table up to date, writing no tensor; False if it no longer fits."""
         return self.refresh_by_copies() if self._strided else self._refresh(self._grads)
 
     def refresh_by_copies(self) -> bool:
@@ -198,20 +198,20 @@ class Table:
             return False
 
     def commit(self) -> None:
-        """After the kernels: copies go back; autograd is told, so that a stale backward raises."""
+        """Copies results back; autograd's version counters advance, so a stale backward raises."""
         for i in self._strided:
             self.params[i].copy_(self._copies[i])
         torch.autograd.graph.increment_version(self._written)
 
     def release(self) -> None:
-        """Lets go of gradients and copies."""
+        """Drops gradients and copies."""
         self._grads, self._written, self._copies, self._redistributed = [], [], [], {}
 
 
 class Tables(dict[Place, Table]):
     """The tables by place: a device and, for DTensors, their mesh and how they are sharded.
 
-    `function` is how messages call the optimizer, `kind` the class of its tables.
+    `function` is the optimizer's name in messages, `kind` the class of its tables.
     """
 
     def __init__(self, function: str, kind: type[Table] = Table) -> None:
@@ -228,7 +228,7 @@ class Tables(dict[Place, Table]):
     def is_current(self, groups: Groups, state: State, specs: list[StateSpec]) -> bool:
         """Whether parameters and states are the objects that the tables were made from.
 
-        Tensors that moved in memory under the same object are for `Table.refresh` to notice.
+        `Table.refresh` notices tensors that moved in memory but are the same objects.
         """
         lists = [group["params"] for group in groups]
         return (
@@ -244,11 +244,11 @@ class Tables(dict[Place, Table]):
     def rebuild(
         self, groups: Groups, state: State, specs: list[StateSpec], initial: Initial
     ) -> None:
-        """Checks parameters, gradients and states, then makes the states and tables they need.
+        """Checks parameters, gradients and states, then creates the states and tables they need.
 
         specs[g]: what state the parameters of group g have.
         """
-        self.forget()  # should anything below be refused, the next step must look again
+        self.forget()  # if anything below is refused, the next step must check again
         labels: list[str] = []
         params: list[Tensor] = []
         stateless: list[Tensor] = []
@@ -286,7 +286,7 @@ class Tables(dict[Place, Table]):
         self._states = list(state.values())
 
     def _require_steppable(self, label: str, param: Tensor, spec: StateSpec) -> None:
-        """Refuses a parameter, or a gradient of one, that the kernels cannot read and write."""
+        """Refuses a parameter or gradient that the kernels cannot read and write."""
         shard = local(param)
         require_dense(self._function, label, shard)
         require_placed(self._function, label, param)
@@ -308,7 +308,7 @@ class Tables(dict[Place, Table]):
     def ready(
         self, groups: Groups, state: State, specs: list[StateSpec], initial: Initial
     ) -> Iterator[dict[Place, Table]]:
-        """Context with the tables of the places where there are gradients, ready for the ops."""
+        """Context manager: the tables that have gradients, by place, ready for the ops."""
         current = self.is_current(groups, state, specs)
         active = self._bind_grads() if current else {}
         try:

@@ -5,7 +5,7 @@
     scheduler = Scheduler(optimizer, functools.partial(warmup_cosine, **peak))
 
 and in the loop, `optimizer.step()`, then `scheduler.step()`. The functions need neither a scheduler
-nor torch: `warmup_cosine(step, **peak)` is the rate of any step, asked in any order.
+nor torch: `warmup_cosine(step, **peak)` is the rate of any step, in any order.
 """
 
 from fusedstep.schedules.functions import (

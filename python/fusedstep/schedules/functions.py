@@ -20,18 +20,18 @@ _COOLDOWNS = ("1-sqrt", "linear")
 def constant(step: int, *, lr: float) -> float:
     """The same learning rate at every step.
 
-    This is what an optimizer without a scheduler has; use it where a schedule is asked for.
+    This is what an optimizer without a scheduler has; use it where an API requires a schedule.
 
     Args:
-        step: the optimizer step, counted from 0.
-        lr: the rate, finite and 0 or more.
+        step: Optimizer step, counted from 0.
+        lr: Learning rate, finite and 0 or more.
 
     Returns:
         `lr`, as a float.
 
     Raises:
-        TypeError: `step` is not an int, or `lr` not a number.
-        ValueError: one is below zero, or `lr` not finite. Both are worded
+        TypeError: `step` is not an int, or `lr` is not a number.
+        ValueError: `step` or `lr` is negative, or `lr` is not finite. The message is
             `constant: <argument> must <property>, got <value>`.
 
     Example:
@@ -45,22 +45,22 @@ def constant(step: int, *, lr: float) -> float:
 def piecewise_constant(step: int, *, boundaries: Sequence[int], values: Sequence[float]) -> float:
     """A staircase: `values[i]`, where i of the `boundaries` are at most `step`.
 
-    A boundary is the first step that has the next value, as MultiStepLR's milestones are. The last
+    A boundary is the first step that has the next value, like a milestone of MultiStepLR. The last
     value holds from the last boundary on.
 
     Args:
-        step: the optimizer step, counted from 0.
-        boundaries: n ints, each above the last and the first above 0.
-        values: n + 1 rates, finite and 0 or more, in any order.
+        step: Optimizer step, counted from 0.
+        boundaries: Ints in increasing order, the first above 0.
+        values: Rates, one more than boundaries, finite and 0 or more, in any order.
 
     Returns:
         The rate at `step`.
 
     Raises:
-        TypeError: a step or boundary is not an int, a value not a number, or an argument not a
-            sequence.
-        ValueError: the lengths do not fit, boundaries do not increase, a step or value is below
-            zero, or a value not finite. Both are worded
+        TypeError: A step or boundary is not an int, a value is not a number, or an argument is not
+            a sequence.
+        ValueError: The lengths do not match, boundaries do not increase, a step or value is
+            negative, or a value is not finite. The message is
             `piecewise_constant: <argument> must <property>, got <value>`.
 
     Example:
@@ -95,24 +95,24 @@ def warmup_cosine(
         min_lr                                                 from then on
         share = (step - warmup_steps) / (max_steps - warmup_steps)
 
-    The first rate is `max_lr / warmup_steps`, not zero: a step with rate zero would spend a batch
-    and move nothing. `max_lr` is reached at step `warmup_steps - 1` and held at `warmup_steps`,
-    where the cosine starts.
+    The first rate is `max_lr / warmup_steps`, not zero: a step with rate zero would waste a batch.
+    `max_lr` is reached at step `warmup_steps - 1` and held at `warmup_steps`, where the cosine
+    starts.
 
     Args:
-        step: the optimizer step, counted from 0.
-        max_lr: the peak rate.
-        min_lr: the rate at the end, at most `max_lr`.
-        warmup_steps: the length of the warm-up; 0 for none.
-        max_steps: the length of the run, at least `warmup_steps`.
+        step: Optimizer step, counted from 0.
+        max_lr: Peak rate.
+        min_lr: Rate at the end, at most `max_lr`.
+        warmup_steps: Length of the warm-up; 0 for none.
+        max_steps: Length of the run, at least `warmup_steps`.
 
     Returns:
         The rate at `step`.
 
     Raises:
-        TypeError: a count is not an int, or a rate not a number.
-        ValueError: one is below zero or not finite, `warmup_steps > max_steps`, or
-            `min_lr > max_lr`. Both are worded
+        TypeError: A count is not an int, or a rate is not a number.
+        ValueError: An argument is negative or not finite, `warmup_steps > max_steps`, or
+            `min_lr > max_lr`. The message is
             `warmup_cosine: <argument> must <property>, got <value>`.
 
     Example:
@@ -136,23 +136,23 @@ def warmup_linear(
         min_lr                                  from then on
         share = (step - warmup_steps) / (max_steps - warmup_steps)
 
-    Its parts meet as those of `warmup_cosine` do. With `min_lr=0` the last of `max_steps` steps
-    still has the rate `max_lr / (max_steps - warmup_steps)`; later ones have none.
+    Its parts join like those of `warmup_cosine`. With `min_lr=0` the last of `max_steps` steps
+    still has the rate `max_lr / (max_steps - warmup_steps)`; later steps have rate 0.
 
     Args:
-        step: the optimizer step, counted from 0.
-        max_lr: the peak rate.
-        min_lr: the rate at the end, at most `max_lr`.
-        warmup_steps: the length of the warm-up; 0 for none.
-        max_steps: the length of the run, at least `warmup_steps`.
+        step: Optimizer step, counted from 0.
+        max_lr: Peak rate.
+        min_lr: Rate at the end, at most `max_lr`.
+        warmup_steps: Length of the warm-up; 0 for none.
+        max_steps: Length of the run, at least `warmup_steps`.
 
     Returns:
         The rate at `step`.
 
     Raises:
-        TypeError: a count is not an int, or a rate not a number.
-        ValueError: one is below zero or not finite, `warmup_steps > max_steps`, or
-            `min_lr > max_lr`. Both are worded
+        TypeError: A count is not an int, or a rate is not a number.
+        ValueError: An argument is negative or not finite, `warmup_steps > max_steps`, or
+            `min_lr > max_lr`. The message is
             `warmup_linear: <argument> must <property>, got <value>`.
 
     Example:
@@ -184,26 +184,26 @@ def warmup_stable_decay(
         fallen = sqrt(share) where decay is "1-sqrt", share where it is "linear"
         share = (step - (max_steps - decay_steps)) / decay_steps
 
-    Before the cooldown the rates do not depend on `max_steps`, unlike a cosine's: from there a run
-    can be continued for longer. `max_lr` still holds at step `max_steps - decay_steps`, where the
-    cooldown starts.
+    Before the cooldown the rates do not depend on `max_steps`, unlike a cosine's, so a run can be
+    extended from there. `max_lr` still holds at step `max_steps - decay_steps`, where the cooldown
+    starts.
 
     Args:
-        step: the optimizer step, counted from 0.
-        max_lr: the peak rate.
-        min_lr: the rate at the end, at most `max_lr`.
-        warmup_steps: the length of the warm-up; 0 for none.
-        decay_steps: the length of the cooldown, at most `max_steps - warmup_steps`.
-        max_steps: the length of the run, at least `warmup_steps`.
-        decay: the shape of the cooldown, "1-sqrt" or "linear".
+        step: Optimizer step, counted from 0.
+        max_lr: Peak rate.
+        min_lr: Rate at the end, at most `max_lr`.
+        warmup_steps: Length of the warm-up; 0 for none.
+        decay_steps: Length of the cooldown, at most `max_steps - warmup_steps`.
+        max_steps: Length of the run, at least `warmup_steps`.
+        decay: Shape of the cooldown, "1-sqrt" or "linear".
 
     Returns:
         The rate at `step`.
 
     Raises:
-        TypeError: a count is not an int, or a rate not a number.
-        ValueError: one is below zero or not finite, a length exceeds its limit,
-            `min_lr > max_lr`, or `decay` is unknown. Both are worded
+        TypeError: A count is not an int, or a rate is not a number.
+        ValueError: An argument is negative or not finite, a length exceeds its limit,
+            `min_lr > max_lr`, or `decay` is unknown. The message is
             `warmup_stable_decay: <argument> must <property>, got <value>`.
 
     Example:
@@ -264,21 +264,21 @@ def batch_size_ramp(tokens: int, *, start: int, end: int, ramp_tokens: int) -> i
         start + floor((end - start) tokens / ramp_tokens)     while tokens < ramp_tokens
         end                                                   from then on
 
-    Early gradients of a language model agree with each other, so a small batch tells as much. The
-    result is rounded down in exact integer arithmetic, so that it is the same everywhere.
+    Early gradients of a language model agree with each other, so a small batch is enough. The
+    result is rounded down in exact integer arithmetic, so it is the same everywhere.
 
     Args:
-        tokens: the number of tokens seen so far.
-        start: the first batch size, at least 1, in any unit (sequences, tokens).
-        end: the last one, at least `start`, in the same unit.
-        ramp_tokens: the number of tokens after which it is reached; 0 for at once.
+        tokens: Number of tokens seen so far.
+        start: First batch size, at least 1, in any unit (sequences, tokens).
+        end: Last batch size, at least `start`, in the same unit.
+        ramp_tokens: Number of tokens after which `end` is reached; 0 starts at `end`.
 
     Returns:
         The batch size, in the unit of `start`.
 
     Raises:
-        TypeError: an argument is not an int.
-        ValueError: one is below its least value. Both are worded
+        TypeError: An argument is not an int.
+        ValueError: An argument is below its least value. The message is
             `batch_size_ramp: <argument> must <property>, got <value>`.
 
     Example:

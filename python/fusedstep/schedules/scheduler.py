@@ -1,4 +1,4 @@
-"""A torch LRScheduler that sets the rates which pure functions of the step give."""
+"""A torch LRScheduler that sets rates from pure functions of the step."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ Schedule = Callable[[int], float]
 class Scheduler(LRScheduler):
     """Sets every group's `lr` to `schedule(step)`, for any torch optimizer.
 
-    A schedule returns the rate itself, not a factor; the rates that the optimizer was constructed
-    with are replaced. A tensor `lr` stays the same tensor and is written in place; a float stays a
-    float. `step()`, `get_last_lr()` and `last_epoch` (the step whose rate is set now) are torch's.
-    Inside SequentialLR each schedule starts from step 0 at its milestone; in a ChainedScheduler it
-    overwrites what comes before it.
+    A schedule returns the rate itself, not a factor; it replaces the rates given to the optimizer.
+    A tensor `lr` stays the same tensor and is written in place; a float stays a float. `step()`,
+    `get_last_lr()` and `last_epoch` (the step whose rate is set now) are torch's. Inside
+    SequentialLR each schedule starts from step 0 at its milestone; in a ChainedScheduler it
+    overwrites earlier schedulers' rates.
 
-    To resume, construct a Scheduler, then load both state_dicts: constructing sets the rates of
-    step `last_epoch + 1`, which the optimizer's state_dict corrects. The schedule itself is not in
-    `state_dict()`, which therefore loads with `weights_only=True`. A pickle needs a schedule that
-    can be pickled, such as `functools.partial` of a module's function.
+    To resume, construct a Scheduler, then load both state_dicts: the constructor sets the rates of
+    step `last_epoch + 1`, and the optimizer's state_dict corrects them. The schedule itself is not
+    in `state_dict()`, which therefore loads with `weights_only=True`. A pickle needs a schedule
+    that can be pickled, such as `functools.partial` of a module's function.
 
     Args:
-        optimizer: any torch.optim.Optimizer.
-        schedule: a function from the step, an int from 0, to the rate: one for all groups, also for
-            those added later, or a list of one for each group. One function is refused where the
-            groups were given different rates, because it would make them equal: give a list or, for
-            a factor on each group's own rate, use torch's LambdaLR with a schedule of `max_lr=1`.
-        last_epoch: the step before the first, as in torch's schedulers.
+        optimizer: Any torch.optim.Optimizer.
+        schedule: A function from the step, an int from 0, to the rate of all groups, including
+            those added later; or a list with one function per group. A single function raises a
+            ValueError if the groups' rates differ, because it would make them equal: pass a list
+            or, to scale each group's own rate, use torch's LambdaLR with a schedule of `max_lr=1`.
+        last_epoch: The step before the first, as in torch's schedulers.
 
     Raises:
-        TypeError: `optimizer` is not a torch.optim.Optimizer, `schedule` neither a function nor a
-            list of them, or, at any step, a rate is not a number.
-        ValueError: there is not one function for each group, or, at any step, a rate is negative or
-            not finite; then no group is changed. Both are worded
+        TypeError: `optimizer` is not a torch.optim.Optimizer, `schedule` is neither a function nor
+            a list of functions, or, at any step, a rate is not a number.
+        ValueError: The list does not have one function per group, or, at any step, a rate is
+            negative or not finite; then no group is changed. The message is
             `Scheduler: <argument> must <property>, got <value>`.
-        KeyError: as in torch, for a `last_epoch` above -1 if no scheduler has set `initial_lr`.
+        KeyError: As in torch, `last_epoch` is above -1 and no scheduler has set `initial_lr`.
 
     Example:
         >>> peak = {"max_lr": 0.1, "min_lr": 0.01, "warmup_steps": 2, "max_steps": 6}
@@ -78,18 +78,18 @@ class Scheduler(LRScheduler):
         return list(self._rates(self.last_epoch))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything but the optimizer and the schedule, which a new Scheduler is given."""
+        """Returns all but the optimizer and the schedule; pass both to the new Scheduler."""
         return {key: value for key, value in super().state_dict().items() if key != "schedule"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from the step at which `state_dict` was taken.
 
         Args:
-            state_dict: the result of `state_dict()` of a scheduler, with as many groups if each has
-                a schedule of its own.
+            state_dict: Result of a scheduler's `state_dict()`, with as many groups if each has a
+                schedule of its own.
 
         Raises:
-            ValueError: it is not a scheduler's, or is for another number of groups.
+            ValueError: `state_dict` is not a scheduler's, or is for another number of groups.
         """
         for key in ("last_epoch", "_step_count", "_last_lr"):
             if key not in state_dict:
@@ -117,7 +117,7 @@ class Scheduler(LRScheduler):
         groups = self.optimizer.param_groups
         rates = [float(group.get("initial_lr", group["lr"])) for group in groups]
         if len(set(rates)) > 1:
-            must = "be a list of one function a group where the groups' rates differ"
+            must = "be a list with one function per group where the groups' rates differ"
             refuse("Scheduler", "schedule", must, f"one function for the rates {rates}")
 
 
