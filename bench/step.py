@@ -131,7 +131,7 @@ def contest(
 def contests(
     options: argparse.Namespace, device: torch.device
 ) -> Iterator[tuple[Case, Rule, Mode]]:
-    """What the options select; modes for AdamW alone unless another rule was asked for."""
+    """What the options select; modes only for AdamW, unless another rule is requested."""
     for case in cases_for(device):
         for rule in RULES.values():
             for mode in MODES.values():

@@ -1,5 +1,5 @@
 // Every check of an op's arguments, in one wording. Python refuses bad input first, with ValueError
-// and TypeError (python/fusedstep/checks.py); these guard those who call the ops themselves.
+// and TypeError (python/fusedstep/checks.py); these protect direct callers of the ops.
 #pragma once
 
 #include <initializer_list>

@@ -1,5 +1,5 @@
-// The Python module _C. The ops beside it reach Python through torch's dispatcher (one file each);
-// what is bound here takes no torch type, so that the module depends on no torch version.
+// The Python module _C. The ops reach Python through torch's dispatcher instead (one file each);
+// the functions bound here take no torch type, so the module depends on no torch version.
 #include "csrc/module.h"
 
 #include <pybind11/pybind11.h>

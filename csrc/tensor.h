@@ -1,4 +1,4 @@
-// What the ops ask of a torch tensor, through the stable C interface, and new tensors.
+// What the ops read from a torch tensor, through the stable C interface, and new tensors.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -73,7 +73,7 @@ inline bool same_layout(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-// Whether numel() elements from the first on are the tensor's, each once, in whatever order of
+// Whether numel() elements from the first on are the tensor's, each once, in any order of
 // dimensions: no gap, and none shared, as in an expanded tensor.
 inline bool is_gapless(const Tensor& tensor) {
   if (tensor.numel() < 2) {

@@ -47,7 +47,7 @@ void DeviceTable::synchronize(const TableData& table, std::span<const std::byte>
     // During capture even a copy that no graph reads stays: the new one does not go through the
     // stream, so it would not wait for the kernels in flight.
     const bool keep = laid_out && !captured_ && !capturing;
-    forget();  // whatever fails from here on, the next call starts over
+    forget();  // if anything fails from here on, the next call starts over
     if (!keep) {
       place(table, groups.size(), capturing);
     }

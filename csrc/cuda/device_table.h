@@ -16,8 +16,8 @@ namespace fusedstep::cuda {
 // then rows and chunks, then what kernels write: partial sums, and counters that are zero at rest.
 class DeviceTable : public DeviceCopy {
  public:
-  // Makes the copy say what `table` and `groups` say, in order on `stream`; no groups: none are
-  // read, and those that are there stay. If it raises, the next call sends everything again.
+  // Brings the copy up to date with `table` and `groups`, in order on `stream`; without groups none
+  // are read, and the old ones stay. If it raises, the next call sends everything again.
   void synchronize(const TableData& table, std::span<const std::byte> groups, cudaStream_t stream);
 
   const Table& view() const { return view_; }

@@ -31,7 +31,7 @@ DeviceMemory::~DeviceMemory() {
   drop(cudaFree(data_));
 }
 
-// By way of the constructor without arguments: if a call fails, the destructor frees what there is.
+// Delegates to the default constructor: if a call fails, the destructor frees what was allocated.
 Staging::Staging(size_t bytes) : Staging() {
   RelaxedCapture relaxed;
   check(cudaHostAlloc(reinterpret_cast<void**>(&data_), bytes, cudaHostAllocDefault),

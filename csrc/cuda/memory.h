@@ -7,12 +7,12 @@
 
 namespace fusedstep::cuda {
 
-// Raises where a call failed. CUDA's last error is then cleared: it has been reported, and whoever
-// asks for it after the next launch must not see it again.
+// Raises if a call failed. CUDA's last error is then cleared: it has been reported, and the check
+// after the next launch must not see it again.
 void check(cudaError_t status, const char* what);
 
 // While it lives, this thread may call what CUDA forbids, in every thread, while a stream is being
-// captured: allocating, freeing, asking for events. None of that becomes part of the graph.
+// captured: allocating, freeing, querying events. None of that becomes part of the graph.
 class RelaxedCapture {
  public:
   RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }

@@ -43,8 +43,8 @@ void check(cusolverStatus_t status, const char* call) {
   }
 }
 
-// By way of the constructor of nothing: if a call fails, the destructor frees what there is. They
-// allocate on the device, which a capture forbids to those who do not ask.
+// Delegates to the empty constructor: if a call fails, the destructor frees what was created. The
+// calls allocate on the device, which a capture forbids unless it is relaxed.
 Handles::Handles() : Handles(Empty{}) {
   RelaxedCapture relaxed;
   FUSEDSTEP_SOLVE(cublasCreate_v2, &cublas);
@@ -78,7 +78,7 @@ SolverHandles::SolverHandles(int32_t device, cudaStream_t stream)
   if (handles_ == nullptr) {
     handles_ = std::make_unique<Handles>();
   }
-  // Every time: another stream may have the address of one that is gone.
+  // Every time: another stream may have the address of a destroyed one.
   FUSEDSTEP_SOLVE(cublasSetStream_v2, handles_->cublas, stream);
   FUSEDSTEP_SOLVE(cusolverDnSetStream, handles_->cusolver, stream);
 }

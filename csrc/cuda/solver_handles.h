@@ -8,7 +8,7 @@
 
 namespace fusedstep::cuda {
 
-// torch has handles too, but in a library that it opens late and that nobody can link.
+// torch has handles too, but in a library that it opens late and that cannot be linked.
 struct Handles {
   Handles();
   ~Handles();

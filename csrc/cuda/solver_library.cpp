@@ -35,9 +35,9 @@ void* open_first(std::initializer_list<std::string> names) {
 }
 
 // torch links cuBLAS, so that one is in the process already and its name is enough. Some builds of
-// torch have loaded cuSOLVER too, others open it late, from the folder beside: a toolkit and the
-// wheels of CUDA 13 have both libraries in one folder, the wheels of CUDA 12 in neighbouring ones.
-// The loader's own search comes last, lest it find another version's.
+// torch have loaded cuSOLVER too, others open it late, from the folder next to it: a toolkit and
+// the wheels of CUDA 13 have both libraries in one folder, the wheels of CUDA 12 in neighbouring
+// ones. The loader's own search comes last, since it may find another version's.
 void* open_cusolver(void* cublas) {
   if (void* loaded = dlopen(kCusolver, RTLD_NOW | RTLD_NOLOAD)) {
     return loaded;

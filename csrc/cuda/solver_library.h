@@ -44,10 +44,10 @@ struct SolverLibrary {
   std::string path;  // of cuSOLVER
 };
 
-// Raises, at every call anew, where a library or a function of it is missing.
+// Raises, at every call, if a library or a function of it is missing.
 const SolverLibrary& solver_library();
 
-// Raise where a call failed, with its name and its status.
+// Raise if a call failed, with its name and its status.
 void check(cublasStatus_t status, const char* call);
 void check(cusolverStatus_t status, const char* call);
 

@@ -91,7 +91,7 @@ void eigh(const Squares& A, double* values, Workspace& workspace, cudaStream_t s
     check(solve(handles->library.cusolverDnXsyevBatched_bufferSize, &on_device, &on_host),
           "cusolverDnXsyevBatched_bufferSize");
     Workspace piece = workspace.part();
-    // cuSOLVER 11.7.1 takes what is there for its own: without the zeros its vectors are wrong.
+    // cuSOLVER 11.7.1 reads the old contents: without the zeros its vectors are wrong.
     auto* const work = piece.zeros<std::byte>(static_cast<int64_t>(on_device));
     std::vector<std::byte> host_work(on_host);  // until the call returns: torch keeps no more
     check(solve(handles->library.cusolverDnXsyevBatched, work, on_device, host_work.data(), on_host,

@@ -16,8 +16,8 @@ void eigh(const Squares& A, double* values, Workspace& workspace, cudaStream_t s
 void svd(const Squares& R, double* U, double* values, double* Vh, Workspace& workspace,
          cudaStream_t stream);
 
-// The libraries count in int, elements included, and XsyevBatched refuses 32768 matrices whatever
-// their size.
+// The libraries count in int, elements included, and XsyevBatched refuses 32768 matrices of any
+// size.
 constexpr int64_t kMostMatrices = 16384;
 constexpr int64_t kMostElements = INT32_MAX;
 static_assert(kMostRows * kMostRows <= kMostElements);

@@ -49,7 +49,7 @@ void segment_sum_(const Tensor& sums, const Tensor& rows, const Tensor& order, c
       .sums = data_of<double>(sums),
       .heads = workspace.empty<double>(pieces_of(ids.numel()) * sums.size(1)),
   };
-  if (sums.is_cpu()) {  // on a GPU whoever calls vouches for them, as LeastSquares does
+  if (sums.is_cpu()) {  // on a GPU the caller guarantees them, as LeastSquares does
     check_in_range(kFunction, segments, rows.size(0), sums.size(0));
   }
   device_of(sums).segment_sum(segments, workspace);

@@ -49,7 +49,7 @@ Tensor run(const char* function, const Tensor& logits, const Tensor& tokens, boo
                   .writes = writes,
                   .root = root};
   softmax.chunks = workspace.empty<SoftmaxChunk>(count * chunks_of_row(softmax));
-  for (int64_t n = 0; logits.is_cpu() && n < count; ++n) {  // on a GPU whoever calls vouches
+  for (int64_t n = 0; logits.is_cpu() && n < count; ++n) {  // on a GPU the caller must
     Arg(function, "tokens", softmax.tokens[n], n)
         .must(softmax.tokens[n] >= 0 && softmax.tokens[n] < softmax.classes, "be a class's number");
   }

@@ -90,11 +90,11 @@ void table_step_(int64_t address, const std::string& rule, const Tensor& param,
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusedstep, m) {
   // A rule of kernels/optim/rules, named by its file. `norm` (0-d float64), `grad_scale` and
-  // `found_inf` are read on the device. `arrays` holds what each parameter has beside its gradient,
-  // array_counts[i] of them for parameter i; `roles` says what each is for (kernels/optim/table.h).
-  // `groups` holds, group after group, a value for each of the rule's fields
-  // (fusedstep._C.rule_fields); lrs[i], a tensor, is the rate of group lr_groups[i]; `seed`, the
-  // bits of an unsigned integer, that of all stochastic rounding.
+  // `found_inf` are read on the device. `arrays` holds what each parameter has besides its
+  // gradient, array_counts[i] of them for parameter i; `roles` says what each is for
+  // (kernels/optim/table.h). `groups` holds, group after group, a value for each of the rule's
+  // fields (fusedstep._C.rule_fields); lrs[i], a tensor, is the rate of group lr_groups[i]; `seed`,
+  // the bits of an unsigned integer, that of all stochastic rounding.
   m.def(
       "step_(str rule, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] arrays, "
       "int[] roles, int[] array_counts, int[] group_sizes, float[] groups, int seed, "

@@ -1,6 +1,6 @@
 // The tensor table: from tensors to rows, and what may change between steps; its ops table_assign
 // and table_refresh; and in Python fusedstep._C.TensorTable, which owns one, and the comparisons by
-// identity, same_objects and same_items, by which a step learns whether its plan still fits.
+// identity, same_objects and same_items, by which a step finds out whether its table still fits.
 #include "csrc/optim/tensor_table.h"
 
 #include <torch/csrc/stable/library.h>
@@ -222,11 +222,11 @@ bool table_refresh(int64_t table, const Tensors& grads, const std::vector<int64_
 }
 
 // For gradients that are not what their memory says: torch would hand over temporary copies, whose
-// addresses the table must not keep. The caller assigns anew, from tensors it made plain itself.
+// addresses the table must not keep. The caller assigns again, from plain copies that it keeps.
 bool refresh_nothing(int64_t, const Tensors&, const std::vector<int64_t>&) { return false; }
 
-// Whether dicts[i][key], for every key that it has, is still the very object that `objects`
-// lists. A state that somebody replaced must not go on being written in its old place.
+// Whether dicts[i][key], for every key that it has, is still the very object that `objects` lists.
+// A state that was replaced must not be written in its old place any more.
 bool same_objects(const py::list& dicts, const py::tuple& keys, const py::list& objects) {
   size_t next = 0;
   for (const py::handle dict : dicts) {
@@ -284,7 +284,7 @@ void bind_tensor_table(py::module_& m) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusedstep, m) {
   // `table` is the address of a fusedstep._C.TensorTable, which remembers the parameters and their
-  // arrays, since lists of tensors are dear in eager mode. `roles` says what each array is for
+  // arrays, since lists of tensors are expensive in eager mode. `roles` says what each array is for
   // (kernels/optim/table.h).
   m.def(
       "table_assign(int table, Tensor[] params, Tensor[] arrays, int[] roles, int[] array_counts, "

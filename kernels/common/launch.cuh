@@ -1,5 +1,4 @@
-// What every kernel launch shares: the block size, the launch itself, and the check that it was
-// accepted.
+// What every kernel launch shares: the block size and the launch itself.
 #pragma once
 
 #include <cuda_runtime.h>

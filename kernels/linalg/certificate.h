@@ -1,8 +1,8 @@
 // The proof that no singular value of X counts as zero, from G = XᵀX and its inverse.
 //
 // The squares of the singular values are G's eigenvalues, so sigma_1² <= |G|_F and
-// sigma_k² >= 1 / |G⁻¹|_F, from which is taken what rounding may have done to it. If that bound
-// exceeds the tolerance of the other, so does every singular value.
+// sigma_k² >= 1 / |G⁻¹|_F, less a bound on the rounding error. If that bound exceeds the tolerance
+// of the other, so does every singular value.
 //
 // Sums are added in this order, in float64, so that every device gives the same bits:
 //
@@ -30,7 +30,7 @@ enum class Verdict : int32_t {
   kCertified,
   kNotFinite,  // there is a NaN or an infinity in X
   kOpen,       // something may count as zero, or there was no inverse
-  kBlurred     // so, and the tolerance is too small for the eigenvalues of G to decide
+  kBlurred     // the same, and the tolerance is too small for G's eigenvalues to decide
 };
 
 struct Certificates {
@@ -39,7 +39,7 @@ struct Certificates {
   const bool* exists;           // [batch]: G was positive definite
   const double *atol, *rtol;    // [batch]: sigma counts as zero unless above atol, rtol * sigma_1
   int64_t batch, count, width;  // X is [batch, count, width]
-  // Room for what becomes of strips, [batch, strips_of(width)].
+  // Room for the results of strips, [batch, strips_of(width)].
   double *gram_strips, *inverse_strips, *traces;
   int32_t* verdict;  // [batch], a Verdict
   int64_t* rank;     // [batch]: width, or 0 where not certified
@@ -55,7 +55,7 @@ FUSEDSTEP_HD double tolerance_of(double atol, double rtol, double largest) {
   return nan_max(atol, rtol * largest);
 }
 
-// `gram` and `inverse` are the sums of squares of a matrix. What is NaN certifies nothing.
+// `gram` and `inverse` are the sums of squares of a matrix. A NaN certifies nothing.
 FUSEDSTEP_HD void certify(const Certificates& c, int64_t matrix, double gram, double inverse,
                           double trace) {
   constexpr double kSlack = 1 + 0x1p-48;  // of the comparison itself

@@ -82,7 +82,7 @@ FUSEDSTEP_EXACT_PRODUCTS FUSEDSTEP_CLONES void multiply(const double* a, const d
   }
 }
 
-// The panels of some rows of a matrix, each packed when it is first asked for.
+// The panels of some rows of a matrix, each packed when it is first needed.
 class Panels {
  public:
   Panels(const GramRows& all, double* scratch)

@@ -2,8 +2,8 @@
 //
 // The floor. Of a matrix [n, k] in float32, n k² operations (half of 2 n k²) at 67e12/s and 4 n k
 // bytes at 3e12/s: on an H100 operations are the longer from k = 90 on. A diagonal tile costs three
-// quarters of another and half of its own is of no use, so that of what is multiplied 0.8 is of use
-// for k = 128, 0.89 for 256, 0.96 for 768.
+// quarters of another and half of its elements are not needed, so the useful share of the products
+// is 0.8 for k = 128, 0.89 for 256, 0.96 for 768.
 //
 // A multiprocessor does 128 multiply-adds a clock: for a row of a tile 32 clocks. In these, its
 // shared memory moves 4096 bytes at most; the four warps read 4 x (32 + 32) doubles, 2048 bytes, by

@@ -1,4 +1,4 @@
-// Gram matrices of rows narrower than float64: what is given, and an order of additions.
+// Gram matrices of rows narrower than float64: their arguments, and the order of additions.
 //
 // On the CPU, so that any instruction set, thread count and size of batch gives the same bits:
 //
@@ -8,11 +8,11 @@
 //   an element               ->  what it was, then its blocks, from the first on
 // clang-format on
 //
-// On a GPU a tensor core adds the products of several rows at once, in an order that is not told:
-// the same bits from run to run on the same kind of device, and those of the CPU to rounding. What
-// is fixed there is which rows are added together: pieces of rows (kernels/linalg/gram.cuh), each
-// from zero; then every eighth piece, from the first on; then these eight sums in order, and what
-// the element was.
+// On a GPU a tensor core adds the products of several rows at once, in an unspecified order: the
+// same bits from run to run on the same kind of device, and those of the CPU to rounding. What is
+// fixed there is which rows are added together: pieces of rows (kernels/linalg/gram.cuh), each from
+// zero; then every eighth piece, from the first on; then these eight sums in order, and what the
+// element was.
 //
 // The product of two floats is exact in double, so adding it by a fused multiply-add rounds as a
 // product and a sum do.
@@ -27,8 +27,8 @@ namespace fusedstep {
 
 constexpr int64_t kGramBlock = 256;
 
-// `batch` matrices of `count` rows. Neighbours of a row are neighbours in memory and rows lie
-// `stride` elements apart; or, if by_column, the other way round.
+// `batch` matrices of `count` rows. Rows are contiguous in memory and lie `stride` elements apart;
+// if by_column, that holds for columns.
 struct GramRows {
   const void* rows;
   Dtype dtype;  // not float64
@@ -55,7 +55,7 @@ int64_t gram_pairs(int64_t width);
 int64_t gram_scratch(const GramRows& all);
 
 // A range of the pairs of all matrices, none of them empty. Each range packs what it multiplies by
-// itself: to read what another core has just written takes longer than to pack it twice.
+// itself: reading what another core has just written takes longer than packing it twice.
 void add_pairs(const GramRows& all, int64_t begin, int64_t end, double* scratch);
 
 }  // namespace cpu

@@ -22,8 +22,8 @@ __device__ __forceinline__ void multiply_add_8x8x4(double a, double b, double& c
 }
 #endif
 
-// C += A B. All lanes of a warp come here together. The order in which a tensor core adds the
-// eight products is its own; elsewhere they come one after the other.
+// C += A B. All lanes of a warp call this together. The order in which a tensor core adds the eight
+// products is unspecified; elsewhere they are added one after the other.
 __device__ __forceinline__ void multiply_add(const double (&a)[4], const double (&b)[2],
                                              double (&c)[4]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -10,7 +10,7 @@
 
 namespace fusedstep::tiny {
 
-constexpr int kSweeps = 30;  // 5 to 8 are usual, the last of which only looks
+constexpr int kSweeps = 30;  // 5 to 8 are usual; the last only checks
 
 // Who meets whom: `even` players, of whom the last keeps a seat and the others move round.
 struct Pair {
@@ -25,7 +25,7 @@ FUSEDSTEP_HD Pair pair_of(int round, int seat, int even) {
   return {p < others ? p : p - others, q < 0 ? q + others : q};
 }
 
-// Rotates columns p and q unless they are orthogonal to rounding; whether they were not.
+// Rotates columns p and q unless they are orthogonal to rounding; returns whether they were not.
 // The angle is that of G. H. Golub and C. F. Van Loan, Matrix Computations, section 8.6.3; here
 // tan = 2 gamma / (|beta - alpha| + h) with h its hypotenuse, which needs one division.
 template <typename Real, typename Team, typename Square, typename Cells>

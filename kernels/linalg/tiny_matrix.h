@@ -111,7 +111,7 @@ struct Square {
   FUSEDSTEP_HD Cells<Memory> column(int j) const { return {memory, begin + j, kStride}; }
 };
 
-// What one matrix needs to be inverted in.
+// The memory in which one matrix is inverted.
 template <typename Memory, int side>
 struct Workspace {
   static constexpr int kSize = 2 * Square<Memory, side>::kSize + 2 * side;
@@ -136,7 +136,7 @@ FUSEDSTEP_HD Real dot(const Cells<Memory>& a, const Cells<Memory>& b, int count)
   return (s0 + s1) + (s2 + s3);
 }
 
-// Swaps element i with the one at `j`, which each matrix has its own of.
+// Swaps element i with the one at `j`, which differs between matrices.
 template <typename Real, typename Memory>
 FUSEDSTEP_HD void swap(const Cells<Memory>& cells, int i, const Index<Real>& j) {
   if constexpr (kNumbers<Real> == 1) {

@@ -8,12 +8,12 @@ namespace fusedstep::cpu {
 namespace {
 
 constexpr int kMatrices = 8;      // doubles of the widest register
-constexpr int64_t kAtOnce = 256;  // tried by QR before what is left of them goes to Jacobi
+constexpr int64_t kAtOnce = 256;  // tried by QR before the rest goes to Jacobi
 
 typedef double Real __attribute__((vector_size(kMatrices * sizeof(double))));
 using Mask = tiny::Mask<Real>;
 
-// One thread for eight matrices, or fewer: then the last stands in for those that lack.
+// One thread for eight matrices, or fewer: then the last is repeated.
 struct Eight {
   int64_t matrix[kMatrices];
   Mask there;

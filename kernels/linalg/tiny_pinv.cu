@@ -8,18 +8,19 @@
 namespace fusedstep::cuda {
 namespace {
 
-// Of a block, so that what it shares stays below 48 KB, which needs no asking for.
+// Of a block, so that its shared memory stays below 48 KB, which needs no opt-in.
 template <int side>
 constexpr int kThreadsOf = side == tiny::kLargest ? 64 : 128;
 
-// Blocks that a multiprocessor has shared memory for, or one or two fewer, lest registers spill.
+// Blocks that a multiprocessor has shared memory for, or one or two fewer, so that registers do not
+// spill.
 template <int side>
 constexpr int kBlocks = side == tiny::kLargest ? 6
                         : side == 16           ? 5
                                                : 6;
 
-// The lanes that have a matrix between them. Those beyond the last matrix do its work again and
-// keep nothing of it, since the lanes of a warp branch together.
+// The lanes that have a matrix between them. Those beyond the last matrix repeat its work and
+// discard the results, since the lanes of a warp branch together.
 template <int side>
 class Lanes {
  public:

@@ -1,4 +1,4 @@
-// The pseudo-inverses of tiny matrices on the GPU: one launch, whatever their rank.
+// The pseudo-inverses of tiny matrices on the GPU: one launch for all ranks.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -10,7 +10,8 @@
 namespace fusedstep {
 namespace tiny {
 
-// Inverts by QR what that suits and gives NaN where an element is not finite; returns what is left.
+// Inverts by QR where the certificate holds, writes NaN where an element is not finite, and returns
+// the rest.
 //
 // The certificate: sigma_1 <= |X|_F and sigma_k >= 1 / |X⁺|_F, less what rounding may have done.
 template <typename Storage, typename Real, typename Team, typename Work>

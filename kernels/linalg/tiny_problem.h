@@ -1,4 +1,4 @@
-// A batch of tiny matrices to be inverted: what is asked, how each is read, and what is returned.
+// A batch of tiny matrices to be inverted: the arguments, how each is read, and the results.
 //
 // X is A, or Aᵀ where A is wide, times the power of two that brings its largest element near 1.
 #pragma once
@@ -10,7 +10,7 @@
 
 namespace fusedstep {
 
-// `count` matrices A `[rows, columns]` without gaps, float32 or float64, and what becomes of them.
+// `count` matrices A `[rows, columns]` without gaps, float32 or float64, and their results.
 struct TinyPinv {
   const void* A;
   Dtype dtype;
@@ -19,7 +19,7 @@ struct TinyPinv {
   const double* atol;
   const double* rtol;
   int64_t atol_stride, rtol_stride;  // 0: the same for all
-  bool jacobi;                       // and QR not even tried
+  bool jacobi;                       // without trying QR
   void* P;                           // [columns, rows], of A's dtype
   int64_t* rank;                     // singular values above max(atol, rtol * the largest)
   int32_t* code;
@@ -28,7 +28,7 @@ struct TinyPinv {
 
 namespace tiny {
 
-// Constants, since a device may not call what returns them.
+// Constants, since device code may not call the functions that return them.
 template <typename Storage>
 constexpr Storage kNan = std::numeric_limits<Storage>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -49,7 +49,7 @@ struct Shape {
   }
 };
 
-// To A's type or an integer. Every NaN is the same, which devices differ in.
+// To A's type or an integer. Every NaN gets the same bits, in which devices differ.
 template <typename Storage>
 FUSEDSTEP_HD Storage rounded(double x) {
   return x == x ? static_cast<Storage>(x) : kNan<Storage>;
@@ -83,7 +83,7 @@ FUSEDSTEP_HD Real largest(const Cells& cells, int count) {
 
 template <typename Real, typename Team, typename Square>
 FUSEDSTEP_HD void clear(const Team& team, int rows, int columns, const Square& x) {
-  team.sync();  // nobody reads any more what was there
+  team.sync();  // no lane reads the old values any more
   for (int j = team.first(); j < columns; j += team.step()) {
     for (int i = 0; i < rows; ++i) {
       x(i, j) = Real{};
@@ -127,7 +127,7 @@ FUSEDSTEP_HD Facts<Real> load(const Team& team, const TinyPinv& p, const Square&
   return {finite, scale, square};
 }
 
-// What one matrix' tolerance is for X, of which `largest` is the largest singular value.
+// One matrix's tolerance for X, whose largest singular value is `largest`.
 template <typename Real, typename Team>
 FUSEDSTEP_HD Real tolerance(const Team& team, const TinyPinv& p, Real scale, Real largest) {
   const Real atol = team.template load<double>(p.atol, p.atol_stride, 0);
@@ -149,7 +149,7 @@ FUSEDSTEP_HD void store_inverse(const Team& team, const TinyPinv& p, Mask<Real> 
   }
 }
 
-// What is told beside P.
+// Results other than P.
 template <typename Real, typename Team>
 FUSEDSTEP_HD void store_facts(const Team& team, const TinyPinv& p, Mask<Real> where,
                               Mask<Real> good, Mask<Real> finite, Real rank, Real rcond) {

@@ -22,7 +22,8 @@ FUSEDSTEP_HD Index<Real> longest_column(const Cells& squares, int begin, int col
   return longest;
 }
 
-// Makes the longest of the columns from j on the next one, in X and in what there is of R.
+// Makes the longest of the columns from j on the next one, in X and in the part of R computed so
+// far.
 template <typename Real, typename Team, typename Square, typename Cells>
 FUSEDSTEP_HD void bring_forward(const Team& team, int rows, int columns, int j, const Square& x,
                                 const Square& l, const Cells& squares, const Cells& pivots) {
@@ -50,8 +51,8 @@ FUSEDSTEP_HD void restore_order(int columns, const Cells& cells, const Cells& pi
 }
 
 // Q over X and Rᵀ to the lower half of `l`; `rows` are a multiple of four. Pivoted: squares[j] are
-// those of the columns' lengths, and pivots[j] becomes where the longest column of what was left
-// was. One that vanishes becomes NaN, or where pivoted zero.
+// those of the columns' lengths, and pivots[j] becomes the place of the longest remaining column. A
+// column that vanishes becomes NaN, or zero if pivoted.
 template <typename Real, bool pivoted, typename Team, typename Square, typename Cells>
 FUSEDSTEP_HD void gram_schmidt(const Team& team, int rows, int columns, const Square& x,
                                const Square& l, const Cells& squares, const Cells& pivots) {

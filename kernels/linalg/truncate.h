@@ -27,7 +27,7 @@ FUSEDSTEP_HD double size_of(const Truncation& t, double value) {
   return value > 0 ? std::sqrt(value) : value <= 0 ? 0 : value;  // a NaN stays one
 }
 
-// Of the eigenvalues of a Gram matrix only those above its rounding errors tell anything.
+// Only those eigenvalues of a Gram matrix that exceed its rounding errors mean anything.
 FUSEDSTEP_HD double threshold_of(const Truncation& t, int64_t matrix, double largest) {
   const double rtol = t.rtol[matrix];
   const double noise = t.gram_count > 0 ? std::sqrt(gram_error(t.gram_count, t.width)) : 0;

@@ -1,4 +1,4 @@
-// The addresses of matrices and the unit matrices beside them: a thread an element.
+// The addresses of matrices, and their unit matrices: one thread per element.
 #include "kernels/common/launch.cuh"
 #include "kernels/linalg/unit_matrices.cuh"
 

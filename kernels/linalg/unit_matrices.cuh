@@ -1,4 +1,4 @@
-// What the batched calls of cuBLAS ask for: the address of every matrix, and unit matrices to solve
+// What the batched calls of cuBLAS need: the address of every matrix, and unit matrices to solve
 // against.
 #pragma once
 

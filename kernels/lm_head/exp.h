@@ -1,5 +1,5 @@
-// exp of what is not above 0, from + - * and bits alone: the same bits on every device, and a loop
-// over it vectorises.
+// exp of x <= 0, from + - * and bits only: the same bits on every device, and a loop over it
+// vectorizes.
 //
 // With n the integer nearest to x / log 2 and r = x - n log 2, exp(x) = 2^n exp(r) and |r| < 0.35,
 // where Taylor's series is short (Cody and Waite 1980, "Software Manual for the Elementary

@@ -1,4 +1,4 @@
-// log(1 + x) from + - * / and bits alone: the same bits on every device.
+// log(1 + x) from + - * / and bits only: the same bits on every device.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Newton's step to the root of one token's loss minus a constant, and what a row of logits must say
-// for it.
+// Newton's step to the root of one token's loss minus a constant, and what it needs from a row of
+// logits.
 //
 // The gradient miss * direction xᵀ of one token (kernels/lm_head/softmax.h) with the hidden vector
 // x has rank 1, so its pseudo-inverse is its transpose over its squared norm, and the step is (loss
@@ -30,7 +30,7 @@ struct RootStep {
   int64_t gram_stride;  // elements from a row to the next
 };
 
-// What to take of direction xᵀ; that of a gradient of 0 is 0.
+// The factor of direction xᵀ; 0 for a gradient of 0.
 FUSEDSTEP_HD double root_scale(const SoftmaxRow& row, double square, const RootStep& root) {
   const double above = row.loss - root.loss_constant;
   const double fall = root.uphill || above > 0 ? above : 0;

@@ -7,10 +7,10 @@
 //   an id                         ->  the sum it had, then those of its pieces, from the first on
 // clang-format on
 //
-// Nobody waits for another: a piece adds to the sum of every id that begins in it, and keeps what
+// No piece waits for another: a piece adds to the sum of every id that begins in it, and keeps what
 // it has of an id that began before for a second pass, in which the piece where an id begins adds
-// what later ones kept. So each sum has one writer at a time, whatever the ids, and an id that all
-// rows share is shared out like any other.
+// what later ones kept. So each sum has one writer at a time, for any ids, and an id that all rows
+// share is shared out like any other.
 #pragma once
 
 #include <cstdint>

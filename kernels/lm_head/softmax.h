@@ -65,7 +65,7 @@ FUSEDSTEP_HD T larger(T a, T b) {
   return b > a ? b : a;
 }
 
-// Squares that are next to nothing beside the largest, which is 1, are nothing: below the normal
+// Squares that are negligible compared with the largest, which is 1, become 0: below the normal
 // numbers they would be a hundred times slower.
 template <typename T>
 FUSEDSTEP_HD T square_or_zero(T x) {

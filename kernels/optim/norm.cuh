@@ -1,4 +1,4 @@
-// The norm pass on the GPU: one launch over all chunks, whatever their dtypes.
+// The norm pass on the GPU: one launch over all chunks of all dtypes.
 #pragma once
 
 #include <cuda_runtime.h>

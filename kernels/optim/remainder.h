@@ -7,7 +7,7 @@ namespace fusedstep {
 
 // The bfloat16 is the nearest one, and of two equally near the one of larger magnitude. Ties to
 // even, as dtypes.h and torch round, cannot be had here: 65537 floats round to each even bfloat16,
-// one more than 16 bits tell apart. The two differ in one float of 131072.
+// one more than 16 bits can distinguish. The two differ in one float of 131072.
 struct Halves {
   BFloat16 nearest;
   uint16_t remainder;  // the float's low 16 bits

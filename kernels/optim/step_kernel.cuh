@@ -25,7 +25,7 @@ struct ChunkArrays {
   int64_t begin;
   uint64_t seed;
   uint32_t position, step;
-  bool draws;  // a state is rounded by chance
+  bool draws;  // a state is rounded stochastically
 
   // Of the pack at element `at`; `slot`: 0 for the parameter, 1 + k for the states k and k + 1.
   __device__ Words random(uint32_t slot, int at) const {

@@ -219,7 +219,7 @@ struct ChunkState {
     }
   }
 
-  // Whether it is stored with fewer bits, by chance.
+  // Whether it is stored with fewer bits, rounded stochastically.
   __device__ bool rounds() const { return !uniform && state.stored != state.kComputed; }
 
   // By all threads of a warp together; `words`: the random bits of the pack.

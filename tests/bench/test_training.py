@@ -291,7 +291,7 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_old_checkpoint_usable(kept, 
     assert sorted(p.name for p in path.parent.iterdir()) == ["c.pt"]
 
 
-def test_a_full_disk_is_told_in_a_sentence(kept, corpus, monkeypatch):
+def test_a_full_disk_is_reported_in_a_sentence(kept, corpus, monkeypatch):
     path, comparison = kept
     before = path.read_bytes()
 

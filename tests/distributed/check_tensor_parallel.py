@@ -80,7 +80,7 @@ def sums_that_are_left_to_be_done(ranks: Ranks) -> None:
 
 @check(2)
 def a_rank_that_looks_twice_communicates_once(ranks: Ranks) -> None:
-    """An odd layout on one rank makes it plan anew, and nobody wait for anybody."""
+    """An odd layout on one rank makes it rebuild its table, and no rank waits for another."""
     mesh = init_device_mesh("cpu", (ranks.world,))
     summed = nn.Parameter(distribute_tensor(torch.zeros(3), mesh, [Replicate()]))
     sharded = nn.Parameter(distribute_tensor(torch.zeros(2 * ranks.world, 2), mesh, [Shard(0)]))
@@ -116,7 +116,7 @@ def gradients_still_on_their_way(ranks: Ranks) -> None:
 
 @check(2)
 def backward_through_stale_parameters_raises(ranks: Ranks) -> None:
-    """Autograd is told of what the step wrote; of a shard's own view as little as by torch."""
+    """The step advances autograd's versions of what it wrote; not of a shard's view, like torch."""
     mesh = init_device_mesh("cpu", (ranks.world,))
     param = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
     param.grad = distribute_tensor(torch.ones(4), mesh, [Shard(0)])

@@ -1,4 +1,4 @@
-"""pinv means what torch.linalg.pinv means: tolerances, layouts, batches, the information beside."""
+"""pinv means what torch.linalg.pinv means: tolerances, layouts, batches; and its information."""
 
 from __future__ import annotations
 

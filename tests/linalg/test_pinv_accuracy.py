@@ -1,4 +1,4 @@
-"""How accurate pinv is, against float64 and extended precision, and beside torch.linalg.pinv."""
+"""How accurate pinv is, against float64 and extended precision, compared with torch.linalg.pinv."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_the_four_conditions_of_penrose(shape, dtype, rank) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=name_of)
 @pytest.mark.parametrize("beside", [0.5, 0.9, 1.1, 2.0])
-def test_ranks_are_torchs_right_beside_the_threshold(dtype, beside) -> None:
+def test_ranks_are_torchs_next_to_the_threshold(dtype, beside) -> None:
     """The band in which they may differ is max(m, n) units of rounding: 1 in 1000 or less."""
     m, n = 120, 10
     threshold = 1e-3

@@ -102,7 +102,7 @@ def test_the_conditions_of_penrose_at_every_rank(dtype, driver, shape) -> None:
 @drivers
 @pytest.mark.parametrize("beside", [0.5, 0.9, 0.999, 1.001, 1.1, 2.0])
 @pytest.mark.parametrize("threshold", [1e-1, 1e-3])
-def test_ranks_are_torchs_right_beside_the_threshold(dtype, driver, beside, threshold) -> None:
+def test_ranks_are_torchs_next_to_the_threshold(dtype, driver, beside, threshold) -> None:
     sigma = torch.cat([torch.linspace(1, 0.2, 9), torch.tensor([threshold * beside])]).to(F64)
     A = torch.stack([with_sigma(20, 10, sigma, seed) for seed in range(5)]).to(dtype)
     expected = torch.linalg.matrix_rank(A, rtol=threshold)
@@ -122,7 +122,7 @@ def test_rcond_is_the_ratio_or_a_bound_below(driver) -> None:
 @both
 @drivers
 def test_a_matrix_alone_decides_what_becomes_of_it(dtype, driver) -> None:
-    """The same bits whoever is beside it, whatever the layout and the number of threads."""
+    """The same bits for any neighbours, layout and number of threads."""
     A, atol, rtol = arguments((9, 7), dtype, "cpu")
     together, info = pinv(A, driver, atol=atol, rtol=rtol)
     wide, _ = pinv(A.mT, driver, atol=atol, rtol=rtol)

@@ -88,7 +88,7 @@ def test_certificates_have_the_bits_of_the_definition(k: int) -> None:
     assert k == 1 or {Verdict.OPEN, Verdict.BLURRED} <= set(verdict.tolist())
 
 
-def test_what_is_not_finite_is_told_and_spoils_no_other() -> None:
+def test_what_is_not_finite_is_reported_and_affects_no_other() -> None:
     G, inverse, *others = grams(4, 5, 9)
     expected = certify(G, inverse, *others, 9)
     G[1, 4, 4], G[3, 0, 0] = math.nan, math.inf

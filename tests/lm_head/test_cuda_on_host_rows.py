@@ -93,7 +93,7 @@ def test_the_sequential_method(on_simt: Any) -> None:
     assert_same_bits(result.losses, expected.losses)
 
 
-def test_a_failed_launch_is_told_and_not_remembered(on_simt: Any) -> None:
+def test_a_failed_launch_is_reported_and_not_remembered(on_simt: Any) -> None:
     logits, tokens = softmax_arguments(3, 40, torch.float32)
     on_simt.fail_next("cudaLaunchKernelEx")
     with pytest.raises(RuntimeError, match="fusedstep: launching the softmax failed"):

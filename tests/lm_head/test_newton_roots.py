@@ -86,7 +86,7 @@ def test_the_published_full_step_moves_the_loss_by_the_rank_times_what_was_asked
     assert moved["frobenius"] == pytest.approx(1, rel=1e-3)
 
 
-def test_the_published_full_step_explodes_and_the_corrected_one_converges():
+def test_the_published_full_step_diverges_and_the_corrected_one_converges():
     problem = regression(400, width=16, vocabulary=24)
     constant = float(literal.mean_loss(*problem)) * 0.9  # a root exists
     published = newton_full(*problem, loss_constant=constant, steps=6).losses
@@ -95,7 +95,7 @@ def test_the_published_full_step_explodes_and_the_corrected_one_converges():
     assert corrected[-1] == pytest.approx(constant, rel=1e-9)
 
 
-def test_added_up_components_explode_and_divided_ones_converge():
+def test_added_up_components_diverge_and_divided_ones_converge():
     problem = regression(400, width=6, vocabulary=5)
     constant = 0.5
     published = newton_components(*problem, loss_constant=constant, steps=4).losses

@@ -26,7 +26,7 @@ constexpr Dtype kDtype = std::is_same_v<Storage, BFloat16> ? Dtype::kBFloat16
                          : std::is_same_v<Storage, Half>   ? Dtype::kFloat16
                                                            : Dtype::kFloat32;
 
-// Arrays of exact size, so that the sanitizer sees every access beside them.
+// Arrays of exact size, so that the sanitizer sees every access out of bounds.
 template <typename Storage>
 struct Example {
   Shape shape;

@@ -41,7 +41,7 @@ void in_shares(int64_t count, int64_t share, F&& pass) {
   }
 }
 
-// All outputs one after the other; what nobody wrote is NaN.
+// All outputs one after the other; what was not written is NaN.
 template <typename F>
 std::vector<double> certified(int64_t batch, int64_t width, double inverse_scale, F&& run) {
   const int64_t size = batch * width * width;

@@ -21,7 +21,7 @@ struct Shape {
   int64_t offset = 0;  // elements before the first row
 };
 
-// Arrays of exact size, so that the sanitizer sees every access beside them.
+// Arrays of exact size, so that the sanitizer sees every access out of bounds.
 template <typename Storage>
 struct Example {
   std::unique_ptr<Storage[]> rows;
@@ -79,7 +79,7 @@ struct Example {
     return result;
   }
 
-  // `run(segments, pieces)` on copies; what nobody wrote is NaN.
+  // `run(segments, pieces)` on copies; what was not written is NaN.
   template <typename F>
   std::vector<double> by(F&& run) const {
     const int64_t pieces = pieces_of(shape.count);

@@ -24,7 +24,7 @@ struct Shape {
   double spread = 3;
 };
 
-// Arrays of exact size, so that the sanitizer sees every access beside them.
+// Arrays of exact size, so that the sanitizer sees every access out of bounds.
 template <typename T>
 struct Example {
   std::vector<T> logits, gram;
@@ -49,7 +49,7 @@ struct Example {
     return logits[shape.offset + row * (shape.classes + shape.gap) + at];
   }
 
-  // What `run(softmax, chunks of a row)` leaves: logits, then results. What nobody wrote is NaN.
+  // What `run(softmax, chunks of a row)` leaves: logits, then results. What was not written is NaN.
   template <typename F>
   std::vector<double> by(F&& run) const {
     const auto into = std::make_unique<T[]>(logits.size());

@@ -14,7 +14,7 @@
 namespace fusedstep {
 namespace {
 
-// Arrays of exact size, so that the sanitizer sees every access beside them.
+// Arrays of exact size, so that the sanitizer sees every access out of bounds.
 template <typename Storage>
 struct Example {
   int rows, columns;
@@ -116,7 +116,7 @@ void check_shape(int rows, int columns, int64_t count, int seeds) {
       CHECK(std::isnan(expected.P[(i + 1) * rows * columns - 1]) == (kind == 3));
     }
     CHECK(same(expected, example.by(jacobi, [&](const TinyPinv& p) {
-      for (int64_t end = count; end > 0; end -= 3) {  // others beside each matrix
+      for (int64_t end = count; end > 0; end -= 3) {  // other neighbours of each matrix
         cpu::tiny_pinv(p, std::max<int64_t>(0, end - 3), end);
       }
     })));

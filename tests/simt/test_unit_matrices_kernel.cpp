@@ -1,4 +1,4 @@
-// The addresses of a batch and the unit matrices beside it, for matrices of any size.
+// The addresses of a batch and its unit matrices, for matrices of any size.
 #include <algorithm>
 #include <memory>
 
@@ -9,7 +9,7 @@
 namespace fusedstep {
 namespace {
 
-// Arrays of exact size, so that the sanitizer sees every access beside them.
+// Arrays of exact size, so that the sanitizer sees every access out of bounds.
 void test(int64_t rows, int64_t count) {
   const int64_t elements = rows * rows;
   const auto factors = std::make_unique<double[]>(static_cast<size_t>(count * elements));

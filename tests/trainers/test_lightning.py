@@ -26,7 +26,7 @@ lightning = pytest.importorskip("lightning.pytorch", reason="needs the trainers 
 fabric = pytest.importorskip("lightning.fabric", reason="needs the trainers extra: lightning")
 LightningModule: Any = lightning.LightningModule
 
-# Of Lightning itself, about no fault of ours.
+# Warnings of Lightning about itself, not about fusedstep.
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.*LeafSpec")
 
 

@@ -53,7 +53,7 @@ class Outcome:
     losses: list[float | None]
     seconds: list[float]
     rises: int  # iterations that raised the loss
-    exploded: bool
+    exploded: bool  # diverged; the name is that of the committed results
     below: float | None  # the share of tokens whose loss ended below c
     reason: str = ""
 

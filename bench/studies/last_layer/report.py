@@ -140,7 +140,7 @@ def variants(found: Found) -> Table:
     view.add_column("why", ratio=1)
     for name, outcome in study.variants.items():
         path = outcome.losses
-        end = "exploded" if outcome.exploded else ""
+        end = "diverged" if outcome.exploded else ""
         view.add_row(
             name,
             _loss(path[0]),
@@ -153,7 +153,7 @@ def variants(found: Found) -> Table:
         )
     view.caption = (
         f"{facts.classes} classes occur; root-finders as published use the article's loss "
-        "constants. In red: exploded."
+        "constants. In red: diverged."
     )
     return view
 
@@ -238,7 +238,7 @@ def _newton(axes: Axes, study: Newton, root: bool, roof: float, title: str) -> N
         axes.plot(*zip(*pairs, strict=True), style, marker="o", markersize=3, color=colour)
         inside = next((pair for pair in pairs if pair[1] > roof), pairs[-1])
         exploded = outcome.exploded
-        note = ": explodes" if exploded else ""
+        note = ": diverges" if exploded else ""
         lines.append(Line(name + note, colour, *inside, tied=not exploded))
     lines.append(Line("start", GREY, axes.get_xlim()[1], study.before))
     axes.set_title(title, loc="left")

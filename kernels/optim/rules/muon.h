@@ -1,11 +1,11 @@
-// Muon, with AdamW for what is no hidden matrix: the elementwise parts, written once for every
+// Muon, with AdamW for all but hidden matrices: the elementwise parts, written once for every
 // device.
 //
 // Muon:  Jordan 2024, https://kellerjordan.github.io/posts/muon/ and, as in torch.optim.Muon, a
 //        buffer that is an average: B <- momentum B + (1 - momentum) g. Its step has three parts.
 //        Two are groups here: `direction` writes what is to be made orthogonal in place of the
 //        parameter, and `descent` takes the orthogonal matrix as the gradient. Between the two are
-//        matrix products: python/fusedstep/optim/newton_schulz.py.
+//        matrix products: orthogonalize_ in python/fusedstep/optim/muon.py.
 // AdamW: kernels/optim/rules/adam.h. Its groups share the table, so the norm and the launch, with
 // Muon's.
 #pragma once

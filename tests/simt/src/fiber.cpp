@@ -1,5 +1,5 @@
-// Switches stacks: a few instructions on x86-64, ucontext elsewhere; AddressSanitizer is told of
-// every switch.
+// Switches stacks: a few instructions on x86-64, ucontext elsewhere; AddressSanitizer is notified
+// of every switch.
 #include "fiber.h"
 
 #include <sys/mman.h>

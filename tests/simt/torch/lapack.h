@@ -140,7 +140,7 @@ inline bool eigh(const Matrix& a, double* values) {
   for (int64_t j = 0; j < a.n; ++j) {
     for (int64_t i = j + 1; i < a.n; ++i) a(i, j) = a(j, i);
   }
-  // By the two-sided rotations of Jacobi 1846, until nothing is left beside the diagonal.
+  // By the two-sided rotations of Jacobi 1846, until nothing is left off the diagonal.
   std::vector<double> kept(a.n * a.n);
   const Matrix v{kept.data(), a.n};
   for (int64_t i = 0; i < a.n; ++i) v(i, i) = 1;

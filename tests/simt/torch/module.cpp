@@ -1,5 +1,5 @@
-// A Python module with csrc/cuda's own Device, compiled for the host, and with what tests tell and
-// ask of the stand-ins for CUDA, cuBLAS and cuSOLVER. Handed to fusedstep._C.use_device, it makes
+// A Python module with csrc/cuda's own Device, compiled for the host, and with what tests set and
+// read in the stand-ins for CUDA, cuBLAS and cuSOLVER. Handed to fusedstep._C.use_device, it makes
 // the ops run the CUDA path over CPU tensors (tests/support/on_host.py).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -24,7 +24,7 @@ extern "C" AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle) {
 
 namespace {
 
-using solvers::told;
+using solvers::settings;
 
 void begin_capture() {
   simt::device.graph.clear();
@@ -99,8 +99,8 @@ PYBIND11_MODULE(fusedstep_simt, m) {
   m.def("freed_too_early", [] { return simt::device.freed_too_early; });
   m.def("borrowed_memory", &borrowed_memory);
   m.def("pieces", &pieces);
-  m.def("libraries_missing", [](bool missing) { told.missing = missing; });
-  m.def("gives_up", [](int64_t matrix) { told.gives_up = matrix; });
-  m.def("library_calls", [] { return told.calls; });
-  m.def("library_handles", [] { return told.handles; });
+  m.def("libraries_missing", [](bool missing) { settings.missing = missing; });
+  m.def("gives_up", [](int64_t matrix) { settings.gives_up = matrix; });
+  m.def("library_calls", [] { return settings.calls; });
+  m.def("library_handles", [] { return settings.handles; });
 }

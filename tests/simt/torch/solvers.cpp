@@ -27,7 +27,7 @@ struct gesvdjInfo {};
 namespace {
 
 using lapack::Matrix;
-using solvers::told;
+using solvers::settings;
 
 constexpr int64_t kIntMax = 2147483647;
 
@@ -42,21 +42,21 @@ template <typename T>
 cudaError_t create(const char* call, T** made) {
   if (const cudaError_t error = simt::device.begin_unsafe(call)) return error;
   *made = new T;
-  ++told.handles;
+  ++settings.handles;
   return cudaSuccess;
 }
 
 template <typename T>
 cudaError_t destroy(T* made) {
   delete made;
-  --told.handles;
+  --settings.handles;
   return simt::device.begin_unsafe("destroy");
 }
 
 // For every matrix of a call, on the stream.
 template <typename Solve>
 void run(cudaStream_t stream, int64_t count, Solve solve) {
-  ++told.calls;
+  ++settings.calls;
   simt::run_on(stream, 1, [=] {
     for (int64_t i = 0; i < count; ++i) solve(i);
   });
@@ -204,7 +204,7 @@ cusolverStatus_t cusolverDnXsyevBatched(cusolverDnHandle_t handle, cusolverDnPar
   }
   if (const cudaError_t error = simt::device.begin("cusolverDnXsyevBatched")) return solver(error);
   std::fill_n(static_cast<char*>(host_work), on_host, '\x5a');
-  const int64_t gives_up = told.gives_up;
+  const int64_t gives_up = settings.gives_up;
   run(handle->stream, count, [=](int64_t i) {
     double* const matrix = static_cast<double*>(A) + i * n * n;
     const bool converged =
@@ -246,7 +246,7 @@ cusolverStatus_t cusolverDnDgesvdjBatched(cusolverDnHandle_t handle, cusolverEig
   if (const cudaError_t error = simt::device.begin("cusolverDnDgesvdjBatched")) {
     return solver(error);
   }
-  const int64_t gives_up = told.gives_up;
+  const int64_t gives_up = settings.gives_up;
   run(handle->stream, count, [=](int64_t i) {
     const int64_t at = i * n * n;
     const bool converged = lapack::svd({A + at, n}, values + i * n, {U + at, n}, {V + at, n});
@@ -257,7 +257,7 @@ cusolverStatus_t cusolverDnDgesvdjBatched(cusolverDnHandle_t handle, cusolverEig
 
 // In place of csrc/cuda/solver_library.cpp, which opens the real ones.
 const fusedstep::cuda::SolverLibrary& fusedstep::cuda::solver_library() {
-  if (told.missing) throw std::runtime_error("fusedstep: no libcusolver.so.12: not here");
+  if (settings.missing) throw std::runtime_error("fusedstep: no libcusolver.so.12: not here");
   static const SolverLibrary library = [] {
     SolverLibrary standing_in;
 #define FUSEDSTEP_STAND_IN(name) standing_in.name = ::name;

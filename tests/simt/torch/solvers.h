@@ -1,4 +1,4 @@
-// What tests tell the stand-ins of cuBLAS and cuSOLVER, and what they ask of them.
+// What tests set in the stand-ins of cuBLAS and cuSOLVER, and what they read from them.
 #pragma once
 
 #include <cstdint>
@@ -6,12 +6,12 @@
 
 namespace solvers {
 
-struct Told {
+struct Settings {
   bool missing = false;   // the libraries
   int64_t gives_up = -1;  // the matrix of each call that does not converge
   int64_t calls = 0;      // that computed something
   int64_t handles = 0;    // that live
 };
-inline Told told;
+inline Settings settings;
 
 }  // namespace solvers

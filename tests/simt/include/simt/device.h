@@ -57,7 +57,7 @@ struct Device {
   bool capturing = false;
   bool capturing_elsewhere = false;  // in another thread, in global mode
   bool invalidated = false;          // a capture, by a call that is forbidden while it goes on
-  bool relaxed = false;              // what cudaThreadExchangeStreamCaptureMode was told
+  bool relaxed = false;              // what cudaThreadExchangeStreamCaptureMode was given
   std::vector<CapturedKernel> graph;
   std::size_t copies = 0;                  // asked for so far
   std::size_t launches = 0;                // of kernels, captured ones too
