@@ -17,7 +17,7 @@ FUSEDSTEP_TORCH ?= torch
 FUSEDSTEP_SECOND_TORCH ?= torch==2.13.0
 BUILD_REQUIRES := "setuptools>=77" "pybind11>=3.0" ninja
 
-# What setup.py is told about CUDA and warnings, as $(VENV)/options keeps it. Without a GPU, goals
+# What setup.py is given about CUDA and warnings, as $(VENV)/options keeps it. Without a GPU, goals
 # that only run things build the CPU module alone, unless FUSEDSTEP_CUDA says otherwise or more is
 # built already.
 RUN_GOALS := train test-fast lint format bench precision lm-head plot
@@ -47,7 +47,7 @@ train: setup ## train a language model with torch's step and with fusedstep's; A
 test: test-kernels test-second test-python ## every test that this machine can run, trainers aside
 
 .PHONY: test-fast
-test-fast: setup ## the tests that need no compiler, no GPU and no further process, in two minutes
+test-fast: setup ## the tests that need no compiler, no GPU and no extra processes, in two minutes
 	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8 \
 	  -m "not (compiles or processes or slow or gpu)" $(PYTEST_ARGS)
 
@@ -76,7 +76,7 @@ endif
 
 # Not a part of `make test`: these two libraries want an environment of their own.
 .PHONY: test-trainers
-test-trainers: setup $(TRAINERS)/installed ## train with Lightning and transformers, clipping left to us
+test-trainers: setup $(TRAINERS)/installed ## train with Lightning and transformers, where fusedstep clips
 	PYTHONPATH="$(CURDIR)/python" $(TRAINERS)/bin/python -m pytest \
 	  tests/trainers $(PYTEST_ARGS)
 
