@@ -31,6 +31,10 @@ OPTIONS := $(or $(shell [ $(VENV)/built -nt $(VENV)/options ] && cat $(VENV)/opt
                 $(patsubst FUSEDSTEP_CUDA=%,FUSEDSTEP_CUDA=0,$(OPTIONS)))
 endif
 
+# Tests that take all processors, and how the others are run.
+HEAVY := compiles or processes or slow
+IN_PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8
+
 SOURCES := setup.py pyproject.toml $(wildcard python/buildtools/*.py) \
            $(shell find csrc kernels -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' -o -name '*.in')
 CXX_FILES = $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
@@ -48,8 +52,7 @@ test: test-kernels test-second test-python ## every test that this machine can r
 
 .PHONY: test-fast
 test-fast: setup ## the tests that need no compiler, no GPU and no extra processes, in two minutes
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8 \
-	  -m "not (compiles or processes or slow or gpu)" $(PYTEST_ARGS)
+	$(IN_PARALLEL) -m "not ($(HEAVY) or gpu)" $(PYTEST_ARGS)
 
 .PHONY: setup
 setup: $(VENV)/built ## make the virtual environment and build the extension in it
@@ -63,7 +66,8 @@ test-kernels: $(VENV)/cmake # the CUDA kernels' source on the CPU, under sanitiz
 
 .PHONY: test-python
 test-python: setup
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(IN_PARALLEL) -m "not ($(HEAVY))" $(PYTEST_ARGS)
+	$(PY) -m pytest -m "$(HEAVY)" $(PYTEST_ARGS)
 
 .PHONY: test-second
 ifeq ($(FUSEDSTEP_SECOND_TORCH),$(FUSEDSTEP_TORCH))

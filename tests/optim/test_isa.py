@@ -17,6 +17,7 @@ import fusedstep
 from fusedstep.optim.hyperparameters import in_order
 from python.buildtools.flags import CXX_FLAGS
 from python.buildtools.rules import write_sources
+from tests.support.compiler import shared_library
 from tests.support.tensors import DTYPES, assert_same_bits, make_params, name_of, set_grads
 
 pytestmark = [
@@ -60,9 +61,8 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     # Without clones there is nothing for the loader to choose from; and without the fused
     # multiply-adds of exact products (tests/linalg/test_gram.py), none may be left.
     defines = ["-DFUSEDSTEP_CLONES=", "-DFUSEDSTEP_EXACT_PRODUCTS="]
-    command = ["g++", *CXX_FLAGS, *options, *defines, "-shared", "-fPIC"]
-    command += ["-fvisibility=default", f"-I{ROOT}", *map(str, sources), "-o", str(library)]
-    subprocess.run(command, check=True)
+    command = ["g++", *CXX_FLAGS, *options, *defines, "-fPIC", "-fvisibility=default"]
+    shared_library([*command, f"-I{ROOT}"], sources, library)
     return library
 
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from fusedstep.optim.optimizer import FusedOptimizer
 from python.buildtools.flags import CXX_NUMERICS, STANDARD
 from python.buildtools.minimum_torch import TORCH_TARGET_VERSION
 from python.buildtools.rules import write_sources
+from tests.support.compiler import shared_library
 from tests.support.tensors import assert_same_bits, make_params
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,18 +53,10 @@ def simt(tmp_path_factory: pytest.TempPathFactory) -> Any:
     files = [path for path in files if path.parent != cuda or path.name not in REPLACED]
     files += write_sources("cuda", folder / "rules")
 
-    def compiled(source: Path) -> Path:
-        result = folder / f"{source.parent.name}_{source.stem}.o"
-        command = [compiler, *FLAGS, *(f"-I{path}" for path in includes)]
-        subprocess.run([*command, "-x", "c++", "-c", source, "-o", result], check=True)
-        return result
-
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        objects = list(pool.map(compiled, files))
     library = folder / f"fusedstep_simt{sysconfig.get_config_var('EXT_SUFFIX')}"
-    links = [f"-L{path}" for path in library_paths("cpu")]
-    command = [compiler, "-shared", "-Wl,-Bsymbolic", *objects, "-o", library, *links]
-    subprocess.run([*command, "-ltorch_cpu"], check=True)
+    command = [compiler, *FLAGS, *(f"-I{path}" for path in includes)]
+    links = [*(f"-L{path}" for path in library_paths("cpu")), "-ltorch_cpu", "-Wl,-Bsymbolic"]
+    shared_library(command, files, library, links)
     spec = importlib.util.spec_from_file_location("fusedstep_simt", library)
     assert spec is not None
     assert spec.loader is not None
