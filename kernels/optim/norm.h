@@ -54,9 +54,9 @@ FUSEDSTEP_HD T accumulate(T sum, T x) {
 }
 
 // A float32 partial overflows from elements near 1e19 on, where the norm itself is still finite.
-// Such a chunk is summed again with its elements scaled by 2^-96, which is exact for all that
-// count beside the large ones, and the result is scaled back in float64. If it is not finite even
-// then, an element was not.
+// Such a chunk is summed again with its elements scaled by 2^-96, and the result is scaled back in
+// float64. The scaling is exact for all elements that are not too small to count. If the result is
+// not finite even then, an element was not.
 template <typename T>
 FUSEDSTEP_HD T rescue_scale() {
   return static_cast<T>(0x1p-96);

@@ -53,6 +53,7 @@ def lstsq(
         TypeError: A or B is not a dense tensor of one of these dtypes, or `rtol` is not a number.
         ValueError: Another argument has an invalid value. The message is
             `lstsq: <argument> must <property>, got <value>`.
+        RuntimeError: A is on a GPU and there are no CUDA kernels for it.
 
     Example:
         >>> A = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]])

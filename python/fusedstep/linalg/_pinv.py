@@ -115,6 +115,7 @@ def pinv(
         TypeError: A is not a dense tensor of one of these dtypes, or a tolerance is not a number.
         ValueError: Another argument has an invalid value. The message is
             `pinv: <argument> must <property>, got <value>`.
+        RuntimeError: A is on a GPU and there are no CUDA kernels for it.
 
     Example:
         >>> A = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 4.0]])
