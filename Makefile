@@ -7,7 +7,6 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 SECOND := .venv-second
-TRAINERS := .venv-trainers
 PY := $(VENV)/bin/python
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 JOBS := $(or $(MAX_JOBS),$(shell getconf _NPROCESSORS_ONLN))
@@ -62,7 +61,7 @@ test-kernels: $(VENV)/cmake # the CUDA kernels' source on the CPU, under sanitiz
 	$(IN_VENV) cmake -S . -B build/cmake -G Ninja \
 	  -DCMAKE_COMPILE_WARNING_AS_ERROR=$(or $(FUSEDSTEP_WERROR),0)
 	$(IN_VENV) cmake --build build/cmake --parallel $(JOBS)
-	$(IN_VENV) ctest --test-dir build/cmake --output-on-failure
+	$(IN_VENV) ctest --test-dir build/cmake --parallel $(JOBS) --output-on-failure
 
 .PHONY: test-python
 test-python: setup
@@ -78,11 +77,10 @@ test-second: setup $(SECOND)/installed # the files that were built for the first
 	PYTHONPATH="$(CURDIR)/python" $(SECOND)/bin/python -m pytest -m "abi and not compiles" $(PYTEST_ARGS)
 endif
 
-# Not a part of `make test`: these two libraries want an environment of their own.
+# Not a part of `make test`, for these libraries are large; under the second torch.
 .PHONY: test-trainers
-test-trainers: setup $(TRAINERS)/installed ## train with Lightning and transformers, where fusedstep clips
-	PYTHONPATH="$(CURDIR)/python" $(TRAINERS)/bin/python -m pytest \
-	  tests/trainers $(PYTEST_ARGS)
+test-trainers: setup $(SECOND)/trainers ## train with Lightning and transformers, where fusedstep clips
+	PYTHONPATH="$(CURDIR)/python" $(SECOND)/bin/python -m pytest tests/trainers $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: setup ## time the step against torch's; ARGS="..."
@@ -131,14 +129,14 @@ clean: ## remove what was built, keep the virtual environments
 .PHONY: FORCE
 FORCE:
 
-$(VENV)/created $(SECOND)/created $(TRAINERS)/created: %/created:
+$(VENV)/created $(SECOND)/created: %/created:
 	$(PYTHON) -m venv $*
 	touch $@
 
 $(VENV)/settings: SETTINGS = torch $(FUSEDSTEP_TORCH)
-$(SECOND)/settings $(TRAINERS)/settings: SETTINGS = torch $(FUSEDSTEP_SECOND_TORCH)
+$(SECOND)/settings: SETTINGS = torch $(FUSEDSTEP_SECOND_TORCH)
 $(VENV)/options: SETTINGS = $(strip $(OPTIONS))
-$(VENV)/settings $(SECOND)/settings $(TRAINERS)/settings: %/settings: FORCE | %/created
+$(VENV)/settings $(SECOND)/settings: %/settings: FORCE | %/created
 	@cmp -s $@ <(echo '$(SETTINGS)') || echo '$(SETTINGS)' > $@
 $(VENV)/options: FORCE | $(VENV)/created
 	@cmp -s $@ <(echo '$(SETTINGS)') || echo '$(SETTINGS)' > $@
@@ -158,11 +156,14 @@ $(VENV)/built: $(VENV)/torch $(VENV)/options $(SOURCES)
 	export $$(cat $(VENV)/options); $(PY) -m pip install --no-build-isolation -e '.[bench,test]'
 	touch $@
 
-$(SECOND)/installed: EXTRAS = bench test
-$(TRAINERS)/installed: EXTRAS = test trainers
-$(SECOND)/installed $(TRAINERS)/installed: %/installed: %/settings | $(VENV)/built
-	$*/bin/python -m pip install "$(FUSEDSTEP_SECOND_TORCH)" numpy \
-	  $$($(PY) python/buildtools/extras.py $(EXTRAS))
+$(SECOND)/installed: $(SECOND)/settings | $(VENV)/built
+	$(SECOND)/bin/python -m pip install "$(FUSEDSTEP_SECOND_TORCH)" numpy \
+	  $$($(PY) python/buildtools/extras.py bench test)
+	touch $@
+
+$(SECOND)/trainers: $(SECOND)/installed
+	$(SECOND)/bin/python -m pip install "$(FUSEDSTEP_SECOND_TORCH)" \
+	  $$($(PY) python/buildtools/extras.py trainers)
 	touch $@
 
 $(VENV)/lint: pyproject.toml | $(VENV)/built
