@@ -37,14 +37,15 @@ class Launches:
     def run(self, world: int) -> str:
         """Runs the checks of `world` processes, unless they have run; what the ranks printed.
 
-        Once more where a rank died of a signal, with a warning. Once in dozens of launches gloo's
-        own thread does (pt_gloo_runloop, inside malloc, where malloc's checks find nothing wrong).
+        Once more, with a warning, where a rank died of a signal or waited in vain. Once in dozens
+        of launches gloo's own thread dies (pt_gloo_runloop, inside malloc, where malloc's checks
+        find nothing wrong). A fault of ours fails the second launch as well.
         """
         if world not in self.outputs:
             logs = [self.folder / f"log.{world}.{rank}" for rank in range(world)]
-            signals = self._launch(logs)
-            if signals:
-                warnings.warn(f"launched again: of {world} ranks, died of {signals}", stacklevel=1)
+            reasons = self._launch(logs)
+            if reasons:
+                warnings.warn(f"launched again: of {world} ranks, ended by {reasons}", stacklevel=1)
                 for file in (*self.folder.glob(f"*.{world}.*"), self.folder / f"store-of-{world}"):
                     file.unlink(missing_ok=True)
                 self._launch(logs)
@@ -52,7 +53,7 @@ class Launches:
         return self.outputs[world]
 
     def _launch(self, logs: list[Path]) -> list[str]:
-        """A process for each log, until all have ended; the signals that some died of."""
+        """A process for each log, until all have ended; signals and time-outs that ended some."""
         world = len(logs)
         ranks = [
             RANKS.Process(target=worker.main, args=(rank, world, self.folder, log))
@@ -63,7 +64,10 @@ class Launches:
             environment.setenv("OMP_NUM_THREADS", "1")
             for rank in ranks:
                 rank.start()
-        return self._wait(ranks)
+        signals = self._wait(ranks)
+        written = [*logs, *self.folder.glob(f"*.{world}.*")]  # logs, and what failed of each check
+        in_vain = any("Timed out waiting" in path.read_text() for path in written if path.exists())
+        return [*signals, *["a time-out"] * in_vain]
 
     @staticmethod
     def _wait(ranks: list[Any]) -> list[str]:
