@@ -252,14 +252,20 @@ class FusedOptimizer(torch.optim.Optimizer):
         )  # fmt: skip
         specs = [self._spec(group) for group in self.param_groups]
         tables = self._internals.tables
-        with tables.ready(self.param_groups, self.state, specs, self._initial) as active:
+        active = tables.open(self.param_groups, self.state, specs, self._initial)
+        try:
             if active or tables.shared:
-                self._write(step, active)  # nothing is refused from here on
+                self._write(step, active)  # all that can be refused has been
+        finally:
+            tables.close(active)
 
     def _values(self, group: Group, index: int | None) -> Values:
         """The values of all fields of a parameter group by name, checked."""
         options, values = self.options, self._rule_values(group, index)
-        if read_on_device(group["lr"]):
+        lr = group["lr"]
+        if type(lr) is float and lr >= 0:  # the usual case
+            values["lr"] = lr
+        elif read_on_device(lr):
             values["lr"] = 0.0
         else:
             values.update(numbers(type(self).__name__, group, index, ("lr",)))
