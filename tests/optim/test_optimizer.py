@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import fields
 from inspect import Parameter, getdoc, signature
@@ -15,6 +14,7 @@ from torch import Tensor
 import fusedstep
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import Options
+from tests.support.documented import explanations
 from tests.support.optimizers import OPTIMIZERS, Kind, every_kind, every_namesake
 from tests.support.refusals import refuses
 from tests.support.shadow import Shadow
@@ -48,18 +48,17 @@ def test_arguments_and_defaults_are_those_of_torch(kind: Kind) -> None:
 def test_every_argument_is_explained(name: str) -> None:
     """Args has each parameter of the signature, then each option, and nothing else."""
     documented = Options if name == "Options" else getattr(fusedstep, name)
-    args = getdoc(documented).split("\nArgs:\n")[1]
-    args = re.split(r"\n(?=\S)", args)[0]  # up to the next section
-    explained = re.findall(r"^ {4}(\w+): ", args, re.MULTILINE)
+    explained = explanations(getdoc(documented))
     named = [p.name for p in signature(documented).parameters.values() if p.kind != p.VAR_KEYWORD]
     options = [] if name == "Options" else [field.name for field in fields(Options)]
-    assert explained == named + options
-    assert all(len(text) > 15 for text in re.split(r"^ {4}\w+: ", args, flags=re.MULTILINE)[1:])
+    assert list(explained) == named + options
+    assert all(len(text) > 15 for text in explained.values())
 
 
 @every_kind
 def test_unknown_arguments_are_refused(kind: Kind) -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'max_nrom'"):
+    message = f"^{kind.name}: got an unexpected keyword argument 'max_nrom'$"
+    with pytest.raises(TypeError, match=message):
         kind.ours(make_params((3,)), max_nrom=1.0)
 
 

@@ -167,10 +167,3 @@ def test_a_group_with_a_mode_that_does_not_exist_is_not_added() -> None:
         with refuses("AdamW", f"param_groups[1]['{key}']", must, repr(value), ValueError):
             optimizer.add_param_group(group)
         assert len(optimizer.param_groups) == 1
-
-
-@every_kind
-def test_an_unknown_option_is_refused_by_the_optimizers_name(kind: Kind) -> None:
-    message = f"^{kind.name}: got an unexpected keyword argument 'max_nrm'$"
-    with pytest.raises(TypeError, match=message):
-        getattr(fusedstep, kind.name)(make_params((3, 3)), max_nrm=1.0)

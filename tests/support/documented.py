@@ -18,7 +18,7 @@ def check(documented: Any, example: bool = True) -> None:
     text, name = inspect.getdoc(documented) or "", documented.__name__
     signature = inspect.signature(documented)
     parameters = [p for p in signature.parameters if p != "self"]
-    explained = re.findall(r"^    (\w+): ", _section(text, "Args"), flags=re.MULTILINE)
+    explained = list(explanations(text))
     assert explained == parameters, f"{name}: Args are {explained}, parameters {parameters}"
     returns = not inspect.isclass(documented) and signature.return_annotation != "None"
     assert not returns or _section(text, "Returns"), f"{name} has no Returns"
@@ -32,6 +32,12 @@ def check(documented: Any, example: bool = True) -> None:
     for found in examples:
         runner.run(found, out=report.append, clear_globs=False)
     assert runner.failures == 0, "".join(report)
+
+
+def explanations(text: str) -> dict[str, str]:
+    """The entries of a docstring's `Args:`, in their order."""
+    _, *parts = re.split(r"^    (\w+): ", _section(text, "Args"), flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _section(text: str, title: str) -> str:
