@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -128,8 +128,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _set_option(self, **changes: Any) -> None:
         internals = self._internals
-        name = type(self).__name__
-        internals.options = internals.options.changed(name, internals.native, **changes)
+        changed = replace(internals.options, **changes)
+        internals.options = changed.checked(type(self).__name__, internals.native)
 
     @property
     def max_norm(self) -> float | None:

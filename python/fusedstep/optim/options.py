@@ -114,10 +114,6 @@ class Options:
                 refuse(function, field.name, must, repr(value))
         return checked
 
-    def changed(self, function: str, native: bool, **changes: Any) -> Options:
-        """These options with some replaced, checked."""
-        return replace(self, **changes).checked(function, native)
-
 
 class OptionArguments(TypedDict, total=False):
     """The fields of `Options` as keyword arguments, for type checkers."""
