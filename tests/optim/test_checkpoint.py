@@ -310,3 +310,45 @@ def test_post_hooks_have_the_last_word_on_half_precision_state() -> None:
     assert loaded.state[params[0]]["exp_avg"].dtype == torch.float32
     assert not loaded.state[params[0]]["exp_avg"].any()
     assert saved.state[params[0]]["exp_avg"].any()
+
+
+@every_kind_and_mode
+def test_nothing_is_shared_after_a_load(kind: Kind, mode: str) -> None:
+    """An optimizer whose state_dict() was loaded is not changed by steps of the other."""
+    options, dtype = MODES[mode]
+    params = make_params(*SHAPES, **dtype)
+    first = kind.ours(params, **options)
+    run(first, range(2))
+    second = loading(kind, params, **options)
+    second.load_state_dict(first.state_dict())
+    before = copy.deepcopy(first.state_dict())
+    run(second, range(2, 4))
+    after = first.state_dict()["state"]
+    for i, entries in before["state"].items():
+        for name, value in entries.items():
+            assert_same_bits(after[i][name], value, f"{name} of params[{i}]")
+    run(first, range(2, 4))
+    assert_same_run(first, second)
+
+
+def test_tensors_of_the_user_in_the_state_are_left_alone() -> None:
+    """Also such as look like 8-bit codes or scales."""
+    params = make_params((300,), (4, 5))
+    optimizer = fusedstep.AdamW(params)
+    run(optimizer, range(1))
+    own = {
+        "mask": torch.arange(300, dtype=torch.uint8), "codes": torch.ones(300, dtype=torch.int8),
+        "mask_scale": torch.rand(7, dtype=torch.float64), "history": [1, 2],
+    }  # fmt: skip
+    optimizer.state[params[0]] |= own
+    second = fusedstep.AdamW(copies(params))
+    second.load_state_dict(through_a_file(optimizer.state_dict()))
+    for one in (optimizer, second):
+        run(one, range(1, 3))
+        for name, value in own.items():
+            kept = one.state[params_of(one)[0]][name]
+            assert torch.equal(kept, value) if isinstance(value, Tensor) else kept == value
+            assert not isinstance(value, Tensor) or kept.dtype == value.dtype
+        assert one.to_torch_state_dict()["state"][0].keys() >= own.keys()
+    for p, q in zip(params_of(optimizer), params_of(second), strict=True):
+        assert_same_bits(p, q)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,14 @@ from fusedstep.optim.state import (
     CODES,
     StateSpec,
     arrays_of,
-    compute_dtype,
     decoded,
     encoded,
     require_state,
     scale_name,
 )
+
+if TYPE_CHECKING:
+    from fusedstep.optim.optimizer import FusedOptimizer
 
 State = Mapping[str, Any]  # a parameter's entries
 
@@ -44,8 +46,8 @@ def require_loadable(
             continue
         if name in OF_MODES and name not in needed:
             refuse(function, where, f"be absent unless {OF_MODES[name]}", value.dtype)
-        coded = value.dtype in CODES or _is_scale(name, saved)
-        if coded and spec.mode.state_dtype != "int8":
+        coded = name in spec.names and value.dtype in CODES
+        if (coded or _is_scale(name, spec.names)) and spec.mode.state_dtype != "int8":
             refuse(function, where, "be absent unless state_dtype='int8'", value.dtype)
     for name in spec.names:
         if steps > 0 and name != "step" and saved.get(name) is None:
@@ -53,8 +55,8 @@ def require_loadable(
     require_state(function, label, param, saved, arrays)
 
 
-def _is_scale(name: str, saved: State) -> bool:
-    return any(name == scale_name(other) for other in saved)
+def _is_scale(name: str, states: Sequence[str]) -> bool:
+    return name in map(scale_name, states)
 
 
 def _require_count(function: str, label: str, step: Any) -> float:
@@ -70,28 +72,42 @@ def _require_count(function: str, label: str, step: Any) -> float:
     return number
 
 
-def restored(param: Tensor, saved: State, spec: StateSpec) -> dict[str, Tensor]:
-    """The entries that torch's cast to the parameter's dtype has rounded, from what was saved."""
+def restored(param: Tensor, saved: State, loaded: State, spec: StateSpec) -> dict[str, Tensor]:
+    """What has to replace entries that torch loaded: copies of what it rounded or what it shares.
+
+    torch casts to the parameter's dtype, and takes a saved tensor itself where nothing has to be
+    cast: the optimizer that it came from would write to it too.
+    """
     arrays = {array.name: array for array in arrays_of(param, spec)}
     entries: dict[str, Tensor] = {}
     for name, value in saved.items():
-        if not isinstance(value, Tensor) or name == "step":
+        now, array = loaded.get(name), arrays.get(name)
+        if not isinstance(value, Tensor) or not isinstance(now, Tensor):
             continue
-        array = arrays.get(name)
-        if not value.is_floating_point():
-            entries[name] = value.to(param.device, copy=True)
-        elif array is not None and array.dtype in CODES:
-            entries[name], entries[scale_name(name)] = encoded(param, value, array.dtype)
-        else:
-            dtype = compute_dtype(param.dtype) if array is None else array.dtype
-            if dtype != param.dtype:
-                entries[name] = value.to(param.device, dtype, copy=True)
+        dtype = now.dtype if name == "step" else value.dtype
+        if array is not None and value.is_floating_point() and name != "step":
+            if array.dtype in CODES:
+                entries[name], entries[scale_name(name)] = encoded(param, value, array.dtype)
+                continue
+            dtype = array.dtype
+        if now.dtype != dtype or _share_memory(now, value):
+            entries[name] = value.to(param.device, dtype, copy=True)
     return entries
 
 
-def exported(optimizer: torch.optim.Optimizer, not_in_torch: frozenset[str]) -> dict[str, Any]:
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    a, b = local(a), local(b)
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+
+
+def exported(optimizer: FusedOptimizer) -> dict[str, Any]:
     """The optimizer's state_dict() in the form of torch's class of the same name."""
     state_dict = optimizer.state_dict()
+    states = {
+        key: optimizer._state_names(group)
+        for group in state_dict["param_groups"]
+        for key in group["params"]
+    }
     ours: set[str] = set()
     for kind in type(optimizer).__mro__:
         if kind.__module__.startswith("torch.optim.") and kind is not torch.optim.Optimizer:
@@ -105,12 +121,12 @@ def exported(optimizer: torch.optim.Optimizer, not_in_torch: frozenset[str]) -> 
         }
         for group in state_dict["param_groups"]
     ]
-    left_out = not_in_torch | OF_MODES.keys()
+    left_out = optimizer._not_in_torch | OF_MODES.keys()
     state = {
         key: {
-            name: _plain(name, entries)
+            name: _plain(name, entries) if name in states[key] else entries[name]
             for name in entries
-            if name not in left_out and not _is_scale(name, entries)
+            if name not in left_out and not _is_scale(name, states[key])
         }
         for key, entries in state_dict["state"].items()
     }

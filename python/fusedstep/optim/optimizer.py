@@ -406,7 +406,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         torch casts all state to the parameter's dtype, which would round the float32 moments of a
         bfloat16 parameter. Here, floating-point state, such as torch.optim saves, is converted to
         the dtype that the optimizer keeps (`state_dtype`), and everything else is loaded bit for
-        bit. The options do not change.
+        bit. All of it is copied, so that an optimizer whose `state_dict()` was loaded shares
+        nothing with this one. The options do not change.
 
         Args:
             state_dict: Result of `state_dict()` of this class or of torch's class of the same name.
@@ -461,9 +462,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         for own, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
             spec = self._spec(own)
             for param, key in zip(own["params"], saved["params"], strict=True):
-                entries = checkpoint.restored(param, loaded["state"].get(key, {}), spec)
-                if entries:
-                    self.state[param].update(entries)
+                if param in self.state:
+                    state, saved_state = self.state[param], loaded["state"].get(key, {})
+                    state.update(checkpoint.restored(param, saved_state, state, spec))
 
     def to_torch_state_dict(self) -> dict[str, Any]:
         """Returns a `state_dict()` that torch's class and every mode of this optimizer can load.
@@ -472,7 +473,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         entries that torch's class lacks are left out. Lion, which torch does not have, returns a
         Lion checkpoint in float32.
         """
-        return checkpoint.exported(self, self._not_in_torch)
+        return checkpoint.exported(self)
 
 
 def _sizes(groups: list[dict[str, Any]]) -> list[int]:
