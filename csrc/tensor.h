@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -51,41 +52,62 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
   return a.get_device() == b.get_device() && a.is_cuda() == b.is_cuda();
 }
 
+// Sizes and strides, which the tensor owns.
+struct Geometry {
+  std::span<const int64_t> sizes, strides;
+};
+
+inline Geometry geometry_of(const Tensor& tensor) {
+  const auto dim = static_cast<size_t>(tensor.dim());
+  int64_t *sizes, *strides;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor.get(), &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor.get(), &strides));
+  return {{sizes, dim}, {strides, dim}};
+}
+
 // Whether element i lies at the same place in both. Strides of dimensions of one element do not
-// count.
-inline bool same_layout(const Tensor& a, const Tensor& b) {
-  const int64_t dim = a.dim();
-  if (dim != b.dim()) {
+// count, and none do where there is no element.
+inline bool same_layout(const Geometry& a, const Geometry& b) {
+  const size_t dim = a.sizes.size();
+  if (dim != b.sizes.size()) {
     return false;
   }
-  const int64_t numel = a.numel();
-  int64_t *a_sizes, *b_sizes, *a_strides, *b_strides;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(a.get(), &a_sizes));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(b.get(), &b_sizes));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(a.get(), &a_strides));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(b.get(), &b_strides));
-  for (int64_t d = 0; d < dim; ++d) {
-    if (a_sizes[d] != b_sizes[d] ||
-        (numel > 0 && a_sizes[d] != 1 && a_strides[d] != b_strides[d])) {
+  bool empty = false, same = true;
+  for (size_t d = 0; d < dim; ++d) {
+    if (a.sizes[d] != b.sizes[d]) {
       return false;
     }
+    empty = empty || a.sizes[d] == 0;
+    same = same && (a.sizes[d] == 1 || a.strides[d] == b.strides[d]);
   }
-  return true;
+  return same || empty;
+}
+
+inline bool same_layout(const Tensor& a, const Tensor& b) {
+  return same_layout(geometry_of(a), geometry_of(b));
+}
+
+inline int64_t numel_of(const Geometry& a) {
+  int64_t numel = 1;
+  for (const int64_t size : a.sizes) {
+    numel *= size;
+  }
+  return numel;
 }
 
 // Whether numel() elements from the first on are the tensor's, each once, in any order of
 // dimensions: no gap, and none shared, as in an expanded tensor.
-inline bool is_gapless(const Tensor& tensor) {
-  if (tensor.numel() < 2) {
+inline bool is_gapless(const Geometry& a) {
+  if (numel_of(a) < 2) {
     return true;
   }
   struct Dimension {
     int64_t size, stride;
   };
   std::vector<Dimension> dims;
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    if (tensor.size(d) != 1) {
-      dims.push_back({tensor.size(d), tensor.stride(d)});
+  for (size_t d = 0; d < a.sizes.size(); ++d) {
+    if (a.sizes[d] != 1) {
+      dims.push_back({a.sizes[d], a.strides[d]});
     }
   }
   std::ranges::sort(dims, {}, &Dimension::stride);
@@ -98,6 +120,8 @@ inline bool is_gapless(const Tensor& tensor) {
   }
   return true;
 }
+
+inline bool is_gapless(const Tensor& tensor) { return is_gapless(geometry_of(tensor)); }
 
 // Whether the elements of a row are neighbours in memory; of a tensor with a dimension.
 inline bool has_dense_rows(const Tensor& tensor) {

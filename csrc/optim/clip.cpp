@@ -38,13 +38,15 @@ void clip_by_norm_(const Tensors& tensors, const Tensor& norm, double max_norm) 
                        .copy = nullptr});
 }
 
-// After table_refresh.
+// After TensorTable::fits and table_refresh said true.
 void table_norm_(int64_t address, const Tensor& norm, double norm_type,
                  std::optional<Tensor> grad_scale) {
   constexpr const char* kFunction = "table_norm_";
   auto& table = *reinterpret_cast<TensorTable*>(address);
   Arg(kFunction, "table", "none").must(!table.empty(), "have gradients");
-  Arg(kFunction, "norm", norm).scalar(Dtype::kFloat64, table.slots()[0].param);
+  Arg(kFunction, "norm", norm)
+      .scalar(Dtype::kFloat64, norm)
+      .must(table.is_on_device_of(norm), "be on the table's device");
   check_scalar(kFunction, "grad_scale", grad_scale, Dtype::kFloat32, norm);
   const NormWork work{norm_of(kFunction, norm_type), data_or_null<float>(grad_scale),
                       data_of<double>(norm)};

@@ -55,7 +55,8 @@ void step_(const std::string& rule, const Tensors& params, const Tensors& grads,
                             .copy = nullptr});
 }
 
-// After table_refresh. norm_type 0: `norm` is given, or not wanted; else it is computed first.
+// After TensorTable::fits and table_refresh said true. norm_type 0: `norm` is given, or not wanted;
+// else it is computed first.
 void table_step_(int64_t address, const std::string& rule, const Tensor& param,
                  const std::vector<double>& groups, int64_t seed, const Tensors& lrs,
                  const std::vector<int64_t>& lr_groups, std::optional<Tensor> norm,
@@ -64,7 +65,7 @@ void table_step_(int64_t address, const std::string& rule, const Tensor& param,
   constexpr const char* kFunction = "table_step_";
   auto& table = *reinterpret_cast<TensorTable*>(address);
   Arg(kFunction, "table", "none").must(!table.empty(), "have gradients");
-  Arg(kFunction, "param", param).on_device_of(table.slots()[0].param);
+  Arg(kFunction, "param", param).must(table.is_on_device_of(param), "be on the table's device");
   const auto& entry = require_rule(kFunction, rule);
   const RuleGroups of_rule(kFunction, entry, groups, seed, lrs, lr_groups, param);
   check_states(kFunction, table, of_rule);

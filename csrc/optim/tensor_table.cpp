@@ -1,11 +1,12 @@
 // The tensor table: from tensors to rows, and what may change between steps; its ops table_assign
-// and table_refresh; and in Python fusedstep._C.TensorTable, which owns one, and the comparisons by
-// identity, same_objects and same_items, by which a step finds out whether its table still fits.
+// and table_refresh; and in Python fusedstep._C.TensorTable, which owns one, and same_items, by
+// which a step finds out whether an optimizer still has the same parameters.
 #include "csrc/optim/tensor_table.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include "csrc/checks.h"
+#include "csrc/dlpack.h"
 #include "csrc/module.h"
 #include "kernels/optim/quantize.h"
 
@@ -13,6 +14,18 @@ namespace py = pybind11;
 
 namespace fusedstep {
 namespace {
+
+// Whether an array's elements lie as its role asks: a scale for each block, one step, or an element
+// for each of the parameter's.
+bool fits_role(int64_t role, const Geometry& array, const Geometry& param, int64_t size) {
+  if (role == kStep) {
+    return numel_of(array) == 1;
+  }
+  if (role >= kScale && role < kScale + kMaxStates) {
+    return numel_of(array) == blocks_of(size) && is_gapless(array);
+  }
+  return same_layout(array, param);
+}
 
 // How many elements of an array of this role a parameter needs, and in which dtypes they may be.
 void check_array(const char* function, int64_t i, const Tensor& array, int64_t role, const Row& row,
@@ -41,12 +54,9 @@ void check_array(const char* function, int64_t i, const Tensor& array, int64_t r
     arg.must(dtype == computed, "be float32, or float64 for a float64 parameter");
   }
   arg.on_device_of(param);
-  if (is_scale) {
-    arg.must(array.numel() == blocks_of(row.size) && is_gapless(array),
-             "have one element for each block of its state");
-  } else if (role != kStep) {
-    arg.must(same_layout(array, param), "have its parameter's shape and strides");
-  }
+  arg.must(fits_role(role, geometry_of(array), geometry_of(param), row.size),
+           is_scale ? "have one element for each block of its state"
+                    : "have its parameter's shape and strides");
 }
 
 // All parameters of a group have the same states, and scales for those of 8 bits.
@@ -69,6 +79,19 @@ void check_states(const char* function, int64_t i, const Row& row, int64_t& coun
   count_of_group = count;
 }
 
+// The slot of a parameter without arrays; raises unless kernels can take its elements.
+TensorTable::Slot slot_of(const Arg<Tensor>& arg, const Tensor& param, const Tensor& first) {
+  TensorTable::Slot slot;
+  slot.row.param_dtype = arg.floating();
+  arg.gapless().on_device_of(first);
+  slot.row.param = param.data_ptr();
+  slot.row.size = param.numel();
+  const auto [sizes, strides] = geometry_of(param);
+  slot.sizes.assign(sizes.begin(), sizes.end());
+  slot.strides.assign(strides.begin(), strides.end());
+  return slot;
+}
+
 }  // namespace
 
 void TensorTable::assign(const char* function, const Tensors& params, const Tensors& arrays,
@@ -89,13 +112,8 @@ void TensorTable::assign(const char* function, const Tensors& params, const Tens
       Arg(function, "group_sizes", group_sizes[g], g)
           .must(i < static_cast<int64_t>(params.size()), "not exceed the parameters");
       const Tensor& param = params[i];
-      Slot slot{param, {}, {}, {}};
+      Slot slot = slot_of(Arg(function, "params", param, i), param, params[0]);
       Row& row = slot.row;
-      const Arg arg(function, "params", param, i);
-      row.param_dtype = arg.floating();
-      arg.gapless().on_device_of(params[0]);
-      row.param = param.data_ptr();
-      row.size = param.numel();
       row.group = static_cast<int32_t>(g);
       row.position = static_cast<int32_t>(positions[i]);
       for (int64_t a = 0; a < array_counts[i]; ++a, ++next) {
@@ -104,7 +122,6 @@ void TensorTable::assign(const char* function, const Tensors& params, const Tens
         check_array(function, next, arrays[next], roles[next], row, param);
         row.arrays[roles[next]] = arrays[next].data_ptr();
         row.dtypes[roles[next]] = *dtype_of(arrays[next]);
-        slot.arrays.push_back(arrays[next]);
         slot.roles.push_back(roles[next]);
       }
       check_states(function, i, row, state_counts.back());
@@ -113,39 +130,27 @@ void TensorTable::assign(const char* function, const Tensors& params, const Tens
   }
   check_length(function, "params", params.size(), slots.size());
   check_length(function, "arrays", arrays.size(), next);
-  slots_ = std::move(slots);
   state_counts_ = state_counts;
-  lay_out({}, {});
+  take(std::move(slots), params);
 }
 
 void TensorTable::assign(const char* function, const Tensors& tensors) {
   Arg(function, "tensors", tensors.size()).must(!tensors.empty(), "not be empty");
   std::vector<Slot> slots;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    Slot slot{tensors[i], {}, {}, {}};
-    const Arg arg(function, "tensors", tensors[i], i);
-    slot.row.param_dtype = arg.floating();
-    arg.gapless().on_device_of(tensors[0]);
-    slot.row.param = tensors[i].data_ptr();
-    slot.row.size = tensors[i].numel();
-    slots.push_back(std::move(slot));
+    slots.push_back(slot_of(Arg(function, "tensors", tensors[i], i), tensors[i], tensors[0]));
   }
-  slots_ = std::move(slots);
-  lay_out({}, {});
+  take(std::move(slots), tensors);
   refresh(tensors, {});
 }
 
-bool TensorTable::unmoved(const Slot& slot) const {
-  if (slot.param.data_ptr() != slot.row.param || slot.param.numel() != slot.row.size ||
-      dtype_of(slot.param) != slot.row.param_dtype) {
-    return false;
+void TensorTable::take(std::vector<Slot> slots, const Tensors& tensors) {
+  slots_ = std::move(slots);
+  if (!tensors.empty()) {
+    on_gpu_ = tensors[0].is_cuda();
+    device_index_ = tensors[0].get_device();
   }
-  for (size_t k = 0; k < slot.arrays.size(); ++k) {
-    if (slot.arrays[k].data_ptr() != slot.row.arrays[slot.roles[k]]) {
-      return false;
-    }
-  }
-  return true;
+  lay_out({}, {});
 }
 
 bool TensorTable::refresh(const Tensors& grads, const std::vector<int64_t>& missing) {
@@ -169,8 +174,8 @@ bool TensorTable::refresh(const Tensors& grads, const std::vector<int64_t>& miss
     const Tensor& grad = grads[active.size()];
     const Slot& slot = slots_[i];
     const auto dtype = dtype_of(grad);
-    if (!is_floating(dtype) || !is_strided(grad) || !same_device(grad, slot.param) ||
-        !same_layout(grad, slot.param) || !unmoved(slot)) {
+    if (!is_floating(dtype) || !is_strided(grad) || !is_on_device_of(grad) ||
+        !same_layout(geometry_of(grad), {slot.sizes, slot.strides})) {
       return false;
     }
     active.push_back(static_cast<int32_t>(i));
@@ -200,6 +205,53 @@ void TensorTable::lay_out(const std::vector<int32_t>& active,
   ++data_.version;
 }
 
+bool TensorTable::fits(const py::list& params, const py::list& states, const py::list& names,
+                       bool sharded) const {
+  const size_t count = slots_.size();
+  if (params.size() != count || states.size() != count || names.size() != count) {
+    return false;
+  }
+  const dlpack::Device device =
+      on_gpu_ ? dlpack::Device{dlpack::kCuda, device_index_} : dlpack::Device{dlpack::kCpu, 0};
+  dlpack::View view;
+  const auto lies_at = [&](PyObject* tensor, const void* data, Dtype dtype) {
+    return dlpack::view_of(tensor, &view) && view.data == data && view.device == device &&
+           view.dtype == dlpack::data_type_of(dtype);
+  };
+  for (size_t i = 0; i < count; ++i) {
+    const Slot& slot = slots_[i];
+    const Row& row = slot.row;
+    const Geometry of_param{slot.sizes, slot.strides};
+    PyObject* const keys = PyList_GET_ITEM(names.ptr(), i);
+    if (!lies_at(PyList_GET_ITEM(params.ptr(), i), row.param, row.param_dtype) ||
+        !same_layout(dlpack::geometry_of(view), of_param) ||
+        PyTuple_Size(keys) != static_cast<Py_ssize_t>(slot.roles.size())) {
+      return false;
+    }
+    for (size_t k = 0; k < slot.roles.size(); ++k) {
+      PyObject* entry =
+          PyDict_GetItemWithError(PyList_GET_ITEM(states.ptr(), i), PyTuple_GET_ITEM(keys, k));
+      if (entry == nullptr) {
+        if (PyErr_Occurred()) {
+          throw py::error_already_set();
+        }
+        return false;
+      }
+      py::object part;
+      if (sharded) {
+        part = py::getattr(entry, "_local_tensor", py::handle(entry));
+        entry = part.ptr();
+      }
+      const int64_t role = slot.roles[k];
+      if (!lies_at(entry, row.arrays[role], row.dtypes[role]) ||
+          !fits_role(role, dlpack::geometry_of(view), of_param, row.size)) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
 std::unique_ptr<DeviceCopy>* TensorTable::copy_on(const Device& device) {
   if (device_ != &device) {
     copy_.reset();
@@ -225,28 +277,6 @@ bool table_refresh(int64_t table, const Tensors& grads, const std::vector<int64_
 // addresses the table must not keep. The caller assigns again, from plain copies that it keeps.
 bool refresh_nothing(int64_t, const Tensors&, const std::vector<int64_t>&) { return false; }
 
-// Whether dicts[i][key], for every key that it has, is still the very object that `objects` lists.
-// A state that was replaced must not be written in its old place any more.
-bool same_objects(const py::list& dicts, const py::tuple& keys, const py::list& objects) {
-  size_t next = 0;
-  for (const py::handle dict : dicts) {
-    for (const py::handle key : keys) {
-      PyObject* value = PyDict_GetItemWithError(dict.ptr(), key.ptr());  // borrowed
-      if (value == nullptr) {
-        if (PyErr_Occurred()) {
-          throw py::error_already_set();
-        }
-        continue;
-      }
-      if (next >= objects.size() || PyList_GET_ITEM(objects.ptr(), next) != value) {
-        return false;
-      }
-      ++next;
-    }
-  }
-  return next == objects.size();
-}
-
 // Whether two lists hold the same objects in the same order.
 bool same_items(const py::list& a, const py::list& b) {
   if (a.size() != b.size()) {
@@ -267,6 +297,8 @@ void bind_tensor_table(py::module_& m) {
       .def(py::init<>())
       .def_property_readonly("address",
                              [](TensorTable& table) { return reinterpret_cast<int64_t>(&table); })
+      .def("fits", &TensorTable::fits, py::arg("params"), py::arg("states"), py::arg("names"),
+           py::arg("sharded"))
       .def_property_readonly(
           "num_rows", [](const TensorTable& table) { return table.data().layout.rows.size(); })
       .def_property_readonly(
@@ -276,7 +308,6 @@ void bind_tensor_table(py::module_& m) {
           [](const TensorTable& table) { return table.data().layout.launches.size(); })
       .def_property_readonly("layout_version",
                              [](const TensorTable& table) { return table.data().version; });
-  m.def("same_objects", &same_objects, py::arg("dicts"), py::arg("keys"), py::arg("objects"));
   m.def("same_items", &same_items, py::arg("a"), py::arg("b"));
 }
 

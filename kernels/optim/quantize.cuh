@@ -5,11 +5,25 @@
 #include "kernels/common/reduce.h"
 #include "kernels/common/vector.cuh"
 #include "kernels/common/warp.cuh"
+#include "kernels/optim/master.h"
 #include "kernels/optim/quantize.h"
 #include "kernels/optim/random.h"
 #include "kernels/optim/remainder.h"
 
 namespace fusedstep::cuda {
+
+// A master takes over what was written to its parameter.
+template <typename T, int n>
+__device__ void take_over_pack([[maybe_unused]] const Raw& param, [[maybe_unused]] T (&master)[n]) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    BFloat16 written[n];
+    memcpy(written, &param, sizeof(written));
+#pragma unroll
+    for (int j = 0; j < n; ++j) {
+      master[j] = master_or_written(master[j], written[j]);
+    }
+  }
+}
 
 template <typename T, int n>
 __device__ void join_pack([[maybe_unused]] const Raw& nearest,

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "kernels/optim/master.h"
 #include "kernels/optim/quantize.h"
 #include "kernels/optim/random.h"
 #include "kernels/optim/remainder.h"
@@ -21,6 +22,14 @@ FUSEDSTEP_CLONES inline void fill_random(const RandomStream& stream, int64_t at,
 FUSEDSTEP_CLONES inline void exchange_tile(uint16_t* bits, int n) {
   for (int i = 0; i < n; ++i) {
     bits[i] = static_cast<uint16_t>(exchange_bytes(bits[i]));
+  }
+}
+
+// A master takes over what was written to its parameter.
+FUSEDSTEP_CLONES inline void take_over_tile(const BFloat16* param, float* master, int n) {
+  FUSEDSTEP_IVDEP
+  for (int i = 0; i < n; ++i) {
+    master[i] = master_or_written(master[i], param[i]);
   }
 }
 

@@ -52,6 +52,10 @@ struct Update {
   double multiplier;  // of the gradient: unscaling, clipping and the sign of `maximize`
 };
 
+// Whether a variant leaves the parameter as it is (rules/rest.h).
+template <typename Variant>
+constexpr bool kRests = requires { Variant::kRests; };
+
 // What every rule's groups begin with.
 struct GroupHead {
   double lr;

@@ -96,7 +96,10 @@ __device__ void update_chunk(const Arrays& arrays, int size, const Coefficients&
         s[k][j] = state[k];
       }
     }
-    arrays.param.store(p, at, count, [&] { return arrays.random(0, at); });
+    if constexpr (!kRests<Variant>) {
+      arrays.param.store(p, at, count, [&] { return arrays.random(0, at); });
+    }
+    arrays.param.advance_average(p, at, count);
     Words words = {};
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {

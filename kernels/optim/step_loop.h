@@ -48,7 +48,10 @@ void update_range(const Storage<T>& storage, void* grad, int64_t begin, int size
     T* p = storage.load_param(at, n, param_buffer);
     const T* g = load_tile<T>(grad, storage.row.grad_dtype, at, n, grad_buffer);
     update_tile<Variant, T>(p, g, states, n, coefficients);
-    storage.store_param(p, at, n);
+    if constexpr (!kRests<Variant>) {
+      storage.store_param(p, at, n);
+    }
+    storage.advance_average(p, at, n);
     storage.template store_states<Variant::kStates>(states, at, n);
   }
 }

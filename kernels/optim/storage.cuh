@@ -124,11 +124,8 @@ struct ChunkParam {
     }
   }
 
-  // A float32 master is all there is to read.
   __device__ void load(int at, int count, Raw& raw, Raw& raw_master) const {
-    if (uniform || master.stored != Dtype::kFloat32) {
-      param.load(at, count, raw);
-    }
+    param.load(at, count, raw);
     if (!uniform && master.exists()) {
       master.load(at, count, raw_master);
     }
@@ -139,6 +136,7 @@ struct ChunkParam {
       join_pack(raw, raw_master, to);
     } else if (!uniform && master.exists()) {
       master.widen(raw_master, to);
+      take_over_pack(raw, to);
     } else {
       param.widen(raw, to);
     }
@@ -165,16 +163,16 @@ struct ChunkParam {
       param.narrow(p, raw);
     }
     param.store(raw, at, count);
-    if (average.exists()) {
-      if (!uniform && !master.exists()) {
-        param.widen(raw, p);  // as it was rounded
-      }
-      advance_average(p, at, count);
+    if (!uniform && average.exists() && !master.exists()) {
+      param.widen(raw, p);  // as it was rounded
     }
   }
 
- private:
+  // After `store`, if the parameter was updated.
   __device__ void advance_average(const T (&p)[n], int at, int count) const {
+    if (!average.exists()) {
+      return;
+    }
     Raw raw;
     T mean[n];
     average.load(at, count, raw);

@@ -39,8 +39,11 @@ struct Storage {
   T* load_param(int64_t at, int n, T* buffer) const {
     if constexpr (kSingle) {
       switch (row.dtypes[kMaster]) {
-        case Dtype::kFloat32:
-          return static_cast<T*>(row.arrays[kMaster]) + at;
+        case Dtype::kFloat32: {
+          T* const master = array<T>(row.arrays[kMaster], at);
+          take_over_tile(array<BFloat16>(row.param, at), master, n);
+          return master;
+        }
         case Dtype::kInt16:
           join_tile(array<BFloat16>(row.param, at), array<uint16_t>(row.arrays[kMaster], at),
                     buffer, n);
@@ -67,6 +70,10 @@ struct Storage {
     } else {
       store_tile<T>(p, row.param, row.param_dtype, at, n);
     }
+  }
+
+  // After store_param, if the parameter was updated.
+  void advance_average(T* p, int64_t at, int n) const {
     if (row.arrays[kAverage] != nullptr) {
       if (row.dtypes[kMaster] == Dtype::kNone) {
         p = load_tile<T>(row.param, row.param_dtype, at, n, p);  // as it was rounded

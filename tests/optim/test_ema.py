@@ -119,12 +119,60 @@ def test_needs_a_decay() -> None:
         pass
 
 
-def test_a_missing_gradient_leaves_the_average() -> None:
-    params, optimizer = stepped()
-    before = optimizer.ema_parameters()[0].clone()
-    params[0].grad = None
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name_of)
+@every_kind
+def test_is_that_of_torch_where_gradients_are_missing(kind: Kind, dtype: torch.dtype) -> None:
+    """Of an expert that no token reaches, of a parameter that is frozen, and of all at once."""
+    params = make_params((300,), (4, 5), (7,), dtype=dtype)
+    model, decay = torch.nn.ParameterList(params), 0.75
+    averages = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
+    )
+    averages.update_parameters(model)  # the first only copies
+    optimizer = kind.ours(params, ema_decay=decay, max_norm=1.0)
+    for step in range(30):
+        set_grads(params, seed=step)
+        for i, param in enumerate(params):
+            if step >= 10 if i == 0 else step % 3 == i or step in (20, 21):
+                param.grad = None
+        before = [p._version for p in params if p.grad is None]
+        optimizer.step()
+        assert before == [p._version for p in params if p.grad is None]  # graphs stay valid
+        averages.update_parameters(model)
+    assert (params[0] - optimizer.ema_parameters()[0]).abs().max() < 0.01
+    for ours, theirs in zip(optimizer.ema_parameters(), averages.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.detach())
+
+
+def test_average_of_a_matrix_of_muon_that_is_frozen_arrives() -> None:
+    params = make_params((8, 5), (5,))
+    groups = [{"params": params[:1]}, {"params": params[1:], "use_muon": False}]
+    optimizer = fusedstep.Muon(groups, lr=0.1, ema_decay=0.5)
+    set_grads(params)
     optimizer.step()
-    assert_same_bits(optimizer.ema_parameters()[0], before)
+    for step in range(30):
+        params[0].grad = None
+        if step == 15:
+            params[1].grad = None
+        optimizer.step()
+    for param, average in zip(params, optimizer.ema_parameters(), strict=True):
+        torch.testing.assert_close(average, param.detach(), rtol=0, atol=1e-4)
+
+
+def test_a_skipped_step_leaves_the_averages_of_all_parameters() -> None:
+    params, optimizer = stepped(nonfinite="skip")
+    params[0].grad = None
+    for bad in (torch.nan, torch.inf, 1.0):
+        before = [average.clone() for average in optimizer.ema_parameters()]
+        params[1].grad.fill_(bad)
+        if bad == 1.0:
+            optimizer.found_inf = torch.ones(())
+        optimizer.step()
+        for average, old in zip(optimizer.ema_parameters(), before, strict=True):
+            assert_same_bits(average, old)
+    del optimizer.found_inf
+    optimizer.step()
+    assert not torch.equal(optimizer.ema_parameters()[0], before[0])
 
 
 def test_an_average_begins_with_the_first_step_after_a_checkpoint_without() -> None:

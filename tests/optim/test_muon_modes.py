@@ -122,12 +122,16 @@ def test_a_checkpoint_continues_bit_for_bit() -> None:
 
 def test_another_master_in_the_state_is_seen() -> None:
     params = make_params((8, 16), dtype=HALF)
-    optimizer = fusedstep.Muon(params, lr=0.0, weight_decay=0.0, master="float32")
+    optimizer = fusedstep.Muon(params, lr=0.1, master="float32")
     set_grads(params)
     optimizer.step()
-    optimizer.state[params[0]]["master"] = torch.full((8, 16), 3.0)
+    old = optimizer.state[params[0]]["master"]
+    kept, new = old.clone(), old * (1 + 2.0**-20)
+    optimizer.state[params[0]]["master"] = new
     optimizer.step()
-    assert (params[0] == 3).all()
+    assert_same_bits(old, kept)
+    assert_same_bits(params[0].detach(), new.bfloat16())
+    assert not torch.equal(new.bfloat16(), kept.bfloat16())
 
 
 def test_stochastic_rounding_is_for_adamws_groups() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.reference import quantize
+from tests.reference.storage import round_to
 
 # Array entries of one state: (values,), (bfloat16 bits as uint16,) or (codes, scales).
 Stored = tuple[np.ndarray, ...]
@@ -42,6 +43,13 @@ def store_state(x: np.ndarray, form: Stored, random16: np.ndarray) -> Stored:
     if kind == np.uint8:
         return quantize.encode_unsigned(x, random16)
     return (x,)
+
+
+def master_or_written(master: np.ndarray, param: np.ndarray) -> np.ndarray:
+    """The value of a bfloat16 parameter (widened) with a master: kernels/optim/master.h."""
+    rounded = round_to(master, "bfloat16")
+    same = (rounded.view(np.uint32) == param.view(np.uint32)) | (np.isnan(master) & np.isnan(param))
+    return np.where(same, master, param)
 
 
 def average(old: np.ndarray, param: np.ndarray, decay: float) -> np.ndarray:

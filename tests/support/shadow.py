@@ -15,7 +15,15 @@ from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.state import Role, arrays_of, scale_name
 from tests.reference import quantize
 from tests.reference.clip import decide
-from tests.reference.forms import Stored, average, bfloat16_bits, load_state, store_state, widen
+from tests.reference.forms import (
+    Stored,
+    average,
+    bfloat16_bits,
+    load_state,
+    master_or_written,
+    store_state,
+    widen,
+)
 from tests.reference.norm import total_norm
 from tests.reference.random import exchange_bytes, random16, random_array
 from tests.reference.storage import round_to
@@ -94,6 +102,8 @@ class Shadow:
             for param in options["params"]:
                 if param in grads:
                     self._update(param, grads[param], options, decision.multiplier)
+                elif "ema" in self.states[param]:
+                    self._rest(param)
 
     def _make_state(self, param: Tensor, options: dict[str, Any]) -> None:
         there, states = self.optimizer.state.get(param, {}), self.states[param]
@@ -121,6 +131,22 @@ class Shadow:
     def _put(self, param: Tensor, name: str, stored: Stored) -> None:
         self.states[param].update(zip((name, scale_name(name)), stored, strict=False))
 
+    def _value(self, param: Tensor) -> np.ndarray:
+        """What a parameter's update starts from: with its master or remainder if it has one."""
+        value, states = self.values[param], self.states[param]
+        if "master" in states:
+            return master_or_written(states["master"], value)
+        if "remainder" in states:
+            return quantize.join(bfloat16_bits(value), states["remainder"])
+        return value
+
+    def _rest(self, param: Tensor) -> None:
+        """A step without a gradient: only the average advances."""
+        states, value = self.states[param], self._value(param)
+        if "master" in states:
+            states["master"] = value
+        states["ema"] = average(states["ema"], value, self.optimizer.ema_decay)
+
     def _update(
         self, param: Tensor, grad: np.ndarray, options: dict[str, Any], multiplier: np.float64
     ) -> None:
@@ -130,9 +156,7 @@ class Shadow:
         names = [name for name in spec.names if name != "step"]
         with np.errstate(over="ignore"):
             grad = grad.astype(self.values[param].dtype)
-        value = states.get("master", self.values[param])
-        if "remainder" in states:
-            value = quantize.join(bfloat16_bits(value), states["remainder"])
+        value = self._value(param)
         old = [self._stored(param, name) for name in names]
         value, new = self.update(
             value, grad, list(map(load_state, old)), self.steps.get(param, 0), self._group(options),

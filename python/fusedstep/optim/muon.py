@@ -8,7 +8,7 @@ batches. The second pass moves the matrices along them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fusedstep import _C
 from fusedstep.checks import refuse, require_count
 from fusedstep.optim import adam
 from fusedstep.optim.distributed import Place, is_dtensor
@@ -31,7 +32,7 @@ from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import Mode, OptionArguments
 from fusedstep.optim.state import Initial, StateSpec
 from fusedstep.optim.step import Step
-from fusedstep.optim.tables import Entry, Groups, State, Table
+from fusedstep.optim.tables import Entry, Groups, State, States, Table
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -195,8 +196,8 @@ class Muon(FusedOptimizer, torch.optim.Muon):
 
     # --- the step --------------------------------------------------------------------------------
 
-    def _write(self, step: Step, active: dict[Place, Table]) -> None:
-        super()._write(step, active)  # AdamW's part, and the directions
+    def _write(self, step: Step, active: dict[Place, Table]) -> Tensor | None:
+        norm = super()._write(step, active)  # AdamW's part, and the directions
         for table in active.values():
             assert isinstance(table, _DirectionTable)
             iterations: dict[tuple[Any, ...], list[Tensor]] = {}
@@ -209,16 +210,16 @@ class Muon(FusedOptimizer, torch.optim.Muon):
             for (coefficients, steps, eps), directions in iterations.items():
                 orthogonalize_(directions, coefficients, steps, eps)
             if iterations:
-                self._descend(step, table.descent)
+                self._descend(step, table.descent, norm)
+        return norm
 
-    def _descend(self, step: Step, table: _DescentTable) -> None:
+    def _descend(self, step: Step, table: _DescentTable, norm: Tensor | None) -> None:
         """Moves the matrices, unless the step is skipped, by the same test as the first pass."""
         groups = [self.param_groups[g] for g, _ in table.kinds]
         of_kinds = []
         for (g, (m, n)), group in zip(table.kinds, groups, strict=True):
             ratio = RATIOS[group["adjust_lr_fn"] or "original"](m, n) if m and n else 0.0
             of_kinds.append(step.values[g] | {"descent": 1.0, "ratio": ratio})
-        norm = self._internals.norm
         norm = None if norm is None else norm.to(table.place.device)
         step.run_rule(table, groups, of_kinds, norm)  # clipped and unscaled in the first pass
 
@@ -237,6 +238,7 @@ class _DirectionTable(Table):
     def __init__(self, function: str, place: Place) -> None:
         self.descent = _DescentTable(function, place)
         self._directions: dict[Tensor, Tensor] = {}
+        self._represented: list[Tensor] = []  # a direction or parameter for each of the table's
         super().__init__(function, place)
 
     def rebuild(
@@ -260,14 +262,21 @@ class _DirectionTable(Table):
             spec._replace(mode=Mode(spec.mode.state_dtype), average=False) if of_muon else spec
             for spec, of_muon in zip(specs, matrices, strict=True)
         ]
+        self._represented = [
+            self._directions.get(entry.param, entry.param) for entry in chain.from_iterable(groups)
+        ]
         super().rebuild(groups, here, state, initial)
         self.descent.rebuild_for(matrices, self._directions, specs, state, initial)
 
-    def _data_of(self, param: Tensor) -> Tensor:
-        return self._directions.get(param, param)
+    def _data(self) -> list[Tensor]:
+        return self._represented
 
-    def was_replaced(self) -> bool:
-        return super().was_replaced() or self.descent.was_replaced()
+    def find_states(self, states: Mapping[Tensor, int]) -> None:
+        super().find_states(states)
+        self.descent.find_states(states)
+
+    def fits(self, states: States) -> bool:
+        return super().fits(states) and self.descent.fits(states)
 
     def bind_grads(self) -> bool:
         self.descent.bind_grads()
@@ -282,6 +291,10 @@ class _DirectionTable(Table):
     def _refresh_descent(self) -> bool:
         """Before the first pass, so that nothing is refused between the two."""
         return not self.descent.has_grads or self.descent.refresh()
+
+    def resting(self) -> Iterator[tuple[_C.TensorTable, Tensor]]:
+        yield from super().resting()
+        yield from self.descent.resting()
 
     def written_directions(self, groups: Groups) -> list[list[Tensor]]:
         """For each parameter group, the directions that this step wrote."""

@@ -254,10 +254,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         tables = self._internals.tables
         active = tables.open(self.param_groups, self.state, specs, self._initial)
         try:
+            norm = None
             if active or tables.shared:
-                self._write(step, active)  # all that can be refused has been
+                norm = self._write(step, active)  # all that can be refused has been
+            step.advance_averages(tables, norm)
         finally:
-            tables.close(active)
+            tables.close()
 
     def _values(self, group: Group, index: int | None) -> Values:
         """The values of all fields of a parameter group by name, checked."""
@@ -280,10 +282,14 @@ class FusedOptimizer(torch.optim.Optimizer):
         names, mode = self._state_names(group), options.mode.of(group)
         return StateSpec(names, self._never_negative, mode, options.ema_decay is not None)
 
-    def _write(self, step: Step, active: dict[Place, Table]) -> None:
-        """Computes the norm and updates everything in the tables; Muon does more."""
-        self._internals.norm = step.update(self._internals.tables, active)
-        step.require_finite(self._internals.norm)
+    def _write(self, step: Step, active: dict[Place, Table]) -> Tensor | None:
+        """Computes the norm and updates everything in the tables; Muon does more.
+
+        Returns the norm, 0-d float64, if one was needed.
+        """
+        self._internals.norm = norm = step.update(self._internals.tables, active)
+        step.require_finite(norm)
+        return norm
 
     # --- the moving average of the parameters ----------------------------------------------------
 

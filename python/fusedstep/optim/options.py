@@ -49,10 +49,10 @@ class Options:
             parameters support neither; DTensors do not support `"int8"`. A parameter group may
             override it.
         master: Where a bfloat16 parameter keeps the float32 value that is updated. `"float32"`: in
-            a copy, 4 bytes per element. The next step overwrites direct writes to the parameter.
-            `"remainder"`: as the low 16 bits, 2 bytes per element. The parameter is the nearest
-            bfloat16, with ties away from zero; direct writes take effect. None: no float32 value is
-            kept; updates round to the nearest bfloat16. A parameter group may override it.
+            a copy, 4 bytes per element. `"remainder"`: as the low 16 bits, 2 bytes per element; the
+            parameter is the nearest bfloat16, with ties away from zero. Direct writes to the
+            parameter, such as loading weights into the model, take effect in both. None: no float32
+            value is kept; updates round to the nearest bfloat16. A parameter group may override it.
         stochastic_rounding: Round bfloat16 parameters without a master stochastically, so that
             updates smaller than half of a bfloat16's last bit are not lost. A parameter group may
             override it.
@@ -61,7 +61,10 @@ class Options:
             which the random numbers continue, but not the seed. All shards of a DTensor use the
             same random numbers.
         ema_decay: Keep an exponential moving average of the parameters with this decay, in
-            [0, 1), updated in the same pass. See `ema_parameters` and `swap_ema`. None: no average.
+            [0, 1), updated in the same pass. It starts from the parameters before their first step
+            and advances at every step, with one more launch for parameters without a gradient
+            (frozen ones, experts that no token reached). See `ema_parameters` and `swap_ema`. None:
+            no average.
 
     Example:
         >>> opt = fusedstep.AdamW(model.parameters(), max_norm=1.0, state_dtype="int8")

@@ -12,12 +12,14 @@ from torch import Tensor
 from fusedstep.checks import refuse
 from fusedstep.fakes import register_writers
 from fusedstep.optim.distributed import Place, norm_over_ranks
-from fusedstep.optim.hyperparameters import Group, Values, in_order, read_on_device
+from fusedstep.optim.hyperparameters import Group, Values, in_order, read_on_device, rule_fields
 from fusedstep.optim.options import Options
 from fusedstep.optim.tables import Table, Tables
 
 _STEP = torch.ops.fusedstep.table_step_.default
 _NORM = torch.ops.fusedstep.table_norm_.default
+
+REST = "rest"  # the rule of parameters without a gradient
 
 register_writers("step_", "table_step_", "table_norm_")
 
@@ -85,6 +87,24 @@ class Step(NamedTuple):
             -1.0 if max_norm is None else max_norm, options.nonfinite != "propagate",
         )  # fmt: skip
         table.commit()
+
+    def advance_averages(self, tables: Tables, norm: Tensor | None) -> None:
+        """Advances the averages of parameters without a gradient, unless the step is skipped.
+
+        `norm` is what `update` returned; None if nothing has a gradient.
+        """
+        options = self.options
+        if options.ema_decay is None:
+            return
+        of_group = dict.fromkeys(rule_fields(REST), 0.0) | {"ema_decay": options.ema_decay}
+        for table in tables.values():
+            device = table.place.device
+            for resting, param in table.resting():
+                _STEP(
+                    resting.address, REST, param, in_order(REST, [of_group]), 0, [], [],
+                    None if norm is None else norm.to(device), 0.0, None,
+                    _float32_on(device, self.found_inf), -1.0, options.nonfinite != "propagate",
+                )  # fmt: skip
 
     def require_finite(self, norm: Tensor | None) -> None:
         """Raises RuntimeError if the norm is not finite and `nonfinite="error"`."""

@@ -2,20 +2,21 @@
 
 The life of a table:
 
-    Tables.is_current   are parameters and states still the objects that it was made from?
+    Tables.is_current   are parameters and states still what and where they were?
     Tables.rebuild      if not: check everything, create missing state, assign everything again
     Table.bind_grads    note which gradients exist; a table without any is skipped
-    Table.refresh       compare every address with the C++ table; False: rebuild after all
+    Table.refresh       take over the gradients' addresses; False: rebuild after all
     (the ops)           read and write what the C++ table lists
     Table.commit        copy back parameters with gaps, advance autograd's version counters
-    Table.release       drop gradients and copies, so that their memory can be freed
+    Table.release       drop all tensors, so that their memory can be freed
 
-The C++ table outlives rebuilds, because a captured CUDA graph may still point to it.
+Between steps a table keeps addresses, not tensors, so state that is replaced is freed at once. The
+C++ table outlives rebuilds, because a captured CUDA graph may still point to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -38,14 +39,25 @@ from fusedstep.optim.distributed import (
     shard_like,
 )
 from fusedstep.optim.hyperparameters import parameter_labels
-from fusedstep.optim.memory import in_layout_of, is_dense, is_plain, refuse_overlap
+from fusedstep.optim.memory import gapless, in_layout_of, is_dense, is_plain, refuse_overlap
 from fusedstep.optim.options import require_mode_of
-from fusedstep.optim.state import Initial, StateSpec, arrays_of, prepare_state, require_state
+from fusedstep.optim.state import (
+    Array,
+    Initial,
+    Role,
+    StateSpec,
+    arrays_of,
+    prepare_state,
+    require_state,
+)
 
 Groups = Sequence[Mapping[str, Any]]  # an optimizer's param_groups
+States = list[dict[str, Tensor]]  # of parameters, in a table's order
 State = dict[Tensor, dict[str, Tensor]]  # an optimizer's state
 
 register_writers("table_assign")
+
+OF_VALUE = (Role.MASTER, Role.AVERAGE)  # arrays of what a parameter is, not of how it moves
 
 _GRAD = attrgetter("grad")
 _REFRESH = torch.ops.fusedstep.table_refresh.default
@@ -71,25 +83,33 @@ class Table:
         self.function = function
         self.place = place
         self.handle = _C.TensorTable()
-        self.params: list[Tensor] = []  # what the kernels write: the owners' local memory
         self._entries: list[Entry] = []
         self._owners: list[Tensor] = []  # the optimizer's parameters, DTensors included
-        self._states: list[dict[str, Tensor]] = []
-        self._state_keys: tuple[str, ...] = ()
-        self._state_tensors: list[Tensor] = []
+        self._arrays: list[list[Array]] = []  # what each has besides its gradient
+        self._names: list[tuple[str, ...]] = []  # of the arrays
+        self._group_sizes: list[int] = []
+        self._rows: list[int] = []  # where each one's state is among the optimizer's states
         self._strided: list[int] = []  # indices of parameters whose elements have gaps
-        # Of one step: gradients, their owners, indices of parameters without one, and copies.
+        self._averaged: set[int] = set()  # indices of parameters that have an average
+        self._resting = _C.TensorTable()  # of those of them that have no gradient
+        self._at_rest: list[int] | None = None  # whose indices are these; None: to be assigned
+        self.release()
+
+    def release(self) -> None:
+        """Drops all tensors of the step but the optimizer's parameters."""
+        self.params: list[Tensor] = []  # what the kernels write: the owners' local memory
+        self._states: States = []
         self._grads: list[Tensor] = []
-        self._written: list[Tensor] = []
-        self._missing: list[int] = []
+        self._written: list[Tensor] = []  # owners of the gradients
+        self._missing: list[int] = []  # indices of parameters without one
         self._copies: list[Tensor] = []
         self._redistributed: dict[Tensor, Tensor] = {}
 
     # --- what subclasses may read and write instead of the parameters themselves ---------------
 
-    def _data_of(self, param: Tensor) -> Tensor:
-        """The tensor that the kernels update in place of a parameter: its local memory."""
-        return local(param)
+    def _data(self) -> list[Tensor]:
+        """The tensors that the kernels update in place of the parameters: their local memory."""
+        return self._owners if self.place.mesh is None else list(map(local, self._owners))
 
     def _gradients(self) -> list[Tensor | None]:
         """The gradient of each parameter, as the kernels read it; None if there is none."""
@@ -125,9 +145,9 @@ class Table:
         """Lists the parameters of each group, already checked; specs[g]: what state they have."""
         self._entries = list(chain.from_iterable(groups))
         self._owners = [entry.param for entry in self._entries]
-        self.params = list(map(self._data_of, self._owners))
+        self.params = self._data()
         self._strided = [i for i, param in enumerate(self.params) if not is_dense(param)]
-        arrays = [
+        self._arrays = arrays = [
             arrays_of(entry.param, spec)
             for group, spec in zip(groups, specs, strict=True)
             for entry in group
@@ -135,29 +155,55 @@ class Table:
         for param, needed in zip(self._owners, arrays, strict=True):
             if needed:
                 prepare_state(param, state[param], needed, initial)
+        self._names = [tuple(array.name for array in needed) for needed in arrays]
         self._states = [state.get(param, {}) for param in self._owners]
-        self._state_keys = tuple({array.name: None for array in chain.from_iterable(arrays)})
-        self._state_tensors = [s[k] for s in self._states for k in self._state_keys if k in s]
-        self._assigned = (
-            [local(s[a.name]) for s, n in zip(self._states, arrays, strict=True) for a in n],
-            [array.role for array in chain.from_iterable(arrays)],
-            [len(needed) for needed in arrays],
-            [len(group) for group in groups],
-            [entry.position for entry in self._entries],
-        )
+        self._group_sizes = list(map(len, groups))
+        self._averaged = {
+            i for i, needed in enumerate(arrays) if any(a.role == Role.AVERAGE for a in needed)
+        }
+        self._at_rest = None
         if not self._strided:
             self._assign(self.params)
 
-    def _assign(self, params: list[Tensor]) -> None:
-        torch.ops.fusedstep.table_assign(self.handle.address, params, *self._assigned)
+    def find_states(self, states: Mapping[Tensor, int]) -> None:
+        """Notes where the states of the parameters are among all, given by index."""
+        self._rows = [states.get(param, -1) for param in self._owners]
 
-    def was_replaced(self) -> bool:
-        """Whether a tensor of the state, or the memory of a DTensor, was replaced."""
-        if self.place.mesh is not None:
-            shards = list(map(local, self._owners))
-            if not _C.same_items(shards, self.params):
-                return True
-        return not _C.same_objects(self._states, self._state_keys, self._state_tensors)
+    def _assign(self, params: list[Tensor]) -> None:
+        everything = range(len(params))
+        self._assign_to(self.handle, params, everything, self._arrays, self._group_sizes)
+
+    def _assign_to(
+        self,
+        handle: _C.TensorTable,
+        params: list[Tensor],
+        indices: Sequence[int],
+        arrays: list[list[Array]],
+        group_sizes: list[int],
+    ) -> None:
+        """Lists the parameters at `indices` of this table in `handle`, with `arrays` of each."""
+        states = [self._states[i] for i in indices]
+        torch.ops.fusedstep.table_assign(
+            handle.address,
+            params,
+            [local(s[array.name]) for s, of in zip(states, arrays, strict=True) for array in of],
+            [array.role for array in chain.from_iterable(arrays)],
+            list(map(len, arrays)),
+            group_sizes,
+            [self._entries[i].position for i in indices],
+        )
+
+    def fits(self, states: States) -> bool:
+        """Whether the C++ table is still right; `states` are all of the optimizer and an empty one.
+
+        Parameters with gaps are assigned anew at every step, as copies without.
+        """
+        self.params = self._data()
+        self._states = [states[row] for row in self._rows]
+        sharded = self.place.mesh is not None
+        return not self._strided and self.handle.fits(
+            self.params, self._states, self._names, sharded
+        )
 
     def bind_grads(self) -> bool:
         """Notes the current gradients; False if there are none."""
@@ -196,15 +242,29 @@ class Table:
         except NotImplementedError:  # what the dispatcher raises for gradients without a kernel
             return False
 
+    def resting(self) -> Iterator[tuple[_C.TensorTable, Tensor]]:
+        """A C++ table of the parameters without a gradient that have an average, and the first."""
+        at_rest = [i for i in self._missing if i in self._averaged]
+        if not at_rest:
+            return
+        params = [self.params[i] for i in at_rest]
+        if self._strided:
+            params = list(map(gapless, params))  # which are only read
+        if at_rest != self._at_rest:
+            arrays = [
+                [array for array in self._arrays[i] if array.role in OF_VALUE] for i in at_rest
+            ]
+            self._assign_to(self._resting, params, at_rest, arrays, [len(params)])
+            if not _REFRESH(self._resting.address, params, []):
+                raise RuntimeError(f"{self.function}: a table refused checked tensors")
+            self._at_rest = at_rest
+        yield self._resting, params[0]
+
     def commit(self) -> None:
         """Copies results back; autograd's version counters advance, so a stale backward raises."""
         for i in self._strided:
             self.params[i].copy_(self._copies[i])
         torch.autograd.graph.increment_version(self._written)
-
-    def release(self) -> None:
-        """Drops gradients and copies."""
-        self._grads, self._written, self._copies, self._redistributed = [], [], [], {}
 
 
 class Tables(dict[Place, Table]):
@@ -219,25 +279,23 @@ class Tables(dict[Place, Table]):
         self._params: list[Tensor] = []
         self._group_sizes: list[int] = []
         self._stateless: list[Tensor] = []  # parameters that never had a gradient
-        self._states: list[dict[str, Tensor]] = []  # which users may clear or refill
+        self._with_state: list[Tensor] = []  # the keys of the optimizer's state
         self._specs: list[StateSpec] = []
         self.shared: list[Place] = []  # places of DTensors, which other ranks have as well
         self.flattened: str | None = None  # an FSDP1 slice; the other ranks' slices are unknown
 
     def is_current(self, groups: Groups, state: State, specs: list[StateSpec]) -> bool:
-        """Whether parameters and states are the objects that the tables were made from.
-
-        `Table.refresh` notices tensors that moved in memory but are the same objects.
-        """
+        """Whether parameters and states are what and where they were when the tables were made."""
         lists = [group["params"] for group in groups]
+        states = [*state.values(), {}]
         return (
             bool(self)
             and _C.same_items(list(chain.from_iterable(lists)), self._params)
             and self._group_sizes == list(map(len, lists))
-            and _C.same_items(list(state.values()), self._states)
+            and _C.same_items(list(state), self._with_state)
             and (not self._stateless or all(param.grad is None for param in self._stateless))
-            and not any(table.was_replaced() for table in self.values())
             and self._specs == specs
+            and all(table.fits(states) for table in self.values())
         )
 
     def rebuild(
@@ -282,7 +340,10 @@ class Tables(dict[Place, Table]):
         self.flattened = next(slices, None)
         self._params, self._stateless, self._specs = params, stateless, specs
         self._group_sizes = [len(group["params"]) for group in groups]
-        self._states = list(state.values())
+        self._with_state = list(state)
+        index = {param: i for i, param in enumerate(state)}
+        for table in self.values():
+            table.find_states(index)
 
     def _require_steppable(self, label: str, param: Tensor, spec: StateSpec) -> None:
         """Refuses a parameter or gradient that the kernels cannot read and write."""
@@ -310,9 +371,9 @@ class Tables(dict[Place, Table]):
 
         It is no context manager, which would cost a small step a tenth of its time.
         """
-        current = self.is_current(groups, state, specs)
-        active = self._bind_grads() if current else {}
         try:
+            current = self.is_current(groups, state, specs)
+            active = self._bind_grads() if current else {}
             if not current or not all(table.refresh() for table in active.values()):
                 self.rebuild(groups, state, specs, initial)
                 active = self._bind_grads()
@@ -320,13 +381,13 @@ class Tables(dict[Place, Table]):
                     if not table.refresh() and not table.refresh_by_copies():
                         raise RuntimeError(f"{self._function}: a table refused checked tensors")
         except BaseException:
-            self.close(active)
+            self.close()
             raise
         return active
 
-    def close(self, active: dict[Place, Table]) -> None:
+    def close(self) -> None:
         """Lets go of what `open` bound."""
-        for table in active.values():
+        for table in self.values():
             table.release()
 
     def _bind_grads(self) -> dict[Place, Table]:

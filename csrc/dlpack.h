@@ -1,0 +1,91 @@
+// Where a Python tensor lies, read without owning it: DLPack's C exchange API, which torch.Tensor
+// provides from torch 2.10 on (https://dmlc.github.io/dlpack/latest/python_spec.html). torch's
+// stable interface has no function that takes a Python tensor in torch 2.11.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+#include "csrc/tensor.h"
+
+namespace fusedstep::dlpack {
+
+// The standard's structs, which have a stable ABI; what is not used here is left opaque.
+constexpr int32_t kCpu = 1, kCuda = 2;  // types of devices
+
+struct Device {
+  int32_t type, index;
+  bool operator==(const Device&) const = default;
+};
+
+struct DataType {
+  uint8_t code, bits;
+  uint16_t lanes;
+  bool operator==(const DataType&) const = default;
+};
+
+struct View {
+  void* data;
+  Device device;
+  int32_t ndim;
+  DataType dtype;
+  int64_t* shape;    // owned by the tensor, as the next
+  int64_t* strides;  // in elements
+  uint64_t byte_offset;
+};
+
+struct ExchangeApi {
+  struct {
+    uint32_t major, minor;
+    void* previous;
+  } header;
+  void *allocate, *own, *to_python;
+  int (*view)(void* tensor, View* out);
+  void* current_stream;
+};
+
+inline const ExchangeApi* find_torch_api() {
+  namespace py = pybind11;
+  const py::object capsule =
+      py::module_::import("torch").attr("Tensor").attr("__dlpack_c_exchange_api__");
+  const void* found = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
+  if (found == nullptr) {
+    throw py::error_already_set();
+  }
+  const auto* const api = static_cast<const ExchangeApi*>(found);
+  if (api->header.major != 1 || api->view == nullptr) {
+    throw std::runtime_error("fusedstep: torch must provide DLPack's exchange API, version 1");
+  }
+  return api;
+}
+
+inline const ExchangeApi& torch_api() {
+  static const ExchangeApi* const api = find_torch_api();
+  return *api;
+}
+
+// False for what is no dense tensor with memory.
+inline bool view_of(PyObject* tensor, View* out) {
+  const bool viewed = torch_api().view(tensor, out) == 0;
+  if (!viewed) {
+    PyErr_Clear();
+  }
+  return viewed;
+}
+
+inline Geometry geometry_of(const View& view) {
+  const auto dim = static_cast<size_t>(view.ndim);
+  return {{view.shape, dim}, {view.strides, dim}};
+}
+
+// The standard's name for a dtype of the kernels.
+inline DataType data_type_of(Dtype dtype) {
+  constexpr uint8_t kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4;
+  constexpr DataType kTypes[] = {
+      {},           {kFloat, 32, 1}, {kFloat, 64, 1}, {kBfloat, 16, 1}, {kFloat, 16, 1},
+      {kInt, 8, 1}, {kUInt, 8, 1},   {kInt, 16, 1}};
+  return kTypes[static_cast<int>(dtype)];
+}
+
+}  // namespace fusedstep::dlpack
