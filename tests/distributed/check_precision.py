@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 import fusedstep
+from fusedstep.optim.distributed import local
 from tests.distributed.check_checkpoints import load
 from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check
-from tests.distributed.side_by_side import make_model, shard, whole
+from tests.distributed.side_by_side import make_model, older, shard, whole
 from tests.support.optimizers import OPTIMIZERS, Kind
 from tests.support.refusals import refuses
 from tests.support.tensors import assert_same_bits
@@ -104,6 +114,68 @@ def modes_saved_by_two_loaded_by_three(ranks: Ranks) -> None:
         both.check()
 
 
+def through_files(
+    model: nn.Module, optimizer: Any, other: nn.Module, loading: Any, path: Path
+) -> None:
+    """torchtitan's way: flattened, and loaded into what the new optimizer has."""
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    saved = dict(zip("mo", get_state_dict(model, optimizer, options=options), strict=True))
+    dcp.save(saved, checkpoint_id=path)
+    found = dict(zip("mo", get_state_dict(other, loading, options=options), strict=True))
+    dcp.load(found, checkpoint_id=path)
+    set_model_state_dict(other, found["m"], options=options)
+    set_optimizer_state_dict(other, loading, found["o"], options=options)
+
+
+def through_rank_0(
+    model: nn.Module, optimizer: Any, other: nn.Module, loading: Any, path: Path
+) -> None:
+    """Gathered whole, and sent to all ranks by the one that has it."""
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    of_model, of_optimizer = deepcopy(
+        (
+            get_model_state_dict(model, options=options),
+            get_optimizer_state_dict(model, optimizer, options=options),
+        )
+    )
+    if torch.distributed.get_rank() > 0:
+        of_model, of_optimizer = {}, {}
+    set_model_state_dict(other, of_model, options=options)
+    set_optimizer_state_dict(other, loading, of_optimizer, options=options)
+
+
+@check(2)
+def remainders_and_narrow_state_go_through_collectives(ranks: Ranks) -> None:
+    """Neither gloo nor NCCL sends int16; FSDP1 sends no integers, and one dtype a parameter."""
+    options = {"master": "remainder", "state_dtype": torch.bfloat16, "ema_decay": 0.9}
+    flat, slices = older(use_orig_params=False), older(use_orig_params=True)
+    for case, (kind, wrap, way) in enumerate(
+        (
+            (fusedstep.AdamW, shard, through_rank_0),
+            (fusedstep.AdamW, shard, through_files),
+            (fusedstep.Adagrad, shard, through_files),
+            (fusedstep.AdamW, flat, through_rank_0),
+            (fusedstep.AdamW, slices, through_files),
+        )
+    ):
+        models = [wrap(make_model(torch.bfloat16)) for _ in range(2)]
+        runs = [(model, kind(model.parameters(), **options)) for model in models]
+        x = torch.randn(4, 5, generator=torch.Generator().manual_seed(ranks.rank))
+        for step in range(4):
+            for model, optimizer in runs[: 1 if step < 2 else 2]:
+                model(x.bfloat16()).float().square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            if step == 1:
+                way(*runs[0], *runs[1], ranks.folder / f"collectives-{case}")
+        for p, q in zip(*(model.parameters() for model in models), strict=True):
+            assert_same_bits(local(q), local(p), "a parameter")
+            states = runs[0][1].state[p], runs[1][1].state[q]
+            assert states[0].keys() == states[1].keys()
+            for name, value in states[0].items():
+                assert_same_bits(local(states[1][name]), local(value), name)
+
+
 @check(2)
 def replicas_round_with_the_same_random_numbers(ranks: Ranks) -> None:
     """Stochastic rounding must not make replicas differ."""
@@ -128,3 +200,8 @@ def codes_of_eight_bits_are_refused(ranks: Ranks) -> None:
     must = "be a plain tensor where state_dtype='int8', .*"
     with refuses("AdamW", "param_groups[0]['params']['0.weight']", must, "a DTensor", TypeError):
         fusedstep.AdamW(named, state_dtype="int8")
+    where = "param_groups[0]['params'][0]"
+    for names in (False, True):
+        params = older(use_orig_params=names)(make_model(torch.float32)).parameters()
+        with refuses("AdamW", where, must, "an FSDP1 slice", TypeError):
+            fusedstep.AdamW(params, state_dtype="int8")

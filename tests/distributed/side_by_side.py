@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 
 import fusedstep
@@ -32,6 +32,12 @@ def shard(model: nn.Sequential, *meshes: Any) -> nn.Sequential:
     for layer, mesh in zip(layers, itertools.cycle(meshes), strict=False):
         fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=meshes[0])
+
+
+def older(**options: Any) -> Callable[[nn.Module], nn.Module]:
+    """FSDP1 of the whole."""
+    cpu = torch.device("cpu")
+    return lambda model: FullyShardedDataParallel(model, device_id=cpu, **options)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -352,3 +352,45 @@ def test_tensors_of_the_user_in_the_state_are_left_alone() -> None:
         assert one.to_torch_state_dict()["state"][0].keys() >= own.keys()
     for p, q in zip(params_of(optimizer), params_of(second), strict=True):
         assert_same_bits(p, q)
+
+
+def test_a_remainder_is_saved_as_its_bytes_and_loaded_from_any_form() -> None:
+    """All 65536 of them; in other orders of memory; as older and flattened checkpoints have it."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for order in (bits.view(256, 256), bits.view(256, 256).T):
+        param = torch.zeros_like(order, dtype=torch.bfloat16).requires_grad_()
+        optimizer = fusedstep.SGD([param], master="remainder")
+        optimizer.state[param]["remainder"] = order.clone()
+        # What a user's hook sees is what is returned.
+        optimizer.register_state_dict_post_hook(lambda _, final: final | {"seen": final["state"]})
+        saved = optimizer.state_dict()
+        entries = saved["seen"][0]
+        assert entries.keys() == saved["state"][0].keys() == {"remainder.high", "remainder.low"}
+        assert optimizer.state[param].keys() == {"remainder"}
+        high, low = entries.values()
+        assert high.dtype == low.dtype == torch.uint8
+        assert torch.equal(high.int() * 256 + low, order.int() % 2**16)
+        for form in (
+            entries,
+            {"remainder": {"high": high, "low": low}},
+            {"remainder": order},
+            {"remainder": order.float()},
+        ):
+            twin = torch.zeros_like(param).requires_grad_()
+            loading = fusedstep.SGD([twin], master="remainder")
+            loading.load_state_dict(saved | {"state": {0: form}})
+            assert_same_bits(loading.state[twin]["remainder"], order)
+            assert loading.state[twin]["remainder"].stride() == order.stride()
+
+
+def test_checkpoints_put_directly_into_the_state() -> None:
+    """As ZeroRedundancyOptimizer does."""
+    params = make_params((300,), dtype=torch.bfloat16)
+    optimizer = fusedstep.AdamW(params, master="remainder")
+    run(optimizer, range(2))
+    twins = copies(params)
+    loading = fusedstep.AdamW(twins, master="remainder")
+    loading.state[twins[0]] = copy.deepcopy(optimizer.state_dict()["state"][0])
+    for one in (optimizer, loading):
+        run(one, range(2, 3))
+    assert_same_run(loading, optimizer)

@@ -39,6 +39,18 @@ def without(name: str) -> Damage:
     return lambda state: state.pop(name)
 
 
+HIGH, LOW = "remainder.high", "remainder.low"
+
+
+def whole(change: Callable[[Tensor], Tensor]) -> Damage:
+    """As in memory, instead of the halves."""
+
+    def put(state: dict[str, Any]) -> None:
+        state["remainder"] = change(state.pop(HIGH).short() << 8 | state.pop(LOW))
+
+    return put
+
+
 DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "no scale": (without("exp_avg_scale"), "exp_avg_scale", "be present with 8-bit codes"),
     "no codes": (without("exp_avg"), "exp_avg", "be present after a step, got None"),
@@ -48,8 +60,11 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "wide codes": (entry("exp_avg", Tensor.int), "exp_avg", "be torch.int8 or floating-point, got"),
     "float codes": (entry("exp_avg", Tensor.float), "exp_avg_scale", "be absent without codes"),
     "other shape": (entry("exp_avg", lambda x: x[:-1]), "exp_avg", "have its parameter's shape"),
-    "other remainder": (entry("remainder", lambda x: x[:-1]), "remainder", "have its parameter's"),
-    "wide remainder": (entry("remainder", Tensor.float), "remainder", "be torch.int16, got"),
+    "other half": (entry(HIGH, lambda x: x[:-1]), LOW, r"have shape \(299,\), as the other, got"),
+    "wide half": (entry(HIGH, Tensor.short), HIGH, "be torch.uint8, got torch.int16"),
+    "one half": (without(LOW), LOW, "be present with the other half, got None"),
+    "other remainder": (whole(lambda x: x[:-1]), "remainder", "have its parameter's shape"),
+    "wide remainder": (whole(Tensor.int), "remainder", "be torch.int16, got torch.int32"),
     "other average": (entry("ema", lambda x: x[:-1]), "ema", "have its parameter's shape"),
     "whole average": (entry("ema", Tensor.long), "ema", "be torch.float32, got torch.int64"),
     "no tensor": (entry("exp_avg", lambda x: [1.0]), "exp_avg", "be a tensor, got list"),
@@ -75,9 +90,9 @@ def refused(loading: Optimizer, state_dict: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_checkpoints_are_refused(damage: str, named: bool) -> None:
     params = make_params((5,), (300,), **BFLOAT16)
-    whole = fusedstep.AdamW(params, lr=0.1, **BOTH)
-    run(whole, range(2))
-    state_dict = copy.deepcopy(whole.state_dict())
+    saving = fusedstep.AdamW(params, lr=0.1, **BOTH)
+    run(saving, range(2))
+    state_dict = copy.deepcopy(saving.state_dict())
     change, name, must = DAMAGES[damage]
     change(state_dict["state"][1])
     names = ("layer.bias", "layer.weight")

@@ -90,16 +90,22 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
             self._make_state()
 
     def _make_state(self) -> None:
-        """Replaces torch's state, which rounds the sums of half-precision parameters."""
+        """Replaces torch's state, which rounds the sums of half-precision parameters.
+
+        Masters and averages start as copies of parameters, which may be initialized later. Where
+        there are any, the first step makes all state: torch's checkpoints load nothing into entries
+        that are missing, and initialize an optimizer with a step only if it has no state.
+        """
         self.state.clear()
-        for group in self.param_groups:
-            spec = self._spec(group)
-            for param in group["params"]:
-                # Masters and averages start as copies of parameters, which may be initialized
-                # later.
-                arrays = arrays_of(param, spec)
-                made = [a for a in arrays if a.role not in (Role.MASTER, Role.AVERAGE)]
-                prepare_state(param, self.state[param], made, self._initial)
+        needed = [
+            (param, arrays_of(param, self._spec(group)))
+            for group in self.param_groups
+            for param in group["params"]
+        ]
+        if any(a.role in (Role.MASTER, Role.AVERAGE) for _, arrays in needed for a in arrays):
+            return
+        for param, arrays in needed:
+            prepare_state(param, self.state[param], arrays, self._initial)
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("step", "sum")

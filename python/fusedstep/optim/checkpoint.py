@@ -12,6 +12,7 @@ from torch import Tensor
 from fusedstep.checks import refuse
 from fusedstep.optim.distributed import local
 from fusedstep.optim.options import MODE_KEYS
+from fusedstep.optim.sendable import HALVES
 from fusedstep.optim.state import (
     CODES,
     StateSpec,
@@ -121,7 +122,7 @@ def exported(optimizer: FusedOptimizer) -> dict[str, Any]:
         }
         for group in state_dict["param_groups"]
     ]
-    left_out = optimizer._not_in_torch | OF_MODES.keys()
+    left_out = optimizer._not_in_torch | OF_MODES.keys() | set(HALVES)
     state = {
         key: {
             name: _plain(name, entries) if name in states[key] else entries[name]

@@ -29,6 +29,7 @@ from fusedstep.optim.options import (
     require_mode_of,
     with_mode_of,
 )
+from fusedstep.optim.sendable import received, sendable_state_dict
 from fusedstep.optim.state import StateSpec
 from fusedstep.optim.step import Step
 from fusedstep.optim.tables import Table, Tables
@@ -406,6 +407,26 @@ class FusedOptimizer(torch.optim.Optimizer):
                 for name, value in self.defaults.items():
                     group.setdefault(name, value)
 
+    @torch._disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """Returns a checkpoint, as torch.optim.Optimizer does.
+
+        The 16-bit `remainder` of a parameter is returned as its two bytes, `remainder.high` and
+        `remainder.low`, because neither gloo nor NCCL sends 16-bit integers. All state of FSDP1's
+        parameters is returned in float32, because FSDP1 sends one dtype for each parameter.
+        `load_state_dict` restores the bits.
+
+        Raises:
+            RuntimeError: The averages are swapped in (`swap_ema`).
+        """
+        self._require_own_values()
+        # This runs before the user's hooks, which see what is returned.
+        hook = self.register_state_dict_post_hook(sendable_state_dict, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            hook.remove()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint, as torch.optim.Optimizer does, without rounding its state.
 
@@ -442,6 +463,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         own, groups = self.param_groups, final["param_groups"]
         if self._internals.native and _sizes(groups) == _sizes(own):  # torch refuses other sizes
             groups = list(map(with_mode_of, own, groups))
+            name, state = type(self).__name__, dict(final["state"])
             count = 0
             for g, group in enumerate(groups):
                 completed = self._completed(group)
@@ -452,9 +474,11 @@ class FusedOptimizer(torch.optim.Optimizer):
                 for label, param, key in zip(
                     labels, own[g]["params"], group["params"], strict=True
                 ):
-                    saved = final["state"].get(key, {})
-                    checkpoint.require_loadable(type(self).__name__, label, param, saved, spec)
-            final = final | {"param_groups": groups}
+                    if key in state:
+                        state[key] = received(name, label, state[key])
+                    saved = state.get(key, {})
+                    checkpoint.require_loadable(name, label, param, saved, spec)
+            final = final | {"param_groups": groups, "state": state}
         loaded.update(final)
         return final
 

@@ -17,7 +17,7 @@ from fusedstep.checks import (
     require_norm_type,
     require_number,
 )
-from fusedstep.optim.distributed import is_dtensor
+from fusedstep.optim.distributed import is_dtensor, is_flattened
 
 NONFINITE = ("propagate", "skip", "error")
 STATE_DTYPES = (None, torch.bfloat16, "int8")
@@ -37,22 +37,28 @@ class Options:
             gradient, inside `step()`. The coefficient is torch's,
             `min(1, max_norm / (norm + 1e-6))`. `.grad` is not rewritten. For DTensors the norm is
             that of the whole tensors over all meshes, the same on every rank, so all ranks of a
-            mesh must call `step()` each time. None: do not clip.
+            mesh must call `step()` each time. An optimizer that has only some of the model's
+            parameters clips by their norm: one optimizer per parameter, as for steps inside the
+            backward pass, one per pipeline stage, or partitions made by DeepSpeed or Megatron.
+            FSDP1 and ZeroRedundancyOptimizer, which divide a model between ranks so, are refused.
+            None: do not clip.
         norm_type: Order of the norm: 2, 1 or inf.
         nonfinite: What a step does if a gradient or the norm is not finite. `"propagate"`: update
             as torch does. `"skip"`: leave parameters, state and step counts unchanged; the device
             decides, without a host wait. `"error"`: raise RuntimeError and change nothing; this
-            waits for the device.
+            waits for the device. An optimizer with only some of the parameters decides by their
+            gradients; what is refused for `max_norm` is refused here, too.
         state_dtype: Dtype of the optimizer's state. None: float32, or float64 for float64
             parameters. `torch.bfloat16`: rounded stochastically. `"int8"`: 8-bit codes with a
             float32 scale for every 128 elements in memory, kept in an entry `<name>_scale`. float64
-            parameters support neither; DTensors do not support `"int8"`. A parameter group may
-            override it.
+            parameters support neither; DTensors and FSDP1 do not support `"int8"`. A parameter
+            group may override it.
         master: Where a bfloat16 parameter keeps the float32 value that is updated. `"float32"`: in
             a copy, 4 bytes per element. `"remainder"`: as the low 16 bits, 2 bytes per element; the
-            parameter is the nearest bfloat16, with ties away from zero. Direct writes to the
-            parameter, such as loading weights into the model, take effect in both. None: no float32
-            value is kept; updates round to the nearest bfloat16. A parameter group may override it.
+            parameter is the nearest bfloat16, with ties away from zero; `state_dict()` has them as
+            two uint8 tensors. Direct writes to the parameter, such as loading weights into the
+            model, take effect in both. None: no float32 value is kept; updates round to the nearest
+            bfloat16. A parameter group may override it.
         stochastic_rounding: Round bfloat16 parameters without a master stochastically, so that
             updates smaller than half of a bfloat16's last bit are not lost. A parameter group may
             override it.
@@ -179,9 +185,10 @@ def require_mode_of(function: str, label: str, param: Tensor, mode: Mode) -> Non
     if mode.state_dtype is not None and param.dtype == torch.float64:
         must = f"not be float64 where state_dtype={mode.state_dtype!r}"
         refuse(function, label, must, param.dtype)
-    if mode.state_dtype == "int8" and is_dtensor(param):
+    if mode.state_dtype == "int8" and (is_dtensor(param) or is_flattened(param)):
         must = "be a plain tensor where state_dtype='int8', whose scales have no shards"
-        refuse(function, label, must, "a DTensor", TypeError)
+        got = "a DTensor" if is_dtensor(param) else "an FSDP1 slice"
+        refuse(function, label, must, got, TypeError)
 
 
 def with_mode_of(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:

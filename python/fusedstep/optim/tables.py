@@ -41,6 +41,7 @@ from fusedstep.optim.distributed import (
 from fusedstep.optim.hyperparameters import parameter_labels
 from fusedstep.optim.memory import gapless, in_layout_of, is_dense, is_plain, refuse_overlap
 from fusedstep.optim.options import require_mode_of
+from fusedstep.optim.sendable import received
 from fusedstep.optim.state import (
     Array,
     Initial,
@@ -320,6 +321,9 @@ class Tables(dict[Place, Table]):
                     stateless.append(param)
                     continue
                 there = state.get(param, {})
+                whole = received(self._function, label, there)  # ZeRO puts checkpoints into states
+                if whole is not there:
+                    there = state[param] = dict(whole)
                 require_state(self._function, label, param, there, arrays_of(param, specs[g]))
                 here = by_place.setdefault(place_of(param), [[] for _ in groups])
                 here[g].append(Entry(label, param, len(params) - 1))
