@@ -9,6 +9,7 @@ from tests.distributed import (
     check_replicas,
     check_shards,
     check_skips,
+    check_swaps,
     check_tensor_parallel,
 )
 from tests.distributed.ranks import CHECKS
@@ -23,5 +24,6 @@ __all__ = [
     "check_replicas",
     "check_shards",
     "check_skips",
+    "check_swaps",
     "check_tensor_parallel",
 ]

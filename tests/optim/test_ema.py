@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import parametrize
 
 import fusedstep
 from tests.support.optimizers import Kind, every_kind
@@ -100,7 +102,7 @@ def test_no_step_and_no_second_swap_inside() -> None:
     before = params[0].detach().clone()
     with optimizer.swap_ema():
         inside = params[0].detach().clone()
-        for call in (optimizer.step, optimizer.swap_ema().__enter__):
+        for call in (optimizer.step, optimizer.swap_ema().__enter__, optimizer.state_dict):
             with pytest.raises(RuntimeError, match="AdamW: parameters must hold their own values"):
                 call()
         assert_same_bits(params[0].detach(), inside)
@@ -108,6 +110,59 @@ def test_no_step_and_no_second_swap_inside() -> None:
             set_grads(copied.param_groups[0]["params"])
             copied.step()  # parameters of its own, which are the averages
     assert_same_bits(params[0].detach(), before)
+    optimizer.state_dict()
+
+
+def test_casts_made_before_are_forgotten_on_entry_and_on_exit() -> None:
+    """autocast casts a weight once in its context; parametrize.cached() computes it once."""
+    torch.manual_seed(0)
+    plain, odd = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    parametrize.register_parametrization(odd, "weight", torch.nn.Tanh())
+    inputs = torch.ones(1, 3)
+    contexts = {plain: lambda: torch.autocast("cpu", torch.bfloat16), odd: parametrize.cached}
+    for model, context in contexts.items():
+        optimizer = fusedstep.SGD(model.parameters(), lr=1.0, ema_decay=0.5)
+        model(inputs).sum().backward()
+        optimizer.step()
+        separate = []
+        for swap in (nullcontext, optimizer.swap_ema):
+            with swap(), context():
+                separate.append(model(inputs).detach())
+        own, average = separate
+        assert not torch.equal(own, average)
+        with context():
+            assert torch.equal(model(inputs), own)
+            with optimizer.swap_ema():
+                assert torch.equal(model(inputs), average)
+            assert torch.equal(model(inputs), own)
+        with context():  # nothing was computed before the block
+            with optimizer.swap_ema():
+                model(inputs)
+            assert torch.equal(model(inputs), own)
+
+
+def test_entering_that_fails_half_way_restores_what_was_written() -> None:
+    params, optimizer = stepped(dtype=torch.float32)
+    before = [p.detach().clone() for p in params]
+    optimizer.state[params[1]]["ema"] = optimizer.state[params[1]]["ema"].to("meta")
+    with pytest.raises(NotImplementedError, match="meta"), optimizer.swap_ema():
+        raise AssertionError
+    optimizer.state[params[1]]["ema"] = torch.zeros(3)
+    message = r"AdamW: state of params\[1\]\['ema'\] must have its parameter's shape"
+    with pytest.raises(ValueError, match=message), optimizer.swap_ema():
+        raise AssertionError
+    for param, values in zip(params, before, strict=True):
+        assert_same_bits(param.detach(), values)
+    del optimizer.state[params[1]]["ema"]
+    optimizer.step()
+
+
+def test_parameters_in_two_precisions_are_refused() -> None:
+    params, optimizer = stepped()
+    params[1]._fp_param = params[1].data  # as DistributedDataParallel(mixed_precision=...) does
+    message = r"AdamW: params\[1\] must not be cast by DistributedDataParallel"
+    with pytest.raises(ValueError, match=message), optimizer.swap_ema():
+        raise AssertionError
 
 
 def test_needs_a_decay() -> None:

@@ -175,6 +175,20 @@ def is_flattened(tensor: Tensor) -> bool:
     return getattr(tensor, "_fsdp_flattened", False)
 
 
+def is_divided_between_ranks() -> bool:
+    """Whether a ZeroRedundancyOptimizer is calling: it gives an optimizer some of the parameters.
+
+    It leaves no other mark on the optimizer that it constructs, or on the parameters.
+    """
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    frame = sys._getframe() if module is not None else None
+    while module is not None and frame is not None:
+        if isinstance(frame.f_locals.get("self"), module.ZeroRedundancyOptimizer):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def refuse_mixture(function: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
     """Raises TypeError if some are DTensors and some are not.
 

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 
 import torch
 import torch.optim.optimizer as torch_optimizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusedstep.checks import refuse, require_dense
 from fusedstep.optim import checkpoint
-from fusedstep.optim.distributed import Place, local
+from fusedstep.optim.averages import swapped_in
+from fusedstep.optim.distributed import Place, is_divided_between_ranks, local
 from fusedstep.optim.hyperparameters import (
     Group,
     Values,
@@ -47,6 +48,7 @@ class Internals:
     native: bool  # the step is fusedstep's, not torch's
     tables: Tables
     extra_defaults: dict[str, Any]  # entries of every group that torch's class lacks
+    divided: bool = False  # other ranks have the other parameters; see _require_whole
     norm: Tensor | None = None  # of the last step: 0-d float64
     ema_swapped_in: bool = False
 
@@ -112,7 +114,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise TypeError(f"{name}: got an unexpected keyword argument {min(unknown)!r}")
         checked = Options(**options).checked(name, native)
         extra = dict(extra_defaults) if native else {}
-        self._internals = Internals(checked, native, Tables(name, self._table_type), extra)
+        tables, divided = Tables(name, self._table_type), is_divided_between_ranks()
+        self._internals = Internals(checked, native, tables, extra, divided)
+        self._require_whole(checked)
         self._step_supports_amp_scaling = native
         if native:
             self._values(arguments, None)
@@ -130,7 +134,17 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _set_option(self, **changes: Any) -> None:
         internals = self._internals
         changed = replace(internals.options, **changes)
-        internals.options = changed.checked(type(self).__name__, internals.native)
+        checked = changed.checked(type(self).__name__, internals.native)
+        self._require_whole(checked)
+        internals.options = checked
+
+    def _require_whole(self, options: Options) -> None:
+        """Refuses what needs all gradients if this rank has only some of the parameters."""
+        for option in ("max_norm", "nonfinite") if self._internals.divided else ():
+            value, whole = getattr(options, option), getattr(Options, option)
+            if value != whole:
+                must = f"be {whole!r} in a ZeroRedundancyOptimizer, where ranks have different ones"
+                refuse(type(self).__name__, option, must, repr(value))
 
     @property
     def max_norm(self) -> float | None:
@@ -310,15 +324,27 @@ class FusedOptimizer(torch.optim.Optimizer):
         return [self.state.get(param, {}).get("ema", param) for param in params]
 
     @contextmanager
-    def swap_ema(self) -> Iterator[None]:
+    def swap_ema(self, model: nn.Module | None = None) -> Iterator[None]:
         """Context manager: the parameters hold their moving averages, rounded to their dtype.
 
         On exit, with or without an exception, the parameters get their own values back, bit for
         bit. Writes inside the block are lost. Masters and remainders are not touched. Uses memory
-        for one extra copy of the parameters. `step()` raises a RuntimeError inside the block.
+        for one extra copy of the parameters. `step()` and `state_dict()` raise a RuntimeError
+        inside the block; the model's `state_dict()` holds the averages there. Buffers, such as
+        those of batch normalization, are not averaged.
+
+        On entry and on exit, the copies that forwards made of the parameters are forgotten: those
+        gathered by FSDP, cast by autocast, and cached by `torch.nn.utils.parametrize.cached`. All
+        ranks must enter and exit together. Frozen, exported or quantized copies of the model are
+        not known here and stay as they are.
+
+        Args:
+            model: The module with the parameters. Only FSDP1 (`FullyShardedDataParallel`) needs it;
+                modules of FSDP2 (`fully_shard`) are found without it.
 
         Raises:
-            ValueError: `ema_decay` is None.
+            ValueError: `ema_decay` is None, `model` is needed and missing, or an average does not
+                have its parameter's shape. Nothing is changed.
             RuntimeError: The averages are already swapped in.
 
         Example:
@@ -326,22 +352,16 @@ class FusedOptimizer(torch.optim.Optimizer):
             ...     validate(model)
         """
         self._require_own_values()
-        averages = self.ema_parameters()
-        params = [param for group in self.param_groups for param in group["params"]]
-        pairs = [(p, a) for p, a in zip(params, averages, strict=True) if a is not p]
-        kept = [param.detach().clone() for param, _ in pairs]
-        internals = self._internals
-        internals.ema_swapped_in = True
-        try:
-            with torch.no_grad():
-                for param, average in pairs:
-                    param.copy_(average)
-            yield
-        finally:
-            with torch.no_grad():
-                for (param, _), values in zip(pairs, kept, strict=True):
-                    param.copy_(values)
-            internals.ema_swapped_in = False
+        averages, internals = self.ema_parameters(), self._internals
+        if internals.divided:
+            must = "have all parameters where averages are swapped in"
+            refuse(type(self).__name__, "the optimizer", must, "a ZeroRedundancyOptimizer's part")
+        with swapped_in(type(self).__name__, self.param_groups, averages, model):
+            internals.ema_swapped_in = True
+            try:
+                yield
+            finally:
+                internals.ema_swapped_in = False
 
     def _require_own_values(self) -> None:
         if self._internals.ema_swapped_in:
@@ -389,14 +409,15 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         internals = self._internals
         ours = {"_options": internals.options, "_native": internals.native}
-        return super().__getstate__() | ours
+        return super().__getstate__() | ours | {"_divided": internals.divided}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a pickle's attributes, or groups and state from torch's `load_state_dict`."""
         state = dict(state)
         if "_options" in state:
             tables = Tables(type(self).__name__, self._table_type)
-            self._internals = Internals(state.pop("_options"), state.pop("_native"), tables, {})
+            options, native = state.pop("_options"), state.pop("_native")
+            self._internals = Internals(options, native, tables, {}, state.pop("_divided", False))
         super().__setstate__(state)
         self._internals.tables.forget()  # but keep them: captured graphs may point to them
         self._internals.norm = None

@@ -109,16 +109,21 @@ def require_state(
             if codes is None or codes.dtype not in CODES:
                 refuse(function, where, "be absent without codes", tuple(value.shape))
             continue
-        if value.shape != param.shape:
-            must = f"have its parameter's shape {tuple(param.shape)}"
-            refuse(function, where, must, tuple(value.shape))
+        require_entry_like(function, where, param, value)
         floating = array.role != Role.MASTER or array.dtype.is_floating_point
         if value.dtype != array.dtype and not (floating and value.is_floating_point()):
             kinds = f"{array.dtype} or floating-point" if array.dtype in CODES else array.dtype
             refuse(function, where, f"be {kinds}", value.dtype, TypeError)
         if value.dtype in CODES:
             _require_scales(function, label, array.name, value, state)
-        require_placement_of(function, where, param, value)
+
+
+def require_entry_like(function: str, where: str, param: Tensor, value: Tensor) -> None:
+    """Refuses an entry with another shape than its parameter, or with other placements."""
+    if value.shape != param.shape:
+        must = f"have its parameter's shape {tuple(param.shape)}"
+        refuse(function, where, must, tuple(value.shape))
+    require_placement_of(function, where, param, value)
 
 
 def _require_scales(
