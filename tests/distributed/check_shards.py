@@ -7,8 +7,10 @@ import math
 import torch
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import fusedstep
+from fusedstep.optim.distributed import local
 from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check
 from tests.distributed.side_by_side import SideBySide, make_model, shard, whole
 from tests.support.optimizers import OPTIMIZERS
@@ -110,3 +112,26 @@ def parameters_given_other_memory_between_steps(ranks: Ranks) -> None:
     models.step()
     models.spread._apply(torch.clone)  # as `.to()` does: the same parameters over other memory
     models.step()
+
+
+@check(2)
+def memory_that_a_sharded_model_leaves_is_free_at_once(ranks: Ranks) -> None:
+    """A move such as `model.to()` gives sharded parameters new shards; state may be moved out."""
+    model = fully_shard(make_model(torch.float32))
+    optimizer = fusedstep.AdamW(model.parameters(), lr=0.1, max_norm=1.0)
+    for step in range(3):
+        model(torch.ones(4, 5)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step == 1:
+            left = [local(param) for param in model.parameters()]
+            left += [local(v) for state in optimizer.state.values() for v in state.values()]
+            memory = [StorageWeakRef(tensor.untyped_storage()) for tensor in left]
+            del left
+            model._apply(torch.clone)  # what to() calls, where no other device is needed
+            for state in optimizer.state.values():
+                for name, value in state.items():
+                    state[name] = value.clone()
+            del value
+            assert all(storage.expired() for storage in memory)
+    assert all(param.isfinite().all() for param in map(local, model.parameters()))
