@@ -47,10 +47,15 @@ def number(
     return parse
 
 
-count = number(int, "an integer of at least 1", lambda n: n >= 1)
+count = number(int, "an integer from 1 to 2^31 - 1", lambda n: 1 <= n < 2**31)
 seed = number(int, "an integer from 0 to 2^63 - 1", lambda n: 0 <= n < 2**63)
 positive = number(float, "a finite number above 0", lambda x: 0 < x < math.inf)
 share = number(float, "a number from 0 up to but not 1", lambda x: 0 <= x < 1)
+
+
+def printable(text: object) -> str:
+    """Text for one line of any terminal: line ends, and a file name's odd bytes, as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def make_folder(path: Path) -> None:
@@ -66,7 +71,7 @@ def exit_status(program: str, main: Callable[[], int]) -> int:
     try:
         return main()
     except InputError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -28,15 +28,24 @@ from bench.command import (
     count,
     exit_status,
     make_folder,
+    number,
     positive,
+    printable,
     seed,
     share,
 )
 from bench.studies.language_model import checkpoint, report
 from bench.studies.language_model.comparison import Comparison
-from bench.studies.language_model.corpus import Corpus, read_documents, tokenise
+from bench.studies.language_model.corpus import (
+    MOST_CHARACTERS,
+    Corpus,
+    read_documents,
+    tokenise,
+)
 from bench.studies.language_model.training import SIZES, TOKENS, Recipe
 from fusedstep import build
+
+sequences = number(int, "a number of sequences from 1 to 65536", lambda n: 1 <= n <= 65536)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -44,12 +53,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--size", choices=SIZES, default="small", help="model and recipe (default: small)")
-    add("--data", type=Path, metavar="FILE_OR_FOLDER", help="UTF-8 text to train on instead")
+    add(
+        "--data",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help=f"UTF-8 text to train on instead, up to {MOST_CHARACTERS // 10**6} million characters",
+    )
     add("--out", type=Path, default=Path("runs/train_lm"), help="folder for the results")
     add("--resume", action="store_true", help="continue from the checkpoint in --out")
     add("--steps", type=count, help="optimizer steps; warm-up, decay and ramp scale with it")
-    add("--batch", type=count, help="sequences in a batch, after the ramp")
-    add("--micro-batch", type=count, help="sequences that go through the model at once")
+    add("--batch", type=sequences, help="sequences in a batch, after the ramp")
+    add("--micro-batch", type=sequences, help="sequences that go through the model at once")
     add("--lr", type=positive, dest="peak_rate", help="peak learning rate")
     add("--dropout", type=share, default=0.0, help="default: 0")
     add("--seed", type=seed, default=0, help="default: 0")
@@ -129,10 +143,13 @@ def compare(
         return False
 
     found = report.results(comparison)
-    report.write_results(comparison, found, out / "results.json")
-    report.draw(comparison, found, out / "losses.png")
+    try:
+        report.write_results(comparison, found, out / "results.json")
+        report.draw(comparison, found, out / "losses.png")
+    except OSError as error:
+        raise InputError(f"the results in {out} cannot be written: {error}") from error
     console.print(report.table(found))
-    console.print(f"Figure, results and checkpoint: {out}", soft_wrap=True)
+    console.print(f"Figure, results and checkpoint: {printable(out)}", soft_wrap=True)
     return True
 
 
@@ -156,8 +173,12 @@ def train(arguments: list[str], console: Console) -> int:
     make_folder(given.out)
     documents = read_documents(given.data)
     if documents.left_out:
-        number, first = len(documents.left_out), documents.left_out[0]
-        console.print(f"Left out {number} files that are not UTF-8 text; the first is {first}.")
+        first, others = printable(documents.left_out[0]), len(documents.left_out) - 1
+        console.print(
+            f"Left out what is not a file of UTF-8 text: {first}"
+            + (f" and {others} more." if others else "."),
+            soft_wrap=True,
+        )
     corpus = tokenise(documents, TOKENS[given.size], console.print)
     finished = compare(
         recipe, corpus, given.out, console, resume=given.resume, save_every=given.save_every

@@ -12,8 +12,10 @@ pytest.importorskip("tokenizers", reason="needs the bench extra: tokenizers")
 from bench.command import InputError
 from bench.studies.language_model import corpus as corpus_module
 from bench.studies.language_model.corpus import (
+    PART,
     Document,
     Sampler,
+    parts,
     read_documents,
     split_by_file,
     tokenise,
@@ -51,14 +53,15 @@ def test_a_folder_is_split_by_file_the_same_way_each_time(folder):
     assert read_documents(folder) == documents
 
 
-def test_validation_gets_a_tenth_of_the_characters_or_the_shortest_file():
+def test_validation_gets_a_tenth_of_the_characters_by_whole_files_where_it_can():
     many = [Document(f"{i}", "x" * (1 + i % 7)) for i in range(500)]
     training, validation = split_by_file(many)
     share = sum(len(d.text) for d in validation) / sum(len(d.text) for d in many)
     assert 0.095 < share <= 0.1
     assert len(training) + len(validation) == len(many)
-    two = [Document("long", "x" * 9), Document("short", "x" * 4)]
-    assert split_by_file(two) == ([two[0]], [two[1]])
+    book, readme = Document("book", "x" * 899 + "y" * 100), Document("README", "z")
+    start, end = Document("book", "x" * 899 + "y"), Document("book", "y" * 99)
+    assert split_by_file([readme, book]) == ([start], [readme, end])
 
 
 def test_a_single_file_gives_its_end_to_validation(tmp_path):
@@ -74,6 +77,18 @@ def test_hidden_and_binary_files_are_left_out_of_a_folder_and_the_latter_named(f
     documents = read_documents(folder)
     assert documents.left_out == ["picture.png"]
     assert ".hidden" not in names(documents.training) | names(documents.validation)
+
+
+def test_a_mark_of_utf_8_is_no_text_and_line_ends_stay(tmp_path):
+    (tmp_path / "one.txt").write_bytes(b"\xef\xbb\xbf" + b"line\r\n" * 10)
+    assert read_documents(tmp_path / "one.txt").training[0].text == "line\r\n" * 9
+
+
+def test_links_to_folders_are_left_out_and_named(folder):
+    (folder / "again").symlink_to(".")
+    documents = read_documents(folder)
+    assert documents.left_out == ["again"]
+    assert len(documents.training) + len(documents.validation) == 12
 
 
 def test_the_default_text_is_the_standard_library_without_its_tests():
@@ -95,12 +110,22 @@ def test_text_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, monkeypatch
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "hold some UTF-8 text, got none in .*empty$")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
-    refused(tmp_path / "latin.txt", "be UTF-8 text, got .*latin.txt: ")
+    refused(tmp_path / "latin.txt", "be UTF-8 text, got .*latin.txt: unexpected end of data 0xe9")
+    (tmp_path / "long.txt").write_bytes(b"a" * 100_000 + b"\xff" + b"a" * 100_000)
+    refused(tmp_path / "long.txt", "be UTF-8 text, .*: invalid start byte 0xff at position 100000$")
+    (tmp_path / "utf16.txt").write_bytes("text".encode("utf-16-le"))
+    refused(tmp_path / "utf16.txt", "be UTF-8 text, got .*utf16.txt: NUL at character 1, ")
+    refused(tmp_path / ("x" * 300), "be readable, got .*xx: File name too long$")
     os.mkfifo(tmp_path / "pipe")
     refused(tmp_path / "pipe", "be a file or a folder, got .*pipe$")
     (tmp_path / "locked").mkdir()
     (tmp_path / "locked" / "dangling").symlink_to(tmp_path / "nowhere")
     refused(tmp_path / "locked", "be readable, got .*dangling: No such file")
+    monkeypatch.setattr(corpus_module, "MOST_CHARACTERS", 2_000_000)
+    (tmp_path / "large").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / "large" / name).write_text("é" * 1_000_000)
+    refused(tmp_path / "large", "hold at most 2 million characters, got more in .*large$")
 
 
 def test_tokens_give_back_the_text_of_every_file(folder):
@@ -115,6 +140,28 @@ def test_tokens_give_back_the_text_of_every_file(folder):
         assert text == "".join(document.text + "<|endoftext|>" for document in part)
     assert corpus.tokenizer.get_vocab_size() == 300
     assert len(corpus.training) < 0.6 * sum(len(d.text) for d in documents.training)
+
+
+def test_parts_end_before_a_space_and_have_the_tokens_of_the_whole(folder):
+    documents = read_documents(folder)
+    tokenizer = tokenise(documents, 300, print).tokenizer
+    words = " ".join(document.text for document in documents.training)
+    for text in (words, words.replace(" ", "  \n"), words.replace(" ", "\r\n\r\n ")):
+        found = list(parts(text))
+        assert "".join(found) == text
+        assert len(found) > 5
+        assert all(PART <= len(part) < 2 * PART for part in found[:-1])
+        tokens = [number for part in found for number in tokenizer.encode(part).ids]
+        assert tokens == tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize("text", ["a" * 10_000, "x" + " " * 10_000 + "y"])
+def test_the_tokenizer_learns_from_no_word_longer_than_two_parts(tmp_path, text):
+    """Its time is the square of a word's length: 300 KB without a space took over a minute."""
+    (tmp_path / "one.txt").write_text(text)
+    corpus = tokenise(read_documents(tmp_path / "one.txt"), 300, print)
+    assert max(map(len, corpus.tokenizer.get_vocab())) <= 2 * PART
+    assert corpus.tokenizer.decode(corpus.training.tolist()) == text[:-1000]
 
 
 def test_the_tokenizer_never_sees_the_validation_files(folder):

@@ -222,7 +222,7 @@ def test_ctrl_c_stops_after_the_step_at_hand_and_writes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--steps", "0"], "argument --steps: must be an integer of at least 1, got 0"),
+        (["--steps", "0"], "argument --steps: must be an integer from 1 to 2^31 - 1, got 0"),
         (["--lr", "inf"], "argument --lr: must be a finite number above 0, got inf"),
         (["--newton-seconds", "-1"], "argument --newton-seconds: must be a finite number above 0"),
         (["--model", "rnn"], "argument --model: invalid choice: 'rnn'"),

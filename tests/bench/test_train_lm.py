@@ -127,15 +127,20 @@ def test_ctrl_c_in_a_process_of_its_own(text):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--steps", "-3"], "argument --steps: must be an integer of at least 1, got -3"),
-        (["--steps", "many"], "argument --steps: must be an integer of at least 1, got many"),
-        (["--batch", "0"], "argument --batch: must be an integer of at least 1, got 0"),
+        (["--steps", "-3"], "argument --steps: must be an integer from 1 to 2^31 - 1, got -3"),
+        (["--steps", "many"], "argument --steps: must be an integer from 1 to 2^31 - 1, got many"),
+        (["--steps", "9" * 400], "argument --steps: must be an integer from 1 to 2^31 - 1, got 99"),
+        (
+            ["--micro-batch", "65537"],
+            "argument --micro-batch: must be a number of sequences from 1 to 65536, got 65537",
+        ),
         (["--lr", "nan"], "argument --lr: must be a finite number above 0, got nan"),
         (["--dropout", "1"], "argument --dropout: must be a number from 0 up to but not 1, got 1"),
         (["--seed", "-1"], "argument --seed: must be an integer from 0 to 2^63 - 1, got -1"),
         (["--size", "huge"], "argument --size: invalid choice: 'huge'"),
         (["--what"], "unrecognized arguments: --what"),
         (["--data", "missing"], "--data must exist, got missing"),
+        (["--data", "line\nend\udce9"], r"--data must exist, got line\nend\udce9"),
         (["--data", "short.txt"], "--data must hold more text: its training part has "),
         (["--data", "empty.txt"], "--data must hold some UTF-8 text, got none in empty.txt"),
         (["--data", "latin.txt"], "--data must be UTF-8 text, got latin.txt: "),
@@ -149,18 +154,35 @@ def test_ctrl_c_in_a_process_of_its_own(text):
             ["--lr", "1e30"],
             "the loss of the fusedstep run is nan at step 2; a smaller",
         ),
+        (["--steps", "1", "--lr", "1e30"], "the validation loss of the torch run is nan at step 1"),
+        (["--steps", "1", "--out", "taken"], "the results in taken cannot be written: "),
     ],
 )
 def test_bad_input_gives_one_sentence_and_status_2(text, capsys, arguments, sentence):
     Path("short.txt").write_text("A text that is too short.")
     Path("empty.txt").write_text("")
     Path("latin.txt").write_bytes("\u00e9t\u00e9".encode("latin-1"))
+    Path("taken/results.json").mkdir(parents=True)
     Path("other").mkdir()
     Path("other/checkpoint.pt").write_text("something else")
     assert train_lm.main([*TINY, "--data", str(text), *arguments]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith(f"train_lm: {sentence}")
     assert errors.count("\n") == 1
+
+
+def test_what_else_lies_in_a_folder_is_named_and_the_text_is_trained_on(text, capsys):
+    folder = Path("texts")
+    folder.mkdir()
+    text.rename(folder / os.fsdecode(b"\xe9.txt"))  # not UTF-8
+    (folder / "README").write_text("word")
+    os.mkfifo(folder / os.fsdecode(b"p\xefpe\n.txt"))
+    (folder / "table.bin").write_bytes(b"\0" * 100)
+    assert train_lm.main([*TINY, "--data", str(folder), "--steps", "1"]) == 0
+    shown, errors = capsys.readouterr()
+    named = r"Left out what is not a file of UTF-8 text: p\udcefpe\n.txt and 1 more."
+    assert named in shown
+    assert errors == ""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -102,7 +102,7 @@ class Comparison:
     def advance(self) -> Step:
         """One step of each run on the same batch, taking turns in going first.
 
-        Raises InputError where a loss is not finite: nothing after it would mean anything.
+        Raises InputError where a loss or a gradient norm is not finite.
         """
         done = len(self.steps)
         if done == 0:
@@ -114,11 +114,8 @@ class Comparison:
         measured: dict[str, Measured] = {}
         for name in self.runs if done % 2 == 0 else reversed(self.runs):
             measured[name] = self.runs[name].step(inputs, targets, rate)
-            if not math.isfinite(measured[name].loss):
-                raise InputError(
-                    f"the loss of the {name} run is {measured[name].loss} at step {done + 1}; "
-                    f"a smaller --lr may help"
-                )
+            _check_finite(measured[name].loss, f"loss of the {name} run", done + 1)
+            _check_finite(measured[name].norm, f"gradient norm of the {name} run", done + 1)
         in_order = {name: measured[name] for name in self.runs}
         step = Step(done + 1, tokens + inputs.numel(), inputs.numel(), rate, in_order)
         self.steps.append(step)
@@ -155,7 +152,15 @@ class Comparison:
 
     def _validate(self) -> None:
         losses = {name: run.evaluate(*self._validation) for name, run in self.runs.items()}
+        for name, loss in losses.items():
+            _check_finite(loss, f"validation loss of the {name} run", len(self.steps))
         self.validations.append(Validation(len(self.steps), losses))
 
     def _to_device(self, some: Windows) -> tuple[Tensor, Tensor]:
         return some.long(self.recipe.device)
+
+
+def _check_finite(value: float, name: str, step: int) -> None:
+    """Raises InputError where it is not: nothing after it would mean anything."""
+    if not math.isfinite(value):
+        raise InputError(f"the {name} is {value} at step {step}; a smaller --lr may help")

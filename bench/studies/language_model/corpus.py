@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import stat
 import sysconfig
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,8 +30,14 @@ from bench.command import InputError
 from bench.record import write_whole
 
 END_OF_TEXT = "<|endoftext|>"  # stands between files, as in GPT-2
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 VALIDATION_SHARE = 0.1
+MOST_CHARACTERS = 250_000_000  # they take up to about 3 GB of memory, and minutes
+# The tokenizer sees text in parts of so many characters, or twice as many where there is no space:
+# its training takes the square of a word's length, and an encoding 170 bytes a character.
+PART = 1024
+AT_ONCE = 1024  # parts that are encoded
+WORD_END = re.compile(r"\S(?=\s)")
 # Other people's packages; tests, full of literal data; and pydoc's topics, one generated file as
 # long as a tenth of the rest, which would be most of one part of the split.
 NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"}
@@ -53,72 +63,106 @@ class Documents:
 def read_documents(data: Path | None) -> Documents:
     """Read `data` (a file, or all files of a folder but hidden ones), or the library if it is None.
 
-    Raises InputError where it is missing, unreadable, empty or not text.
+    Raises InputError where it is missing, unreadable, empty, too large or not text.
     """
     if data is None:
         root = Path(sysconfig.get_paths()["stdlib"])
         paths = [path for path in _files_below(root) if _is_library(path.relative_to(root))]
-    elif data.is_dir():
+    elif _is_folder(data):
         root, paths = data, list(_files_below(data))
-    elif data.is_file():
-        root, paths = data.parent, [data]
-    elif data.exists():
-        raise InputError(f"--data must be a file or a folder, got {data}")
     else:
-        raise InputError(f"--data must exist, got {data}")
+        root, paths = data.parent, [data]
 
-    documents, left_out = [], []
+    documents, left_out, room = [], [], MOST_CHARACTERS
     for path in paths:
         name = path.relative_to(root).as_posix()
         try:
-            text = path.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
+            text = _read(path, room + 1)
+        except OSError as error:
+            raise InputError(f"--data must be readable, got {path}: {error.strerror}") from None
+        except ValueError as error:
             if path == data:
                 raise InputError(f"--data must be UTF-8 text, got {data}: {error}") from None
             left_out.append(name)
-        except OSError as error:
-            raise InputError(f"--data must be readable, got {path}: {error.strerror}") from None
-        else:
-            if text.strip():
-                documents.append(Document(name, text))
+            continue
+        room -= len(text)
+        if room < 0:
+            raise InputError(
+                f"--data must hold at most {MOST_CHARACTERS // 10**6} million characters, "
+                f"got more in {data or root}"
+            )
+        if text.strip():
+            documents.append(Document(name, text))
     if not documents:
         raise InputError(f"--data must hold some UTF-8 text, got none in {data or root}")
     return Documents(*split_by_file(documents), left_out)
 
 
 def split_by_file(documents: list[Document]) -> tuple[list[Document], list[Document]]:
-    """Training and validation documents, about 9 to 1 by characters; never the same file in both.
+    """Training and validation documents, about 9 to 1 by characters.
 
     Files are taken in the order of their names' hashes, so the split is the same on every machine
-    and independent of their content; validation takes those that still fit its share, or else the
-    shortest. A single file is cut: its last tenth is for validation.
+    and independent of their content; validation takes those that still fit its share. Where they
+    leave half of it empty, as a few long files do, the end of the longest file fills it: only then
+    are both parts from one file.
     """
-    if len(documents) == 1:
-        (whole,) = documents
-        cut = round(len(whole.text) * (1 - VALIDATION_SHARE))
-        return [Document(whole.name, whole.text[:cut])], [Document(whole.name, whole.text[cut:])]
-
-    room = VALIDATION_SHARE * sum(len(document.text) for document in documents)
+    share = VALIDATION_SHARE * sum(len(document.text) for document in documents)
+    room = share
     training: list[Document] = []
     validation: list[Document] = []
-    for document in sorted(documents, key=lambda d: hashlib.sha256(d.name.encode()).digest()):
+    for document in sorted(documents, key=lambda d: hashlib.sha256(os.fsencode(d.name)).digest()):
         fits = len(document.text) <= room
         room -= len(document.text) if fits else 0
         (validation if fits else training).append(document)
-    if not validation:
-        shortest = min(training, key=lambda document: len(document.text))
-        training.remove(shortest)
-        validation.append(shortest)
+    if room > share / 2:
+        at = max(range(len(training)), key=lambda i: len(training[i].text))
+        name, text = training[at].name, training[at].text
+        cut = len(text) - round(room)  # a file that did not fit is longer than the room
+        training[at] = Document(name, text[:cut])
+        validation.append(Document(name, text[cut:]))
     return training, validation
 
 
+def _is_folder(data: Path) -> bool:
+    """Whether it is a folder or a file; raises InputError where it is neither."""
+    try:
+        mode = data.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"--data must exist, got {data}") from None
+    except OSError as error:
+        raise InputError(f"--data must be readable, got {data}: {error.strerror}") from None
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise InputError(f"--data must be a file or a folder, got {data}")
+    return stat.S_ISDIR(mode)
+
+
 def _files_below(root: Path) -> Iterator[Path]:
+    """Everything in a folder that is not a folder itself; also links to folders, not followed."""
+
     def refuse(error: OSError) -> None:
         raise InputError(f"--data must be readable, got {error.filename}: {error.strerror}")
 
     for folder, folders, files in os.walk(root, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+        links = (name for name in folders if os.path.islink(os.path.join(folder, name)))
+        names = sorted(name for name in (*files, *links) if not name.startswith("."))
+        yield from (Path(folder, name) for name in names)
+
+
+def _read(path: Path, most: int) -> str:
+    """Up to `most` characters of a file; ValueError, with the reason, where it is not text."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is not a file")  # a pipe would be waited for, a device may not end
+    with path.open("rb") as raw, TextIOWrapper(raw, "utf-8-sig", newline="\n") as file:
+        try:
+            text = file.read(most)
+        except UnicodeDecodeError as error:
+            at = raw.tell() - len(error.object) + error.start
+            byte = error.object[error.start]
+            raise ValueError(f"{error.reason} 0x{byte:02x} at position {at}") from None
+    if "\0" in text:
+        raise ValueError(f"NUL at character {text.index(chr(0))}, as in UTF-16 or binary data")
+    return text
 
 
 def _is_library(path: Path) -> bool:
@@ -185,16 +229,35 @@ def _make(documents: Documents, vocabulary: int) -> Corpus:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # every byte: no text is unknown
         show_progress=False,
     )
-    tokenizer.train_from_iterator((document.text for document in documents.training), trainer)
+    texts = (document.text for document in documents.training)
+    tokenizer.train_from_iterator((part for text in texts for part in parts(text)), trainer)
     return Corpus(
         _encode(documents.training, tokenizer), _encode(documents.validation, tokenizer), tokenizer
     )
 
 
+def parts(text: str) -> Iterator[str]:
+    """`text` in parts of PART characters or more, each up to the next space, which starts a word.
+
+    Their tokens are those of the whole. Where there is no space in as many characters again, the
+    part ends there, and a word can be cut.
+    """
+    start = 0
+    while start < len(text):
+        limit = start + 2 * PART
+        found = WORD_END.search(text, start + PART - 1, limit + 1)
+        end = found.end() if found else limit
+        yield text[start:end]
+        start = end
+
+
 def _encode(documents: list[Document], tokenizer: Tokenizer) -> Tensor:
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    encodings = tokenizer.encode_batch_fast([document.text for document in documents])
-    return torch.cat([torch.tensor([*e.ids, end], dtype=torch.int32) for e in encodings])
+    texts = (part for document in documents for part in (*parts(document.text), END_OF_TEXT))
+    tokens = []
+    while some := list(islice(texts, AT_ONCE)):
+        ids = [number for e in tokenizer.encode_batch_fast(some) for number in e.ids]
+        tokens.append(torch.tensor(ids, dtype=torch.int32))
+    return torch.cat(tokens)
 
 
 def _key(documents: Documents, vocabulary: int) -> str:
@@ -301,6 +364,8 @@ class Sampler:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to where `state_dict` was called; count and seed must be those of that sampler."""
+        if not 0 <= state["position"] <= self.count:
+            raise ValueError(f"position must be from 0 to {self.count}, got {state['position']}")
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._shuffled()
 
