@@ -230,6 +230,10 @@ def test_ctrl_c_stops_after_the_step_at_hand_and_writes_nothing(
         (["--model=gpt", "--lr=1"], "--lr is for --model mixer, got --model gpt"),
         (["--model=gpt"], "--checkpoint: there is no runs/train_lm/checkpoint.pt; `python -m"),
         (["--model=gpt", "--checkpoint=out/lm_head.json"], "--checkpoint: out/lm_head.json is dam"),
+        (
+            ["--model=gpt", "--checkpoint=other.pt"],
+            "--checkpoint: other.pt is damaged or not a che",
+        ),
         (["--data", "missing"], "--data must exist, got missing"),
         (["--data", "short.txt"], "--data must hold more text: its training part has "),
         (["--out", "short.txt"], "--out: short.txt cannot be made: File exists"),
@@ -241,6 +245,7 @@ def test_bad_input_gives_one_sentence_and_changes_nothing(
     Path("short.txt").write_text("A text that is too short.")
     Path("out").mkdir()
     Path("out/lm_head.json").write_text("of an earlier run")
+    torch.save({"format": 1, "settings": {}}, "other.pt")
     assert lm_head.main(["--data", str(text), "--out", "out", *arguments]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith(f"lm_head: {sentence}")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -248,6 +249,35 @@ def test_a_file_that_is_no_checkpoint_of_ours_is_refused(tmp_path, corpus):
     torch.save({"model": {}}, path)
     with pytest.raises(InputError, match="is not a checkpoint of this program's format 1"):
         checkpoint.resume(fresh, corpus.fingerprint, path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=f"^--resume: {path} must be a file$"):
+        checkpoint.resume(fresh, corpus.fingerprint, path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"settings": None}, "AttributeError: "),
+        ({"settings": {1: 2}}, "TypeError: "),
+        ({"format": torch.ones(2)}, "RuntimeError: Boolean value of Tensor"),
+        ({"comparison": {}}, "KeyError: 'runs'"),
+        ({"comparison": {"runs": {"torch": {"model": {}}}}}, "RuntimeError: Error.s. in loading"),
+        ({"sampler": {"epoch": 0, "position": 1000}}, "ValueError: position must be from 0 to 37"),
+        ({"a class": Step}, "UnpicklingError: Weights only load failed"),
+    ],
+)
+def test_a_checkpoint_with_other_entries_is_refused_in_a_sentence(kept, corpus, changes, reason):
+    path, comparison = kept
+    content = torch.load(path, weights_only=True)
+    if "sampler" in changes:
+        content["comparison"] |= changes
+    else:
+        content |= changes
+    torch.save(content, path)
+    refusal = f"^--resume: {path} is damaged or not a checkpoint: {reason}[^\n]*$"
+    with pytest.raises(InputError, match=refusal):
+        checkpoint.resume(comparison, corpus.fingerprint, path)
 
 
 def test_a_checkpoint_of_other_settings_or_text_is_refused_with_the_difference(kept, corpus):
@@ -261,7 +291,7 @@ def test_a_checkpoint_of_other_settings_or_text_is_refused_with_the_difference(k
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_advice(corpus):
     comparison = Comparison(replace(RECIPE, peak_rate=1e30), corpus)
-    with pytest.raises(InputError, match=r"the loss of the .* run is .* a smaller --lr may help"):
+    with pytest.raises(InputError, match=r"loss of the .* run is .* a smaller --lr may help"):
         finish(comparison)
 
 

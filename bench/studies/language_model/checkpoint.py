@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,34 +41,53 @@ def resume(comparison: Comparison, fingerprint: str, path: Path) -> None:
     settings or another text.
     """
     content = read(path, "--resume")
-    theirs, ours = content["settings"], {**comparison.recipe.flat(), "text": fingerprint}
-    differences = [
-        f"{name} {_short(theirs.get(name))} where this run has {_short(ours.get(name))}"
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name)
-    ]
-    if differences:
-        raise InputError(f"--resume: {path} was written with {', '.join(differences)}")
-    comparison.load_state_dict(content["comparison"])
+    with refuse_foreign(path, "--resume"):
+        theirs, ours = content["settings"], {**comparison.recipe.flat(), "text": fingerprint}
+        differences = [
+            f"{name} {_short(theirs.get(name))} where this run has {_short(ours.get(name))}"
+            for name in sorted(theirs.keys() | ours.keys())
+            if theirs.get(name) != ours.get(name)
+        ]
+        if differences:
+            raise InputError(f"--resume: {path} was written with {', '.join(differences)}")
+        comparison.load_state_dict(content["comparison"])
 
 
 def read(path: Path, option: str) -> dict[str, Any]:
     """What `save` wrote: `settings` and `comparison`. Raises InputError, with the option's name."""
-    try:
+    with refuse_foreign(path, option):
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise InputError(f"{option}: {path} must be a file")
         # torch.load ignores the checksums that torch.save writes: a flipped bit would pass.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-        if damaged is None:
+        if damaged is not None:
+            raise InputError(f"{option}: {path} is damaged: the checksum of {damaged} is wrong")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about other programs' files
             content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise InputError(
+                f"{option}: {path} is not a checkpoint of this program's format {FORMAT}"
+            )
+    return content
+
+
+@contextmanager
+def refuse_foreign(path: Path, option: str) -> Iterator[None]:
+    """Raises InputError where a block fails on what another program, or nobody, left at `path`."""
+    try:
+        yield
     except FileNotFoundError:
         raise InputError(f"{option}: there is no checkpoint {path}") from None
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise InputError(f"{option}: {path} is damaged or not a checkpoint: {error}") from error
-    if damaged is not None:
-        raise InputError(f"{option}: {path} is damaged: the checksum of {damaged} is wrong")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{option}: {path} is not a checkpoint of this program's format {FORMAT}")
-    return content
+    except InputError:
+        raise
+    except Exception as error:  # a foreign file can hold anything
+        # The first sentence: torch's are followed by paragraphs.
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise InputError(
+            f"{option}: {path} is damaged or not a checkpoint: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def _short(value: object) -> str:

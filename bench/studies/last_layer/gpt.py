@@ -91,11 +91,12 @@ class Trained:
                 f"{Settings().checkpoint} in about two minutes"
             )
         content = checkpoint.read(path, "--checkpoint")
-        self.settings, self.path = content["settings"], path
-        self.model = GPT(Shape(**{name: self.settings[name] for name in FIELDS}))
-        self.model.load_state_dict(content["comparison"]["runs"][RUN]["model"])
+        with checkpoint.refuse_foreign(path, "--checkpoint"):
+            self.settings, self.path = content["settings"], path
+            self.model = GPT(Shape(**{name: self.settings[name] for name in FIELDS}))
+            self.model.load_state_dict(content["comparison"]["runs"][RUN]["model"])
+            self.steps_taken = len(content["comparison"]["steps"])
         self.model.eval()
-        self.steps_taken = len(content["comparison"]["steps"])
 
     @property
     def tokenizer_size(self) -> int:
