@@ -25,11 +25,12 @@ FUSEDSTEP_CLONES inline void exchange_tile(uint16_t* bits, int n) {
   }
 }
 
-// A master takes over what was written to its parameter.
-FUSEDSTEP_CLONES inline void take_over_tile(const BFloat16* param, float* master, int n) {
+// A master takes over what was written to its parameter; `to` may be the master.
+FUSEDSTEP_CLONES inline void take_over_tile(const BFloat16* param, const float* master, float* to,
+                                            int n) {
   FUSEDSTEP_IVDEP
   for (int i = 0; i < n; ++i) {
-    master[i] = master_or_written(master[i], param[i]);
+    to[i] = master_or_written(master[i], param[i]);
   }
 }
 

@@ -45,7 +45,7 @@ void update_range(const Storage<T>& storage, void* grad, int64_t begin, int size
     for (int k = 0; k < Variant::kStates; ++k) {
       states[k] = storage.load_state(k, at, n, state_buffers[k]);
     }
-    T* p = storage.load_param(at, n, param_buffer);
+    T* p = storage.load_param(at, n, param_buffer, kRests<Variant>);
     const T* g = load_tile<T>(grad, storage.row.grad_dtype, at, n, grad_buffer);
     update_tile<Variant, T>(p, g, states, n, coefficients);
     if constexpr (!kRests<Variant>) {

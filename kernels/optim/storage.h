@@ -36,13 +36,15 @@ struct Storage {
     return direct;
   }
 
-  T* load_param(int64_t at, int n, T* buffer) const {
+  // To be updated where it lies, or, if it `rests`, to be read alone.
+  T* load_param(int64_t at, int n, T* buffer, bool rests) const {
     if constexpr (kSingle) {
       switch (row.dtypes[kMaster]) {
         case Dtype::kFloat32: {
           T* const master = array<T>(row.arrays[kMaster], at);
-          take_over_tile(array<BFloat16>(row.param, at), master, n);
-          return master;
+          T* const to = rests ? buffer : master;
+          take_over_tile(array<BFloat16>(row.param, at), master, to, n);
+          return to;
         }
         case Dtype::kInt16:
           join_tile(array<BFloat16>(row.param, at), array<uint16_t>(row.arrays[kMaster], at),

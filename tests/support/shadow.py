@@ -142,10 +142,8 @@ class Shadow:
 
     def _rest(self, param: Tensor) -> None:
         """A step without a gradient: only the average advances."""
-        states, value = self.states[param], self._value(param)
-        if "master" in states:
-            states["master"] = value
-        states["ema"] = average(states["ema"], value, self.optimizer.ema_decay)
+        states = self.states[param]
+        states["ema"] = average(states["ema"], self._value(param), self.optimizer.ema_decay)
 
     def _update(
         self, param: Tensor, grad: np.ndarray, options: dict[str, Any], multiplier: np.float64
