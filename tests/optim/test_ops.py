@@ -39,6 +39,11 @@ def test_opcheck_of_clip_by_norm(device: torch.device) -> None:
     opcheck(ops.clip_by_norm_.default, (randn((3, 4), (5,), device=device), norm, 1.0))
 
 
+def test_opcheck_of_find_overlap(device: torch.device) -> None:
+    tensors = randn((3, 4), (0,), (5,), device=device)
+    opcheck(ops.find_overlap.default, (tensors,))
+
+
 def test_opcheck_of_step(device: torch.device) -> None:
     opcheck(ops.step_.default, tuple(step_arguments(device)))
     params, grads = randn((3, 4), (5,), device=device), randn((3, 4), (5,), device=device, seed=1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
+from fusedstep.fakes import register_fake
 
 
 def memory_layout(tensor: Tensor) -> tuple[int, ...]:
@@ -53,51 +54,18 @@ def gapless(tensor: Tensor) -> Tensor:
     return in_layout_of(tensor, tensor)
 
 
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """The first byte that the elements can occupy, and one past the last."""
-    last = sum((n - 1) * abs(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
-
-
-def _addresses(tensor: Tensor) -> Tensor:
-    """The address of every element."""
-    address = torch.zeros((), dtype=torch.int64)
-    for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        address = address.unsqueeze(-1) + torch.arange(n) * (stride * tensor.element_size())
-    return address.flatten() + tensor.data_ptr()
-
-
-def overlaps_itself(tensor: Tensor) -> bool:
-    """Whether two elements share memory, as in an expanded tensor."""
-    if tensor.numel() < 2 or is_dense(tensor):
-        return False
-    return bool((_addresses(tensor).sort().values.diff() == 0).any())
-
-
-def find_overlap(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
-    """Indices (i, j), i < j, of two tensors of one device that share an element, or None.
-
-    Sorting by address makes this linear, except for tensors whose spans interleave, such as two
-    column blocks of one matrix; these are compared element by element.
-    """
-    spans = sorted((*_span(t), i) for i, t in enumerate(tensors) if t.numel() > 0)
-    open_spans: list[tuple[int, int]] = []  # (end, index) of spans that reach past this one
-    for begin, end, i in spans:
-        open_spans = [(e, j) for e, j in open_spans if e > begin]
-        for _, j in open_spans:
-            a, b = tensors[i], tensors[j]
-            both_dense = is_dense(a) and is_dense(b)
-            if both_dense or torch.isin(_addresses(a), _addresses(b)).any():
-                return (min(i, j), max(i, j))
-        open_spans.append((end, i))
-    return None
+@register_fake("find_overlap")
+def _(tensors: list[Tensor]) -> tuple[int, int]:
+    return -1, -1  # fake tensors have no memory
 
 
 def refuse_overlap(function: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    """Raises ValueError if tensors of one device, or elements of one tensor, share memory."""
-    for name, tensor in zip(names, tensors, strict=True):
-        if overlaps_itself(tensor):
-            refuse(function, name, "not overlap itself", f"strides {tensor.stride()}")
-    pair = find_overlap(tensors)
-    if pair is not None:
-        refuse(function, names[pair[1]], f"not overlap {names[pair[0]]}", "shared memory")
+    """Raises ValueError if tensors, or elements of one tensor, share memory.
+
+    `names` is read only if something is refused.
+    """
+    i, j = torch.ops.fusedstep.find_overlap(tensors)
+    if i >= 0 and i == j:
+        refuse(function, names[i], "not overlap itself", f"strides {tensors[i].stride()}")
+    if i >= 0:
+        refuse(function, names[j], f"not overlap {names[i]}", "shared memory")
