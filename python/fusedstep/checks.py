@@ -79,6 +79,17 @@ def require_norm_type(function: str, value: Any) -> float:
     return norm_type
 
 
+def require_order(function: str, value: Any) -> float:
+    """`value` as a norm's order: any float but NaN; "inf" and "-inf" count, as in torch."""
+    try:
+        norm_type = float(value)
+    except (TypeError, ValueError):
+        refuse(function, "norm_type", "be a number", repr(value), TypeError)
+    if math.isnan(norm_type):
+        refuse(function, "norm_type", "be a number", norm_type)
+    return norm_type
+
+
 def require_dense(function: str, argument: str, tensor: Any) -> None:
     """A strided tensor of a supported dtype on a device for which there are kernels."""
     if not isinstance(tensor, Tensor):

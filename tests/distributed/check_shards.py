@@ -14,6 +14,7 @@ from fusedstep.optim.distributed import local
 from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check
 from tests.distributed.side_by_side import SideBySide, make_model, shard, whole
 from tests.support.optimizers import OPTIMIZERS
+from tests.support.refusals import refuses
 
 
 @check(2, 3)
@@ -92,7 +93,7 @@ def policies_and_accumulated_gradients(ranks: Ranks) -> None:
 
 @check(2)
 def standalone_clip(ranks: Ranks) -> None:
-    for norm_type in (2.0, 1.0, math.inf):
+    for norm_type in (2.0, 1.0, math.inf, 0.5, 3.0, -1.0, -math.inf):
         models = SideBySide(shard, ranks.rank, ranks.world)
         models.backward()
         params, alone = list(models.spread.parameters()), list(models.alone.parameters())
@@ -104,6 +105,8 @@ def standalone_clip(ranks: Ranks) -> None:
         torch.testing.assert_close(norm, expected, rtol=1e-6, atol=0)
         for p, q in zip(params, alone, strict=True):
             torch.testing.assert_close(whole(p.grad), q.grad, rtol=1e-11, atol=1e-11)
+    with refuses("clip_grad_norm_", "norm_type", "not be 0 for DTensors", "0.0", ValueError):
+        fusedstep.clip_grad_norm_(params, 1.0, 0)
 
 
 @check(2)

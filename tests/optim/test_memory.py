@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fusedstep
 from tests.reference.norm import total_norm
@@ -255,6 +259,91 @@ def test_parameters_that_overlap(
     with refuses("AdamW", "params[1]", must, got, ValueError):
         optimizer.step()
     snapshot.check()
+
+
+def bytes_of(tensor: Tensor) -> list[int]:
+    """The address of every byte of every element."""
+    at = [tensor.data_ptr()]
+    for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        at = [a + i * stride * tensor.element_size() for a in at for i in range(n)]
+    return [a + i for a in at for i in range(tensor.element_size())]
+
+
+@st.composite
+def views(draw: st.DrawFn, base: Tensor) -> Tensor:
+    """Any strides, or those of a slice with steps of a permuted tensor, which does not overlap."""
+    base = draw(st.sampled_from([base, base.view(torch.bfloat16)]))
+    shape = draw(st.lists(st.integers(0, 5), max_size=4))
+    if draw(st.booleans()):
+        strides = draw(st.lists(st.sampled_from([0, 1, 2, 3, 6, 7, 24]), min_size=4, max_size=4))
+    else:
+        strides, size = [], 1
+        for n in shape:
+            strides.append(size * draw(st.integers(1, 3)))
+            size = strides[-1] * max(n, 1)
+    order = draw(st.permutations(range(len(shape))))
+    offset = draw(st.integers(0, 30))
+    return base.as_strided([shape[d] for d in order], [strides[d] for d in order], offset)
+
+
+OVERLAP_BASE = torch.zeros(60_000)
+
+
+@settings(parent=bounded, max_examples=300)
+@given(tensors=st.lists(views(OVERLAP_BASE), min_size=1, max_size=4))
+def test_overlap_is_that_of_the_bytes(tensors: list[Tensor]) -> None:
+    found = torch.ops.fusedstep.find_overlap(tensors)
+    all_bytes = list(map(bytes_of, tensors))
+    alone = [i for i, some in enumerate(all_bytes) if len(set(some)) < len(some)]
+    pairs = [
+        (i, j)
+        for i, j in combinations(range(len(tensors)), 2)
+        if not set(all_bytes[i]).isdisjoint(all_bytes[j])
+    ]
+    if alone:
+        assert found == (alone[0], alone[0])
+    else:
+        assert found in (pairs or [(-1, -1)])
+
+
+class NewMemory(TorchDispatchMode):
+    """Counts the bytes of the tensors that ops create, except on the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {t.data_ptr() for t in tree_leaves(args) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.data_ptr() not in given and not tensor.is_meta:
+                self.bytes += tensor.untyped_storage().nbytes()
+        return result
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda x: x.chunk(4, dim=-1),
+        lambda x: (x[:, ::2], x[:, 1::2]),
+        lambda x: x.t().chunk(3),
+        lambda x: (x[:, :3], x[::2, 3:], x[1::2, 3:]),
+    ],
+)
+def test_clip_of_interleaved_gradients_copies_them_once(
+    split: Callable[[Tensor], tuple[Tensor, ...]],
+) -> None:
+    base = torch.randn(64, 96)
+    grads = split(base)
+    params = [torch.zeros(grad.shape, requires_grad=True) for grad in grads]
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    expected = base / torch.linalg.vector_norm(base)
+    with NewMemory() as new:
+        fusedstep.clip_grad_norm_(params, 1.0)
+    torch.testing.assert_close(base, expected)
+    assert base.nbytes <= new.bytes <= base.nbytes + 100  # some scalars
 
 
 def test_views_of_one_tensor_that_do_not_overlap_are_taken() -> None:

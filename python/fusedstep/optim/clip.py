@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fusedstep.checks import refuse, require_dense, require_norm_type, require_number
-from fusedstep.fakes import register_fake, register_writers
+from fusedstep.checks import refuse, require_dense, require_number, require_order
+from fusedstep.fakes import register_writers
 from fusedstep.optim.distributed import (
     Place,
     is_dtensor,
@@ -24,14 +24,9 @@ from fusedstep.optim.distributed import (
     shard_like,
 )
 from fusedstep.optim.memory import gapless, refuse_overlap
+from fusedstep.optim.norm import norm_of
 
 register_writers("clip_by_norm_")
-
-
-@register_fake("total_norm")
-def _(tensors: list[Tensor], norm_type: float = 2.0, grad_scale: Tensor | None = None) -> Tensor:
-    return torch.empty((), dtype=torch.float64, device=tensors[0].device)
-
 
 Shards = dict[Place, list[Tensor]]  # the local parts of the tensors of each place
 
@@ -48,16 +43,21 @@ def get_total_norm(
         tensors: A tensor or an iterable of tensors: float32, float64, bfloat16 or float16, of any
             shape and on any devices. DTensors may be on several meshes; every rank of these meshes
             must make the call.
-        norm_type: Order of the norm: 2, 1 or inf.
+        norm_type: Order of the norm, any number or "inf", with torch's meaning: the norm of the
+            tensors' norms. So order 0, which DTensors cannot have, is the number of tensors that
+            are not all zero, and -inf the smallest magnitude. Tensors without elements have no
+            norm of an order below 0.
         error_if_nonfinite: Raise RuntimeError if the norm is NaN or infinite. This waits for the
             device.
         foreach: Accepted for compatibility with torch, without effect.
 
     Returns:
-        A 0-d float32 tensor on the first tensor's device, for tensors of any dtype. It has the same
-        bits for any number of threads and on any device; kernels/optim/norm.h defines the order of
-        summation. For an empty list it is 0 on the CPU. For DTensors it is the norm of the whole
-        tensors: a plain tensor with the same bits on every rank.
+        A 0-d float32 tensor on the first tensor's device, for tensors of any dtype. For order 2, 1
+        or inf it has the same bits for any number of threads and on any device;
+        kernels/optim/norm.h defines the order of summation. Other orders are computed by torch in
+        float64: the result is exact to a few units of the last place of float32, and is infinite
+        if a power exceeds float64. For an empty list it is 0 on the CPU. For DTensors it is the
+        norm of the whole tensors: a plain tensor with the same bits on every rank.
 
     Raises:
         ValueError, TypeError: `get_total_norm: tensors[i] must <property>, got <value>`.
@@ -69,16 +69,17 @@ def get_total_norm(
     """
     function = "get_total_norm"
     listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    norm_type = require_norm_type(function, norm_type)
+    norm_type = require_order(function, norm_type)
     names = [f"tensors[{i}]" for i in range(len(listed))]
     for name, tensor in zip(names, listed, strict=True):
         require_dense(function, name, local(tensor))
         require_on_mesh(function, name, tensor)
     refuse_mixture(function, names, listed)
+    _require_elements(function, norm_type, names, listed)
     shards: Shards = {}
     for tensor in map(settled, listed):
-        shards.setdefault(place_of(tensor), []).append(local(tensor))
-    return _publish(function, _norm(shards, norm_type), norm_type, error_if_nonfinite)
+        shards.setdefault(place_of(tensor), []).append(gapless(local(tensor).detach()))
+    return _publish(function, _norm(function, shards, norm_type), norm_type, error_if_nonfinite)
 
 
 def clip_grad_norm_(
@@ -97,7 +98,7 @@ def clip_grad_norm_(
             without one are skipped. They may be DTensors, as in `get_total_norm`.
         max_norm: Largest norm, in units of the gradient, 0 or more. The factor is
             `min(1, max_norm / (norm + 1e-6))`.
-        norm_type: Order of the norm: 2, 1 or inf.
+        norm_type: Order of the norm, as in `get_total_norm`.
         error_if_nonfinite: Raise RuntimeError, with no gradient changed, if the norm is NaN or
             infinite. This waits for the device.
         foreach: Accepted for compatibility with torch, without effect.
@@ -117,24 +118,34 @@ def clip_grad_norm_(
     function = "clip_grad_norm_"
     listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     max_norm = require_number(function, "max_norm", max_norm)
-    norm_type = require_norm_type(function, norm_type)
-    names, grads, shards = _gradients(function, listed)
+    norm_type = require_order(function, norm_type)
+    names, owners, grads = _gradients(function, listed)
+    _require_elements(function, norm_type, names, grads)
     pieces = [local(grad).detach() for grad in grads]
     refuse_overlap(function, names, pieces)
-    norm = _norm(shards, norm_type)
+    dense = [gapless(piece) for piece in pieces]
+    # Ranks may differ in which parameters have gradients, but not in how often they communicate.
+    shards: Shards = {place_of(p): [] for p in listed if is_dtensor(p)}
+    for owner, grad, copy in zip(owners, grads, dense, strict=True):
+        place = place_of(owner if is_dtensor(owner) else grad)
+        shard = shard_like(owner, grad)
+        same = shard is local(grad)
+        shards.setdefault(place, []).append(copy if same else gapless(shard.detach()))
+    norm = _norm(function, shards, norm_type)
     published = _publish(function, norm, norm_type, error_if_nonfinite)
-    for device, members in _by_device(pieces).items():
-        dense = [gapless(piece) for piece in members]
-        torch.ops.fusedstep.clip_by_norm_(dense, norm.to(device), max_norm)
-        for piece, copy in zip(members, dense, strict=True):
-            if copy is not piece:
-                piece.copy_(copy)
+    for device, members in _by_device(dense).items():
+        torch.ops.fusedstep.clip_by_norm_(members, norm.to(device), max_norm)
+    for piece, copy in zip(pieces, dense, strict=True):
+        if copy is not piece:
+            piece.copy_(copy)
     torch.autograd.graph.increment_version(grads)
     return published
 
 
-def _gradients(function: str, parameters: list[Tensor]) -> tuple[list[str], list[Tensor], Shards]:
-    """All gradients, checked, with their names, and their local parts by place."""
+def _gradients(
+    function: str, parameters: list[Tensor]
+) -> tuple[list[str], list[Tensor], list[Tensor]]:
+    """The gradients, checked: their names, the parameters that have them, and themselves."""
     names: list[str] = []
     owners: list[Tensor] = []
     grads: list[Tensor] = []
@@ -149,23 +160,27 @@ def _gradients(function: str, parameters: list[Tensor]) -> tuple[list[str], list
             require_mesh_of(function, names[-1], parameter, grads[-1])
         require_placed(function, f"parameters[{i}]", parameter)
     refuse_mixture(function, [f"parameters[{i}]" for i in range(len(parameters))], parameters)
-    # Ranks may differ in which parameters have gradients, but not in how often they communicate.
-    shards: Shards = {place_of(p): [] for p in parameters if is_dtensor(p)}
-    for owner, grad in zip(owners, grads, strict=True):
-        place = place_of(owner if is_dtensor(owner) else grad)
-        shards.setdefault(place, []).append(shard_like(owner, grad))
-    return names, grads, shards
+    return names, owners, grads
 
 
-def _norm(shards: Shards, norm_type: float) -> Tensor:
+def _require_elements(
+    function: str, norm_type: float, names: list[str], tensors: list[Tensor]
+) -> None:
+    """Refuses tensors without elements where these have no norm, as torch does."""
+    for name, tensor in zip(names, tensors, strict=True):
+        if norm_type < 0 and tensor.numel() == 0:
+            must = f"have elements where norm_type is {norm_type}"
+            refuse(function, name, must, f"shape {tuple(tensor.shape)}")
+
+
+def _norm(function: str, shards: Shards, norm_type: float) -> Tensor:
     """The norm of all elements on all ranks: 0-d float64 on the first place's device."""
-    norms = {
-        place: torch.ops.fusedstep.total_norm([gapless(t.detach()) for t in tensors], norm_type)
-        if tensors
-        else torch.zeros((), dtype=torch.float64, device=place.device)
-        for place, tensors in shards.items()
-    }
-    return norm_over_ranks(norms, norm_type) if norms else torch.zeros((), dtype=torch.float64)
+    if not shards:
+        return torch.zeros((), dtype=torch.float64, device="cpu")
+    if norm_type == 0 and any(place.mesh is not None for place in shards):
+        refuse(function, "norm_type", "not be 0 for DTensors", norm_type)
+    norms = {p: norm_of(tensors, norm_type, p.device) for p, tensors in shards.items()}
+    return norm_over_ranks(norms, norm_type or 1.0)  # of order 0 they are counts, which add up
 
 
 def _publish(function: str, norm: Tensor, norm_type: float, error_if_nonfinite: bool) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
+from fusedstep.optim.norm import norm_of
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -101,8 +102,9 @@ def norm_over_ranks(norms: Mapping[Place, Tensor], norm_type: float) -> Tensor:
 
     Args:
         norms: 0-d float64 each, on its place's device. All ranks of a mesh must pass the same
-            places of that mesh in the same order, with zeros for places without elements.
-        norm_type: 2, 1 or inf.
+            places of that mesh in the same order, and for places without elements the norm of
+            nothing: 0, or inf for an order below 0.
+        norm_type: Any order but 0.
 
     Returns:
         0-d float64 on the first place's device, without waiting for a GPU.
@@ -116,9 +118,12 @@ def norm_over_ranks(norms: Mapping[Place, Tensor], norm_type: float) -> Tensor:
         for dim in sorted(set(chain.from_iterable(place.sharded for place in places))):
             ranks = _gather(torch.stack([whole[place] for place in places]), mesh, dim)
             for place, column in zip(places, ranks, strict=True):
-                whole[place] = _norm([column], norm_type) if dim in place.sharded else column[0]
+                is_part = dim in place.sharded
+                whole[place] = norm_of([column], norm_type, column.device) if is_part else column[0]
     first, *others = whole.values()
-    return _norm([first, *(n.to(first.device) for n in others)], norm_type) if others else first
+    if not others:
+        return first
+    return norm_of([first, *(n.to(first.device) for n in others)], norm_type, first.device)
 
 
 def _gather(values: Tensor, mesh: Any, dim: int) -> Tensor:
@@ -126,10 +131,6 @@ def _gather(values: Tensor, mesh: Any, dim: int) -> Tensor:
     rows = [torch.empty_like(values) for _ in range(mesh.size(dim))]
     torch.distributed.all_gather(rows, values, group=mesh.get_group(dim))
     return torch.stack(rows, dim=1)
-
-
-def _norm(norms: list[Tensor], norm_type: float) -> Tensor:
-    return cast(Tensor, torch.ops.fusedstep.total_norm(norms, norm_type))
 
 
 # --- checks ---------------------------------------------------------------------------------------
