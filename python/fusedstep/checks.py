@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fusedstep import build
+from fusedstep.fakes import has_values
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DTYPE_NAMES = "float32, float64, bfloat16 or float16"
@@ -90,8 +91,17 @@ def require_order(function: str, value: Any) -> float:
     return norm_type
 
 
-def require_dense(function: str, argument: str, tensor: Any) -> None:
-    """A strided tensor of a supported dtype on a device for which there are kernels."""
+def require_values(function: str, argument: str, tensor: Tensor) -> None:
+    """A tensor whose values the function may read."""
+    if not has_values(tensor):
+        refuse(function, argument, "have values", f"a {type(tensor).__name__} on {tensor.device}")
+
+
+def require_dense(function: str, argument: str, tensor: Any, *, meta: bool = False) -> None:
+    """A strided tensor of a supported dtype on a device for which there are kernels.
+
+    `meta`: it may also be on the meta device, and get its memory later.
+    """
     if not isinstance(tensor, Tensor):
         refuse(function, argument, "be a tensor", type(tensor).__name__, TypeError)
     if is_traceable_wrapper_subclass(tensor):  # DTensor: its memory is not all local
@@ -100,6 +110,8 @@ def require_dense(function: str, argument: str, tensor: Any) -> None:
         refuse(function, argument, "be dense", tensor.layout, TypeError)
     if tensor.dtype not in DTYPES:
         refuse(function, argument, f"be {DTYPE_NAMES}", tensor.dtype, TypeError)
+    if meta and tensor.is_meta:
+        return
     if tensor.device.type not in ("cpu", "cuda"):
         refuse(function, argument, "be on a CPU or a CUDA device", tensor.device)
     build.require_cuda(tensor.device)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fusedstep import _C
-from fusedstep.checks import refuse, require_dense
+from fusedstep.checks import refuse, require_dense, require_values
 from fusedstep.fakes import register_fake
 from fusedstep.linalg.numerics import whole_gram
 
@@ -45,6 +45,7 @@ def require_batch(
         if tensor.device != device:
             refuse(function, name, f"be on the device {device}", tensor.device)
     if count > 0:
+        require_values(function, "tokens", tokens)
         for extreme in torch.stack(tokens.aminmax()).tolist():
             if not 0 <= extreme < vocab_size:
                 refuse(function, "tokens", f"be at least 0 and below {vocab_size}", extreme)

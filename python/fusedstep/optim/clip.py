@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse, require_dense, require_number, require_order
-from fusedstep.fakes import register_writers
+from fusedstep.fakes import has_values, register_writers
 from fusedstep.optim.distributed import (
     Place,
     is_dtensor,
@@ -185,6 +185,8 @@ def _norm(function: str, shards: Shards, norm_type: float) -> Tensor:
 
 def _publish(function: str, norm: Tensor, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     published = norm.to(torch.float32)
+    if error_if_nonfinite and not has_values(published):
+        refuse(function, "error_if_nonfinite", "be False for tensors without values", True)
     if error_if_nonfinite and not math.isfinite(float(published)):
         raise RuntimeError(
             f"{function}: the gradients' norm of order {norm_type} must be finite where "
