@@ -242,7 +242,6 @@ PARAMETERS: dict[str, tuple[Callable[[], Tensor], str, str, type[Exception]]] = 
     "complex": (lambda: torch.ones(3, dtype=torch.complex64), "be float32, .*", ".*64", TypeError),
     "float8": (lambda: torch.ones(3).to(torch.float8_e4m3fn), "be float32, .*", ".*", TypeError),
     "sparse": (lambda: torch.eye(3).to_sparse(), "be dense", "torch.sparse_coo", TypeError),
-    "meta": (lambda: torch.empty(3, device="meta"), "be on a CPU or a CUDA .*", "meta", ValueError),
 }
 
 

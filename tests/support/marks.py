@@ -48,6 +48,7 @@ PLACES = {
         "optim/test_tables.py",
         "optim/test_torch_database.py",
         "optim/test_traps.py",
+        "optim/test_without_memory.py",
         "schedules/test_scheduler.py",
     ),
 }

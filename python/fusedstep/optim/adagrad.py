@@ -92,9 +92,10 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
     def _make_state(self) -> None:
         """Replaces torch's state, which rounds the sums of half-precision parameters.
 
-        Masters and averages start as copies of parameters, which may be initialized later. Where
-        there are any, the first step makes all state: torch's checkpoints load nothing into entries
-        that are missing, and initialize an optimizer with a step only if it has no state.
+        Masters and averages start as copies of parameters, which may be initialized later, and
+        parameters on the meta device have no memory yet. The first step then makes all state:
+        torch's checkpoints load nothing into entries that are missing, and initialize an optimizer
+        with a step only if it has no state.
         """
         self.state.clear()
         needed = [
@@ -103,6 +104,8 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
             for param in group["params"]
         ]
         if any(a.role in (Role.MASTER, Role.AVERAGE) for _, arrays in needed for a in arrays):
+            return
+        if any(param.is_meta for param, _ in needed):
             return
         for param, arrays in needed:
             prepare_state(param, self.state[param], arrays, self._initial)

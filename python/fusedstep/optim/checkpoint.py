@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
+from fusedstep.fakes import has_values
 from fusedstep.optim.distributed import local
 from fusedstep.optim.options import MODE_KEYS
 from fusedstep.optim.sendable import HALVES
@@ -61,12 +63,14 @@ def _is_scale(name: str, states: Sequence[str]) -> bool:
 
 
 def _require_count(function: str, label: str, step: Any) -> float:
-    """The number of steps, 0 if they were not counted."""
+    """The number of steps, 0 if they were not counted or the count cannot be read."""
     if step is None:
         return 0
     where = f"state of {label}['step']"
     if isinstance(step, Tensor) and step.numel() != 1:
         refuse(function, where, "have one element", tuple(step.shape))
+    if isinstance(step, Tensor) and not has_values(step):
+        return 0
     number = float(local(step) if isinstance(step, Tensor) else step)
     if not (number >= 0 and math.isfinite(number) and number == int(number)):
         refuse(function, where, "be a whole number, 0 or more", number)
@@ -83,6 +87,8 @@ def restored(param: Tensor, saved: State, loaded: State, spec: StateSpec) -> dic
     entries: dict[str, Tensor] = {}
     for name, value in saved.items():
         now, array = loaded.get(name), arrays.get(name)
+        if name == "step" and isinstance(value, Real):  # torch makes it on the default device
+            entries[name] = torch.tensor(float(value), dtype=torch.float32, device=param.device)
         if not isinstance(value, Tensor) or not isinstance(now, Tensor):
             continue
         dtype = now.dtype if name == "step" else value.dtype

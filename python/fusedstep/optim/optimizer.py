@@ -393,7 +393,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             group.update({key: value for key, value in mode._asdict().items() if key in group})
             labels = parameter_labels(group, f"{where}['params']")
             for label, param in zip(labels, group["params"], strict=True):
-                require_dense(name, label, local(param))
+                require_dense(name, label, local(param), meta=True)
                 require_mode_of(name, label, param, mode)
             self._values(group, len(self.param_groups) - 1)
             for option, value in (("fused", True), ("differentiable", False)):

@@ -100,6 +100,8 @@ def require_state(
     """Refuses existing entries that cannot be converted to the form of `arrays`."""
     for array in arrays:
         value, where = state.get(array.name), f"state of {label}['{array.name}']"
+        if isinstance(value, Tensor) and value.is_meta:
+            refuse(function, where, "have values", "a tensor on meta")
         if value is None or array.role == Role.STEP:
             continue
         if not isinstance(value, Tensor):
@@ -158,7 +160,7 @@ def _prepare_step(param: Tensor, state: dict[str, Any], first: Mapping[str, floa
     if step is None:
         step = torch.full((), first["step"], dtype=torch.float32, device=param.device)
     if not isinstance(step, Tensor):
-        step = torch.tensor(float(step))
+        step = torch.tensor(float(step), dtype=torch.float32, device=param.device)
     fits = step.dtype == torch.float32 and step.device == param.device and step.numel() == 1
     state["step"] = step if fits else step.to(param.device, torch.float32).reshape(())
 
@@ -186,14 +188,13 @@ def _prepare_codes(
     param: Tensor, state: dict[str, Any], array: Array, first: Mapping[str, float]
 ) -> None:
     codes: Tensor | None = state.get(array.name)
-    scales: Tensor = state.get(scale_name(array.name), torch.empty(0))
+    scales: Any = state.get(scale_name(array.name))
     if codes is None:  # all elements are equal: one gives every code and scale
         one = torch.tensor(first[array.name], dtype=torch.float32, device="cpu")
         code, scale = encoded(one, one, array.dtype)
-        state[array.name] = torch.full_like(param, code.item(), dtype=array.dtype)
-        state[scale_name(array.name)] = torch.full(
-            (blocks_of(param.numel()),), scale.item(), dtype=torch.float32, device=param.device
-        )
+        state[array.name] = torch.empty_like(param, dtype=array.dtype).copy_(code)
+        of_blocks = scale.to(param.device).repeat(blocks_of(param.numel()))
+        state[scale_name(array.name)] = of_blocks
         return
     if codes.dtype not in CODES:
         value = codes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
-from fusedstep.fakes import register_writers
+from fusedstep.fakes import has_values, register_writers
 from fusedstep.optim.distributed import Place, norm_over_ranks
 from fusedstep.optim.hyperparameters import Group, Values, in_order, read_on_device, rule_fields
 from fusedstep.optim.options import Options
@@ -110,6 +110,9 @@ class Step(NamedTuple):
         """Raises RuntimeError if the norm is not finite and `nonfinite="error"`."""
         if self.options.nonfinite != "error" or norm is None:
             return
+        if not has_values(norm):
+            must = "be 'propagate' or 'skip' for tensors without values"
+            refuse(self.function, "nonfinite", must, "'error'")
         skipped_by_scaler = self.found_inf is not None and bool(self.found_inf)
         number = float(norm.to(torch.float32))
         if not math.isfinite(number) and not skipped_by_scaler:
