@@ -120,6 +120,23 @@ def test_compiled_whole(backend: str) -> None:
 
 
 @pytest.mark.slow
+def test_clip_within_a_compiled_function() -> None:
+    torch._dynamo.reset()
+    params = make_params((4, 3), (4, 3))
+
+    @torch.compile(backend="aot_eager")
+    def clip() -> Tensor:
+        return fusedstep.clip_grad_norm_(params, 1.0) * 2
+
+    for _ in range(2):
+        grads = torch.ones(4, 6)
+        for param, grad in zip(params, grads.chunk(2, dim=-1), strict=True):
+            param.grad = grad  # views of one tensor, which a graph could not write
+        assert float(clip()) == pytest.approx(2 * 24**0.5, rel=1e-6)
+        torch.testing.assert_close(grads, torch.full((4, 6), 24**-0.5))
+
+
+@pytest.mark.slow
 def test_optimizer_step_beside_a_compiled_model() -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)

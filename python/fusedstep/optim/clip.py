@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,6 +116,8 @@ def clip_grad_norm_(
         >>> loss.backward()
         >>> norm = fusedstep.clip_grad_norm_(model.parameters(), max_norm=1.0)
     """
+    if torch.compiler.is_dynamo_compiling():
+        return _clip_outside_graph(parameters, max_norm, norm_type, error_if_nonfinite)
     function = "clip_grad_norm_"
     listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     max_norm = require_number(function, "max_norm", max_norm)
@@ -140,6 +143,12 @@ def clip_grad_norm_(
             piece.copy_(copy)
     torch.autograd.graph.increment_version(grads)
     return published
+
+
+@torch._disable_dynamo
+def _clip_outside_graph(*args: Any) -> Tensor:
+    """Breaks the graph of a compiled function: addresses are compared in eager mode."""
+    return clip_grad_norm_(*args)
 
 
 def _gradients(
