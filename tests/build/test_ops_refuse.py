@@ -184,7 +184,7 @@ def test_table_op_refuses_groups_with_other_states() -> None:
         ops.table_step_(table.address, "adam", params[0], values, *TABLE_OPTIONS[1:])
 
 
-@pytest.mark.parametrize("wrong", [3, "cpu", object(), torch.ones(2).__dlpack__()], ids=repr)
+@pytest.mark.parametrize("wrong", [3, "cpu", object(), torch.ones(2).__dlpack__()], ids=type)
 def test_use_device_refuses_what_is_no_device(wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"^use_device: device must be a capsule named fused.*, got"):
         _C.use_device("cpu", wrong)
