@@ -61,6 +61,13 @@ def require_count(
     return count
 
 
+def require_bool(function: str, argument: str, value: Any) -> bool:
+    """`value`, which must be True or False itself: every other object has a truth value too."""
+    if not isinstance(value, bool):
+        refuse(function, argument, "be True or False", f"{value!r}", TypeError)
+    return value
+
+
 def require_beta(function: str, argument: str, value: Any) -> float:
     """`value` as a float in [0, 1)."""
     beta = require_number(function, argument, value, "be at least 0 and below 1")

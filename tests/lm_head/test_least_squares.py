@@ -138,6 +138,7 @@ def test_mse_takes_many_classes_in_blocks() -> None:
     weight = torch.randn(9001, 4, dtype=torch.float64)
     expected = literal.mse(weight, hidden, tokens, 10.0)
     torch.testing.assert_close(solver.mse(weight), expected, rtol=1e-13, atol=0)
+    assert_same_bits(solver.mse(weight.mT.contiguous().mT), solver.mse(weight))
     trivial = solver.mse(torch.zeros(9001, 4))
     torch.testing.assert_close(trivial, torch.tensor(100 / 9001, dtype=torch.float64))
 
@@ -189,7 +190,12 @@ def test_batches_strides_and_flat_tokens_are_the_same_rows() -> None:
     expected = summed(hidden, tokens).solve()
     batch, of_batch = hidden.view(4, 15, 16), tokens.view(4, 15)
     transposed = batch.transpose(1, 2).contiguous().transpose(1, 2)
-    for some, ids in ((batch, of_batch), (batch, tokens), (transposed, of_batch)):
+    strided = tokens.repeat_interleave(2)[::2]
+    negative = torch._neg_view(-tokens)
+    for some, ids in (
+        *((batch, of_batch), (batch, tokens), (transposed, of_batch)),
+        *((hidden, strided), (hidden, negative)),
+    ):
         solver = LeastSquares(16, VOCABULARY)
         solver.update(some, ids)
         assert_same_bits(solver.solve(), expected)

@@ -19,7 +19,7 @@ from fusedstep.lm_head import (
 )
 from tests.support.last_layer import regression, relative
 from tests.support.reads import Largest
-from tests.support.tensors import assert_same_bits
+from tests.support.tensors import assert_same_bits, laid_out
 
 METHODS = (
     newton_full,
@@ -90,11 +90,24 @@ def test_batches_are_taken_and_nothing_given_is_written(method):
 
 
 @each_method
-def test_autocast_around_the_call_changes_nothing(method):
-    problem = regression(12, dtype=torch.float32)
-    plain = method(*problem, loss_constant=0.5)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert_same_bits(method(*problem, loss_constant=0.5).weight, plain.weight)
+@pytest.mark.parametrize("layout", ["reversed", "gaps", "misaligned"])
+def test_strides_change_nothing(method, layout):
+    problem = regression(40, 24, 70, dtype=torch.float32)
+    expected = method(*problem, loss_constant=0.5, chunk_size=15)
+    views = [laid_out(tensor, layout) for tensor in problem]
+    result = method(*views, loss_constant=0.5, chunk_size=15)
+    assert_same_bits(result.weight, expected.weight)
+    assert_same_bits(result.losses, expected.losses)
+
+
+@each_method
+def test_views_of_one_element_or_of_another_sign_are_taken(method):
+    weight, hidden, tokens = regression(12, dtype=torch.float32)
+    expected = method(weight, hidden, tokens[3].repeat(12), loss_constant=0.5)
+    negative = torch.complex(hidden, -hidden).conj().imag
+    assert negative.is_neg()
+    result = method(weight, negative, tokens[3].expand(12), loss_constant=0.5)
+    assert_same_bits(result.weight, expected.weight)
 
 
 @each_method
@@ -188,6 +201,9 @@ def test_bad_input_is_refused(method, case):
     [
         (newton_full, {"scaling": "none"}, "scaling must be one of published, rank, frobenius"),
         (newton_components, {"scaling": 1}, "scaling must be one of published, mean, spectral"),
+        (newton_components, {"uphill": "no"}, "uphill must be True or False, got 'no'"),
+        (newton_components_recalculated, {"uphill": 1}, "uphill must be True or False, got 1"),
+        (newton_joint, {"uphill": None}, "uphill must be True or False, got None"),
         (newton_components, {"power_iterations": 0}, "power_iterations must be at least 1, got 0"),
         (newton_components_recalculated, {"block_size": 0}, "block_size must be at least 1, got 0"),
         (newton_joint, {"group_size": 0}, "group_size must be at least 1, got 0"),
@@ -199,5 +215,5 @@ def test_bad_input_is_refused(method, case):
     ],
 )
 def test_bad_options_are_refused(method, options, message):
-    with pytest.raises(ValueError, match=re.escape(f"{method.__name__}: {message}")):
+    with pytest.raises((ValueError, TypeError), match=re.escape(f"{method.__name__}: {message}")):
         method(*regression(), **options)

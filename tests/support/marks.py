@@ -32,6 +32,7 @@ PLACES = {
         "lm_head/test_least_squares.py",
         "lm_head/test_segment_sum.py",
         "lm_head/test_softmax.py",
+        "lm_head/test_switches.py",
         "optim/test_any_step.py",
         "optim/test_checkpoint.py",
         "optim/test_clip.py",

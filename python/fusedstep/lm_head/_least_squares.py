@@ -188,7 +188,7 @@ class LeastSquares:
         self._require_tokens(function)
         total = weight.new_full((), self.scale**2 * self._count, dtype=torch.float64)
         for w, c in in_blocks(CLASS_BLOCK, weight, self._sums):
-            wide = w.to(torch.float64)
+            wide = w.to(torch.float64).contiguous()  # strides decide how products round
             total = total + (wide * (wide @ self._gram - 2 * self.scale * c)).sum()
         return total / (self._count * len(self._sums))
 

@@ -25,7 +25,7 @@ SORT_BLOCK = 65536  # tokens sorted at a time, so that memory does not grow with
 def require_batch(
     function: str, hidden: Any, tokens: Any, d_model: int, vocab_size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """`hidden` as [N, d_model] and `tokens` as [N], checked. Waits for the tokens' device.
+    """`hidden` as [N, d_model] and `tokens` as contiguous [N], checked. Waits for their device.
 
     `tokens` are int64 in [0, vocab_size), of hidden's shape without its last dimension, or flat.
     """
@@ -49,7 +49,8 @@ def require_batch(
         for extreme in torch.stack(tokens.aminmax()).tolist():
             if not 0 <= extreme < vocab_size:
                 refuse(function, "tokens", f"be at least 0 and below {vocab_size}", extreme)
-    return hidden.detach().reshape(-1, d_model), tokens.reshape(-1)
+    # The ops and NumPy read neighbouring int64 in memory, as they are.
+    return hidden.detach().reshape(-1, d_model), tokens.reshape(-1).resolve_neg().contiguous()
 
 
 def require_scale(function: str, value: Any) -> float:

@@ -20,8 +20,8 @@ from fusedstep.lm_head.problem import (
     NewtonResult,
     Problem,
     make_problem,
-    numerical,
 )
+from fusedstep.lm_head.switches import numerical
 
 LEAST_CURVATURE = 1e-3  # of the mean: the least for a class that is never expected
 LEAST_SCALE = 1e-290  # below it float64 loses digits

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusedstep.checks import require_count
+from fusedstep.checks import require_bool, require_count
 from fusedstep.linalg.numerics import whole_gram
 from fusedstep.lm_head.problem import (
     NewtonResult,
     Problem,
     make_problem,
-    numerical,
     square_norms,
 )
 from fusedstep.lm_head.softmax import logits_of, root_steps_, rows_for_logits, token_losses
+from fusedstep.lm_head.switches import numerical
 
 # Tokens that one op takes in turn. Besides V exponentials, each reads the steps before it in the
 # run, 2 RUN V bytes of float32 on average, which stay in the cache; products bring later tokens up
@@ -81,6 +81,7 @@ def newton_components_recalculated(
     Also B. T. Polyak 1969, "Minimization of unsmooth functionals", and S. Kaczmarz 1937.
     """
     function = "newton_components_recalculated"
+    require_bool(function, "uphill", uphill)
     require_count(function, "block_size", block_size, 1)
     problem = make_problem(
         function, weight, hidden, tokens, loss_constant, steps, chunk_size, position_major=True

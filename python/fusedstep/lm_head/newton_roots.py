@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fusedstep.checks import refuse, require_count, require_number
+from fusedstep.checks import refuse, require_bool, require_count, require_number
 from fusedstep.linalg import pinv
 from fusedstep.linalg.numerics import whole_gram
 from fusedstep.lm_head.problem import (
@@ -18,10 +18,10 @@ from fusedstep.lm_head.problem import (
     Problem,
     add_outer_,
     make_problem,
-    numerical,
     square_norms,
 )
 from fusedstep.lm_head.softmax import directions_, logits_of, root_steps_
+from fusedstep.lm_head.switches import numerical
 
 FULL_SCALINGS = ("published", "rank", "frobenius")
 COMPONENTS_SCALINGS = ("published", "mean", "spectral")
@@ -159,6 +159,7 @@ def newton_components(
     function = "newton_components"
     if scaling not in COMPONENTS_SCALINGS:
         refuse(function, "scaling", f"be one of {', '.join(COMPONENTS_SCALINGS)}", repr(scaling))
+    require_bool(function, "uphill", uphill)
     require_count(function, "power_iterations", power_iterations, 1)
     problem = make_problem(function, weight, hidden, tokens, loss_constant, steps, chunk_size)
     weight, losses = problem.weight, []
@@ -267,6 +268,7 @@ def newton_joint(
     and D. Marquardt 1963.
     """
     function = "newton_joint"
+    require_bool(function, "uphill", uphill)
     require_count(function, "group_size", group_size, 1)
     damping = require_number(function, "damping", damping)
     if rtol is not None:

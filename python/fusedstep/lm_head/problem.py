@@ -6,11 +6,10 @@ Logits are `hidden @ weight.T`. They are computed for some tokens at a time, nev
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import wraps
 from numbers import Real
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,24 +19,6 @@ from fusedstep.lm_head.batch import gram, in_blocks, require_batch
 from fusedstep.lm_head.softmax import directions_, rows_for_logits, token_losses
 
 CHUNK_ELEMENTS = 1 << 23  # logits at a time: 32 MiB of float32
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def numerical(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs a function outside of autograd and of the caller's autocast, which would round."""
-
-    @wraps(function)
-    def run(*args: P.args, **options: P.kwargs) -> R:
-        with (
-            torch.no_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-        ):
-            return function(*args, **options)
-
-    return run
 
 
 class NewtonResult(NamedTuple):
@@ -75,7 +56,8 @@ class Problem:
     def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Hidden `[n, d]` of weight's dtype and tokens `[n]`, `size` of them at a time."""
         for hidden, tokens in in_blocks(size, self.hidden, self.tokens):
-            yield hidden.to(self.weight.dtype), tokens
+            # A product's rounding depends on its operands' strides.
+            yield hidden.to(self.weight.dtype).contiguous(), tokens
 
     def loss(self, weight: Tensor) -> Tensor:
         """The mean cross-entropy, 0-d float64."""
