@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
@@ -14,7 +15,6 @@ from fusedstep import build
 from fusedstep.fakes import has_values
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-DTYPE_NAMES = "float32, float64, bfloat16 or float16"
 NORM_TYPES = (2.0, 1.0, math.inf)
 
 
@@ -104,8 +104,15 @@ def require_values(function: str, argument: str, tensor: Tensor) -> None:
         refuse(function, argument, "have values", f"a {type(tensor).__name__} on {tensor.device}")
 
 
-def require_dense(function: str, argument: str, tensor: Any, *, meta: bool = False) -> None:
-    """A strided tensor of a supported dtype on a device for which there are kernels.
+def require_dense(
+    function: str,
+    argument: str,
+    tensor: Any,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    *,
+    meta: bool = False,
+) -> None:
+    """A strided tensor of one of the dtypes on a device for which there are kernels.
 
     `meta`: it may also be on the meta device, and get its memory later.
     """
@@ -115,8 +122,9 @@ def require_dense(function: str, argument: str, tensor: Any, *, meta: bool = Fal
         refuse(function, argument, "be a plain tensor", type(tensor).__name__, TypeError)
     if tensor.layout != torch.strided:
         refuse(function, argument, "be dense", tensor.layout, TypeError)
-    if tensor.dtype not in DTYPES:
-        refuse(function, argument, f"be {DTYPE_NAMES}", tensor.dtype, TypeError)
+    if tensor.dtype not in dtypes:
+        *names, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+        refuse(function, argument, f"be {', '.join(names)} or {last}", tensor.dtype, TypeError)
     if meta and tensor.is_meta:
         return
     if tensor.device.type not in ("cpu", "cuda"):

@@ -29,6 +29,7 @@ PLACES = {
         "linalg/test_pinv.py",
         "linalg/test_pinv_derivatives.py",
         "linalg/test_rank.py",
+        "linalg/test_transforms.py",
         "lm_head/test_least_squares.py",
         "lm_head/test_segment_sum.py",
         "lm_head/test_softmax.py",

@@ -13,47 +13,57 @@ from fusedstep.checks import refuse
 from fusedstep.linalg._pinv import register_vmap
 from fusedstep.linalg.arguments import (
     broadcast_shapes,
-    require_driver,
     require_matrices,
+    require_method,
     tolerances,
 )
+from fusedstep.linalg.complex_matrices import complex_pinv
 from fusedstep.linalg.drivers import Method, factorise
 from fusedstep.linalg.numerics import Tolerance
+from fusedstep.linalg.transforms import BothModes, reverse_only
 
 
 def lstsq(
     A: Tensor,
     B: Tensor,
+    rcond: float | Tensor | None = None,
     *,
     rtol: float | Tensor | None = None,
-    driver: str = "auto",
+    driver: str | None = "auto",
     synchronize: bool = True,
 ) -> Tensor:
     """Finds the X of least norm among those that minimize |A X - B|, for A of any rank.
 
     torch.linalg.lstsq does this on a CPU only; on CUDA it assumes full rank. The result is computed
     in float64 and rounded once. It is differentiable in A and B any number of times, in reverse and
-    forward mode, where the rank is constant; all derivatives use the factors of the solution.
+    forward mode, nested in any order, where the rank is constant; all derivatives use the factors
+    of the solution. torch.compile supports reverse mode only. docs/last_layer.md lists the
+    differences from torch.linalg.lstsq.
 
     Args:
-        A: `[*, m, n]`, float32, float64, bfloat16 or float16, of any strides.
-        B: `[*, m, k]`, of the same dtype and on the same device; the batches broadcast.
+        A: `[*, m, n]`, float32, float64, bfloat16 or float16, of any strides. Also complex64 or
+            complex128: torch's own pseudo-inverse in complex128 times B.
+        B: `[*, m, k]`, of the same dtype and on the same device; the batches broadcast. Or vectors:
+            `[m]`, or `[*, m]` of the shape of A without its last dimension. If that is `[*, m, m]`,
+            it may also be one matrix for several A, and is refused.
+        rcond: Another name of `rtol`, which may be the third positional argument.
         rtol: Singular values of A not above rtol times the largest count as zero: a number of 0 or
             more, or a tensor that broadcasts with A's batch. Default: eps * max(m, n), as in
             `pinv`.
         driver: "auto", "cholesky", "eigh", "qr_svd" or "jacobi", as in `pinv`. "auto" does not use
-            the small-matrix kernel.
+            the small-matrix kernel. None is "auto".
         synchronize: False: do not read results on the host, as in `pinv`.
 
     Returns:
-        X `[*, n, k]`, of A's dtype. It is NaN if A has a NaN or an infinity, or if the driver
-        failed; the rest of the batch is unaffected.
+        X `[*, n, k]`, or `[*, n]` for vectors, of A's dtype. It is NaN if A has a NaN or an
+        infinity, or if the driver failed; the rest of the batch is unaffected.
 
     Raises:
         TypeError: A or B is not a dense tensor of one of these dtypes, or `rtol` is not a number.
         ValueError: Another argument has an invalid value. The message is
             `lstsq: <argument> must <property>, got <value>`.
-        RuntimeError: A is on a GPU and there are no CUDA kernels for it.
+        RuntimeError: A is on a GPU and there are no CUDA kernels for it; or torch's decomposition
+            of a complex matrix did not converge.
 
     Example:
         >>> A = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
@@ -66,29 +76,62 @@ def lstsq(
     """
     function = "lstsq"
     require_matrices(function, "A", A)
+    driver = "auto" if driver is None else driver
+    require_method(function, A, False, driver, synchronize)
+    vectors = _is_vectors(function, A, B)
+    given, B = B, B[..., None] if vectors else B
     require_matrices(function, "B", B)
-    require_driver(function, driver, False)
     if B.dtype != A.dtype:
         refuse(function, "B", f"have A's dtype {A.dtype}", B.dtype, TypeError)
     if B.device != A.device:
         refuse(function, "B", f"be on A's device {A.device}", B.device)
     if B.shape[-2] != A.shape[-2]:
-        refuse(function, "B", f"have A's {A.shape[-2]} rows", tuple(B.shape))
+        refuse(function, "B", f"have A's {A.shape[-2]} rows", tuple(given.shape))
+    if not _broadcast(A, B):
+        refuse(function, "B", f"broadcast with A's batch {tuple(A.shape[:-2])}", tuple(B.shape))
+    tolerance = tolerances(function, A, None, rtol, rcond)
+    X = _solution(A, B, tolerance, driver, synchronize).to(A.dtype)
+    return X.squeeze(-1) if vectors else X
+
+
+def _is_vectors(function: str, A: Tensor, B: Any) -> bool:
+    """Whether B holds vectors `[m]` or `[*, m]`, one for each matrix, by torch's rule.
+
+    torch takes `[b, m]` for vectors even if b is m, and NumPy for one matrix that all A share.
+    """
+    if not isinstance(B, Tensor) or B.dim() < 2:
+        return isinstance(B, Tensor) and B.dim() == 1
+    if B.shape != A.shape[:-1]:
+        return False
+    if B.shape[-2] == A.shape[-2] and _broadcast(A, B):
+        must = f"be {[*B.shape, 1]} for vectors or {[1, *B.shape]} for a matrix"
+        refuse(function, "B", must, list(B.shape))
+    return True
+
+
+def _broadcast(A: Tensor, B: Tensor) -> bool:
+    """Whether the batches of two tensors of matrices do."""
     try:
         broadcast_shapes(A.shape[:-2], B.shape[:-2])
     except RuntimeError:
-        refuse(function, "B", f"broadcast with A's batch {tuple(A.shape[:-2])}", tuple(B.shape))
-    tolerance = tolerances(function, A, None, rtol)
+        return False
+    return True
+
+
+def _solution(A: Tensor, B: Tensor, tolerance: Tolerance, driver: str, synchronize: bool) -> Tensor:
+    """A⁺ B in double precision."""
     batch = broadcast_shapes(A.shape[:-2], tolerance.rtol.shape)
-    dtype = A.dtype
-    A = A if dtype == torch.float64 else A.to(torch.float32)
+    if A.is_complex():
+        P = complex_pinv(A.expand(*batch, *A.shape[-2:]), tolerance, False)
+        return P @ B.to(P.dtype)
+    A = A if A.dtype == torch.float64 else A.to(torch.float32)
     A = A.expand(*batch, *A.shape[-2:])
     per_matrix = (t.expand(batch) for t in tolerance)
     left, right = pinv_factors(A.detach(), *per_matrix, False, driver, synchronize)
     batch = broadcast_shapes(batch, B.shape[:-2])
     A, B = (t.expand(*batch, *t.shape[-2:]) for t in (A, B.to(torch.float64)))
     X: Tensor = _solver().apply(A, B, left, right)
-    return X.to(dtype)
+    return X
 
 
 @torch.library.custom_op("fusedstep::pinv_factors", mutates_args=())
@@ -126,8 +169,7 @@ register_vmap(pinv_factors)
 
 
 def _solver() -> type[Function]:
-    # torch.compile does not support a Function with a forward mode of its own.
-    return _Solve if torch.compiler.is_compiling() else _SolveBothModes
+    return _Solve if reverse_only() else _SolveBothModes
 
 
 class _Solve(Function):
@@ -150,7 +192,7 @@ class _Solve(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        A, B, X, left, right = _saved(ctx)
+        A, B, X, left, right = _in_float64(ctx.saved_tensors)
         solve, adjoint = _both_ways(A, left, right)
         grad_B = adjoint(grad)  # A⁺ᵀ Ḡ
         grad_A = (B - A @ X) @ solve(grad_B).mT - grad_B @ X.mT
@@ -158,10 +200,13 @@ class _Solve(Function):
         return grad_A.to(ctx.saved_tensors[0].dtype), grad_B, None, None
 
 
-class _SolveBothModes(_Solve):
+class _SolveBothModes(BothModes, _Solve):
+    generate_vmap_rule = False
+
     @staticmethod
-    def jvp(ctx: Any, dA: Tensor | None, dB: Tensor | None, *_: Any) -> Tensor:
-        A, B, X, left, right = _saved(ctx)
+    def tangent(saved: tuple[Tensor, ...], *tangents: Any) -> Tensor:
+        dA, dB, *_ = tangents
+        A, B, X, left, right = _in_float64(saved)
         solve, adjoint = _both_ways(A, left, right)
         dB = torch.zeros_like(B) if dB is None else dB
         if dA is None:
@@ -169,12 +214,13 @@ class _SolveBothModes(_Solve):
         dA = dA.to(torch.float64)
         outside = dA.mT @ adjoint(X)
         inside = dB - dA @ X + adjoint(dA.mT @ (B - A @ X)) - A @ outside
-        return solve(inside) + outside
+        dX: Tensor = solve(inside) + outside
+        return dX
 
 
-def _saved(ctx: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _in_float64(saved: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """A, B, X, left, right, all in float64: B - A X cancels, and TF32 would round it."""
-    A, B, left, right, X = ctx.saved_tensors
+    A, B, left, right, X = saved
     return A.to(torch.float64), B, X, left, right
 
 

@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fusedstep.checks import refuse
+from fusedstep.checks import refuse, require_bool
 from fusedstep.fakes import register_fake
 from fusedstep.linalg.arguments import (
     broadcast_shapes,
-    require_driver,
     require_matrices,
+    require_method,
+    require_out,
     tolerances,
 )
+from fusedstep.linalg.complex_matrices import complex_info, complex_pinv
 from fusedstep.linalg.drivers import Method, factorise
 from fusedstep.linalg.numerics import Tolerance
+from fusedstep.linalg.transforms import BothModes, reverse_only
 
 CHUNK_BYTES = 2**22  # of A in float64, on a CPU: the steps after the first find it in a cache
 
@@ -41,52 +44,61 @@ class PinvInfo(NamedTuple):
 @overload
 def pinv(
     A: Tensor,
+    rcond: float | Tensor | None = None,
+    hermitian: bool = False,
     *,
     atol: float | Tensor | None = None,
     rtol: float | Tensor | None = None,
-    hermitian: bool = False,
     driver: str = "auto",
     return_info: Literal[False] = False,
     synchronize: bool = True,
+    out: Tensor | None = None,
 ) -> Tensor: ...
 @overload
 def pinv(
     A: Tensor,
+    rcond: float | Tensor | None = None,
+    hermitian: bool = False,
     *,
     atol: float | Tensor | None = None,
     rtol: float | Tensor | None = None,
-    hermitian: bool = False,
     driver: str = "auto",
     return_info: Literal[True],
     synchronize: bool = True,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, PinvInfo]: ...
 def pinv(
     A: Tensor,
+    rcond: float | Tensor | None = None,
+    hermitian: bool = False,
     *,
     atol: float | Tensor | None = None,
     rtol: float | Tensor | None = None,
-    hermitian: bool = False,
     driver: str = "auto",
     return_info: bool = False,
     synchronize: bool = True,
+    out: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, PinvInfo]:
     """Computes the Moore-Penrose pseudo-inverse of each matrix, as torch.linalg.pinv does.
 
     Everything is computed in float64 and rounded once. Singular values not above
     `max(atol, rtol * sigma_1)` count as zero, where sigma_1 is the matrix's largest. The result is
-    differentiable any number of times, in reverse and forward mode, where the rank is constant.
+    differentiable any number of times, in reverse and forward mode, nested in any order, where the
+    rank is constant. torch.compile supports reverse mode only. All calls of torch.linalg.pinv and
+    torch.pinverse are understood, but for the differences in docs/last_layer.md.
 
     Args:
-        A: `[*, m, n]`, float32, float64, bfloat16 or float16, of any strides. Complex matrices
-            raise a TypeError.
+        A: `[*, m, n]`, float32, float64, bfloat16 or float16, of any strides. Also complex64 or
+            complex128: torch's own routine computes them in complex128.
+        rcond: Another name of `rtol`, which may be the second positional argument.
+        hermitian: A is symmetric, or Hermitian: only its lower triangle is read and has a gradient.
         atol: Absolute tolerance, 0 or more: a number, or a tensor that broadcasts with the batch
             `*`. Default: 0.
         rtol: Relative tolerance, like `atol`. Default: 0 if `atol` is positive, else
             `eps * max(m, n)`, with float32's eps for half precision too (128 times bfloat16's own
             is already 1).
-        hermitian: A is symmetric: only its lower triangle is read and has a gradient.
-        driver: How to factorize. If `hermitian`, "auto" or "eigh"; both use A's own eigenvalues.
-            Otherwise one of
+        driver: How to factorize; "auto" if A is complex. If `hermitian`, "auto" or "eigh"; both use
+            A's own eigenvalues. Otherwise one of
 
             - "auto", for m, n <= 32: QR if that proves full rank, else "jacobi". For larger
               matrices: a Cholesky factorization of the smaller of AᵀA and AAᵀ, if that proves full
@@ -104,7 +116,9 @@ def pinv(
         return_info: Also return a PinvInfo.
         synchronize: False: do not read results on the host, as CUDA graphs require. For matrices
             larger than 32, "auto" then also runs "qr_svd" on all of them and selects on the device,
-            which costs more.
+            which costs more. Must be True for complex A.
+        out: Tensor to write the result to: of the result's shape or empty, on A's device, and of
+            A's dtype or one that torch casts it to. Gradients are not recorded through it.
 
     Returns:
         The pseudo-inverses `[*, n, m]`, of A's dtype, and with `return_info` a PinvInfo. The batch
@@ -115,7 +129,8 @@ def pinv(
         TypeError: A is not a dense tensor of one of these dtypes, or a tolerance is not a number.
         ValueError: Another argument has an invalid value. The message is
             `pinv: <argument> must <property>, got <value>`.
-        RuntimeError: A is on a GPU and there are no CUDA kernels for it.
+        RuntimeError: A is on a GPU and there are no CUDA kernels for it; or torch's decomposition
+            of a complex matrix did not converge.
 
     Example:
         >>> A = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 4.0]])
@@ -132,20 +147,29 @@ def pinv(
     """
     function = "pinv"
     require_matrices(function, "A", A)
-    require_driver(function, driver, hermitian)
+    require_method(function, A, hermitian, driver, synchronize)
+    require_bool(function, "return_info", return_info)
     if hermitian and A.shape[-1] != A.shape[-2]:
         refuse(function, "A", "be square where hermitian=True", tuple(A.shape))
-    tolerance = tolerances(function, A, atol, rtol)
+    tolerance = tolerances(function, A, atol, rtol, rcond)
     batch = broadcast_shapes(A.shape[:-2], *(t.shape for t in tolerance))
-    wide = A if A.dtype == torch.float64 else A.to(torch.float32)
-    wide = wide.expand(*batch, *A.shape[-2:])
-    if hermitian:
-        wide = wide.tril() + wide.tril(-1).mT
-    per_matrix = (t.expand(batch) for t in tolerance)
-    P, *info = pinv_op(wide.detach(), *per_matrix, hermitian, driver, synchronize)
-    # torch.compile does not support a Function with a forward mode of its own.
-    derived = _Backward if torch.compiler.is_compiling() else _BothModes
-    P = derived.apply(wide, P).to(A.dtype)
+    if out is not None:
+        require_out(function, out, A, (*batch, A.shape[-1], A.shape[-2]))
+    if A.is_complex():
+        wide = A.expand(*batch, *A.shape[-2:])
+        P = complex_pinv(wide, tolerance, hermitian)
+        info = complex_info(wide, tolerance, hermitian) if return_info else ()
+    else:
+        wide = A if A.dtype == torch.float64 else A.to(torch.float32)
+        wide = wide.expand(*batch, *A.shape[-2:])
+        if hermitian:
+            wide = wide.tril() + wide.tril(-1).mT
+        per_matrix = (t.expand(batch) for t in tolerance)
+        P, *info = pinv_op(wide.detach(), *per_matrix, hermitian, driver, synchronize)
+        P = (_Backward if reverse_only() else _BothModes).apply(wide, P)
+    P = P.to(A.dtype)
+    if out is not None:
+        P = (out if out.shape == P.shape else out.resize_(P.shape)).copy_(P)
     return (P, PinvInfo(*info)) if return_info else P
 
 
@@ -232,11 +256,14 @@ class _Backward(Function):
         return _in_float64(_vjp, A, P, grad), None
 
 
-class _BothModes(_Backward):
+class _BothModes(BothModes, _Backward):
+    generate_vmap_rule = False
+
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: Tensor | None) -> Tensor:
-        A, P = ctx.saved_tensors
-        return _in_float64(_jvp, A, P, tangent)
+    def tangent(saved: tuple[Tensor, ...], *tangents: Any) -> Tensor:
+        A, P = saved
+        dA, _ = tangents
+        return _in_float64(_jvp, A, P, dA)
 
 
 def _in_float64(

@@ -8,40 +8,70 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedstep.checks import refuse, require_dense, require_number
+from fusedstep.checks import DTYPES, refuse, require_bool, require_dense, require_number
 from fusedstep.linalg.drivers import HERMITIAN_NAMES, NAMES
 from fusedstep.linalg.numerics import Tolerance
+
+TAKEN = (*DTYPES, torch.complex64, torch.complex128)
 
 broadcast_shapes: Callable[..., torch.Size] = torch.broadcast_shapes  # torch's has no types
 
 
 def require_matrices(function: str, argument: str, tensor: Any) -> None:
-    """A plain dense floating-point tensor of two or more dimensions on a CPU or a CUDA device."""
-    require_dense(function, argument, tensor)
+    """A plain dense tensor of two or more dimensions on a CPU or a CUDA device, not of integers."""
+    require_dense(function, argument, tensor, TAKEN)
     if tensor.dim() < 2:
         refuse(function, argument, "have two or more dimensions", tuple(tensor.shape))
 
 
-def require_driver(function: str, driver: Any, hermitian: bool) -> None:
-    """A known driver, one for symmetric matrices if `hermitian`."""
+def require_method(function: str, A: Tensor, hermitian: Any, driver: Any, synchronize: Any) -> None:
+    """A known driver, one for symmetric matrices if `hermitian`; for complex A no choice at all."""
+    require_bool(function, "hermitian", hermitian)
+    require_bool(function, "synchronize", synchronize)
     known = HERMITIAN_NAMES if hermitian else NAMES
     if driver not in known:
         where = " where hermitian=True" if hermitian else ""
         refuse(function, "driver", f"be one of {', '.join(known)}{where}", repr(driver))
+    if A.is_complex():
+        if driver != "auto":
+            refuse(function, "driver", "be auto where A is complex", repr(driver))
+        if not synchronize:
+            refuse(function, "synchronize", "be True where A is complex", synchronize)
 
 
-def tolerances(function: str, A: Tensor, atol: Any, rtol: Any) -> Tolerance:
+def require_out(function: str, out: Any, A: Tensor, shape: tuple[int, ...]) -> None:
+    """A tensor that can take results of A's dtype and this shape, as torch's `out` does."""
+    if not isinstance(out, Tensor):
+        refuse(function, "out", "be a tensor", type(out).__name__, TypeError)
+    if out.device != A.device:
+        refuse(function, "out", f"be on A's device {A.device}", out.device)
+    if not (out.is_complex() or (out.is_floating_point() and not A.is_complex())):
+        refuse(function, "out", f"have a dtype that {A.dtype} casts to", out.dtype, TypeError)
+    if out.shape != shape and out.numel() > 0:
+        refuse(function, "out", f"be empty or have the shape {shape}", tuple(out.shape))
+    if torch.is_grad_enabled() and (A.requires_grad or out.requires_grad):
+        refuse(function, "out", "be None where a gradient is required", "a tensor")
+
+
+def tolerances(function: str, A: Tensor, atol: Any, rtol: Any, rcond: Any = None) -> Tolerance:
     """`atol` and `rtol` as float64 tensors on A's device, with torch's defaults.
 
-    atol: 0. rtol: 0 if `atol` is positive, else eps * max(m, n), with float64's eps for float64 and
-    float32's for all other dtypes: 128 times bfloat16's own is already 1.
+    `rcond` is NumPy's name of rtol. atol: 0. rtol: 0 if `atol` is positive, else eps * max(m, n),
+    with float64's eps for double precision and float32's for all other dtypes: 128 times bfloat16's
+    own is already 1.
     """
+    named = "rtol"
+    if rcond is not None:
+        if atol is not None or rtol is not None:
+            refuse(function, "rcond", "be None where atol or rtol is given", rcond)
+        named, rtol = "rcond", rcond
     atol = _tolerance(function, "atol", 0.0 if atol is None else atol, A)
     if rtol is None:
-        wide = torch.float64 if A.dtype == torch.float64 else torch.float32
+        double = A.dtype in (torch.float64, torch.complex128)
+        wide = torch.float64 if double else torch.float32
         default = torch.full_like(atol, torch.finfo(wide).eps * max(A.shape[-2:]))
         return Tolerance(atol, default.masked_fill(atol > 0, 0.0))
-    return Tolerance(atol, _tolerance(function, "rtol", rtol, A))
+    return Tolerance(atol, _tolerance(function, named, rtol, A))
 
 
 def _tolerance(function: str, argument: str, value: Any, A: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ import torch
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # each of one device
+# Whose products: those of GPUs and those of CPUs.
+PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 UNROUNDED = ("none", "ieee")  # what their fp32_precision says of products in float32
 
 

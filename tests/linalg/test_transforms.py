@@ -1,0 +1,98 @@
+"""Derivatives of pinv and lstsq by torch.func's transforms, nested in every order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.func import hessian, jacfwd, jacrev, jvp, vmap
+
+from fusedstep import lstsq, pinv
+
+F64 = torch.float64
+OURS, TORCHS = (pinv, lstsq), (torch.linalg.pinv, lambda A, B: torch.linalg.pinv(A) @ B)
+NESTS = {
+    "fwd fwd": (jacfwd, jacfwd),
+    "fwd rev": (jacfwd, jacrev),
+    "rev fwd": (jacrev, jacfwd),
+    "rev rev": (jacrev, jacrev),
+    "fwd fwd fwd": (jacfwd, jacfwd, jacfwd),
+    "fwd fwd rev": (jacfwd, jacfwd, jacrev),
+    "rev fwd fwd": (jacrev, jacfwd, jacfwd),
+}
+
+
+def random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
+
+
+A, B, C = (random(3, 2, seed=seed) for seed in range(3))
+MANY = random(5, 2, 3, 1, seed=3)
+FUNCTIONS = {
+    "pinv": lambda pinv, lstsq: pinv,
+    "lstsq": lambda pinv, lstsq: lambda A: lstsq(A, A.sin()),
+    "of one rank": lambda pinv, lstsq: lambda A: pinv(A[:, :1] @ A[:1]),
+    "of B": lambda pinv, lstsq: lambda B: lstsq(A, B) ** 3,
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=list(FUNCTIONS))
+@pytest.mark.parametrize("nest", NESTS.values(), ids=list(NESTS))
+def test_derivatives_are_torchs(nest, function) -> None:
+    ours, expected = function(*OURS), function(*TORCHS)
+    for transform in nest:
+        ours, expected = transform(ours), transform(expected)
+    torch.testing.assert_close(ours(A), expected(A), rtol=1e-9, atol=1e-9)
+    if len(nest) == 2:
+        mapped = vmap(ours, in_dims=1)(torch.stack([A, B], 1))
+        torch.testing.assert_close(mapped[1], expected(B), rtol=1e-9, atol=1e-9)
+
+
+MIXED = {
+    "two arguments": lambda pinv, lstsq: jacfwd(lambda a: jacfwd(lambda b: lstsq(a * b, b))(B))(A),
+    "constant inside": lambda pinv, lstsq: jacfwd(lambda a: jacfwd(lambda b: b * pinv(a).mT)(B))(A),
+    "over a map": lambda pinv, lstsq: jvp(
+        lambda x: jvp(vmap(lambda a: lstsq(a, a)), (x,), (x.sin(),))[1],
+        (torch.stack([A, B]),),
+        (torch.stack([B, C]),),
+    )[1],
+    "a map that broadcasts": lambda pinv, lstsq: jacfwd(
+        jacfwd(lambda a: vmap(lstsq, in_dims=(None, 1))(a, MANY))
+    )(A),
+    "hessian": lambda pinv, lstsq: hessian(lambda a: lstsq(a, a * a).sin().sum())(A),
+}
+
+
+@pytest.mark.parametrize("case", MIXED.values(), ids=list(MIXED))
+def test_transforms_of_several_arguments_and_batches(case) -> None:
+    torch.testing.assert_close(case(*OURS), case(*TORCHS), rtol=1e-9, atol=1e-9)
+
+
+def tangent(function, A: torch.Tensor) -> torch.Tensor | None:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(A, C))).tangent
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    "derivative", [lambda f: jvp(f, (A,), (C,))[1], lambda f: jacfwd(jacfwd(f))(A)]
+)
+def test_compiled_code_has_right_derivatives_or_none(derivative, whole) -> None:
+    """torch.compile takes the tangents of a Function for 0."""
+
+    def run():
+        return derivative(pinv)
+
+    torch._dynamo.reset()  # what broke a graph before stays uncompiled
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=whole)
+    if whole:
+        with pytest.raises(Exception, match=r"has no forward mode|Observed exception"):
+            compiled()
+    else:
+        torch.testing.assert_close(compiled(), derivative(torch.linalg.pinv))
+
+
+def test_compiled_code_under_dual_numbers_has_right_tangents() -> None:
+    compiled = torch.compile(pinv, backend="aot_eager")
+    torch.testing.assert_close(compiled(A), pinv(A))
+    torch.testing.assert_close(tangent(compiled, A), tangent(torch.linalg.pinv, A))
