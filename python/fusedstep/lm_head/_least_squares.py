@@ -8,12 +8,11 @@ d x d, and row v of C is the sum of the hidden states that precede token v.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
 
 from fusedstep import _C, build
 from fusedstep.checks import refuse, require_count, require_dense, require_number
@@ -24,14 +23,11 @@ from fusedstep.lm_head.batch import (
     gram,
     in_blocks,
     inverses,
-    kept,
     require_batch,
     require_scale,
     spectrum,
 )
-
-CLASS_BLOCK = 1024  # rows of the weight computed with in float64 at a time
-HIDDEN_BLOCK = 4096  # hidden states converted to float64 at a time
+from fusedstep.lm_head.one_batch import CLASS_BLOCK, Solve
 
 
 class LeastSquares:
@@ -335,61 +331,5 @@ def least_squares(
         refuse(function, "hidden", "have elements", list(hidden.shape))
     rtol = _C.gram_error(len(ids), d) if rtol is None else require_number(function, "rtol", rtol)
     rows = hidden.reshape(-1, d)  # not detached
-    weight: Tensor = _Solve.apply(rows, ids, vocabulary, scale, ridge, rtol)
+    weight: Tensor = Solve.apply(rows, ids, vocabulary, scale, ridge, rtol)
     return weight
-
-
-class Inverse(NamedTuple):
-    """M⁺ for M = G + ridge I; if M is singular, also G⁺ and a basis of what counts as zero."""
-
-    inverse: Tensor
-    of_gram: Tensor | None = None
-    null: Tensor | None = None
-
-    @classmethod
-    def of(cls, gram: Tensor, ridge: float, rtol: float) -> Inverse:
-        certain = certain_inverse(gram, ridge, rtol)
-        if certain is not None:
-            return cls(certain)
-        found, shift = spectrum(gram), gram.new_tensor(ridge)
-        keep = kept(found, shift, rtol)
-        inverted = torch.where(keep & (found.values > 0), 1 / found.values, 0.0)
-        of_gram = (found.vectors * inverted) @ found.vectors.mT
-        return cls(inverses(found, shift, rtol), of_gram, found.vectors[:, ~keep])
-
-
-class _Solve(Function):
-    """W = s C M⁺ with M = XᵀX + ridge I, C = YᵀX."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, tokens: Tensor, vocabulary: int, *numbers: float) -> Tensor:
-        scale, ridge, rtol = numbers
-        factors = Inverse.of(gram("least_squares", rows), ridge, rtol)
-        sums = rows.new_zeros(vocabulary, rows.shape[1], dtype=torch.float64)
-        add_by_token(sums, rows, tokens)
-        ctx.scale = scale
-        ctx.save_for_backward(rows, tokens, sums, *factors)
-        weight = rows.new_empty(sums.shape)
-        for rounded, exact in in_blocks(CLASS_BLOCK, weight, sums):
-            rounded.copy_(exact @ (factors.inverse * scale))
-        return weight
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient in X, with no V x V and no N x V array.
-
-        With T = W̄ M⁺ it is s T[y] - X (WᵀT + TᵀW), plus X G⁺ Wᵀ W̄ Π where Π projects on what
-        counts as zero.
-        """
-        rows, tokens, sums, inverse, of_gram, null = ctx.saved_tensors
-        grad = grad.to(torch.float64)
-        slope = (grad @ inverse).mul_(ctx.scale)
-        mixed = inverse @ (sums.mT @ slope)
-        right = mixed + mixed.mT
-        if null is not None:
-            weighed = (inverse * ctx.scale) @ (sums.mT @ (grad @ null))
-            right -= of_gram @ weighed @ null.mT
-        blocks = in_blocks(HIDDEN_BLOCK, rows, tokens)
-        parts = [(slope[ids] - x.to(torch.float64) @ right).to(x.dtype) for x, ids in blocks]
-        return torch.cat(parts), *[None] * 5
