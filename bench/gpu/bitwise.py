@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from itertools import product
+from contextlib import ExitStack, contextmanager
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,16 @@ def refill(twins: Twins, generator: torch.Generator, infinite: bool) -> None:
             grad_of(param)[-1] = math.inf
 
 
+@contextmanager
+def without_gradients(twins: Twins) -> Iterator[None]:
+    """Context manager: these parameters have no gradients."""
+    with ExitStack() as on_exit:
+        for param in chain.from_iterable(twins):
+            on_exit.callback(setattr, param, "grad", param.grad)
+            param.grad = None
+        yield
+
+
 class Comparison:
     """Counts what was compared and describes the first differences."""
 
@@ -92,11 +103,12 @@ def steps(twins: Twins, trial: Trial, label: str, seen: Comparison) -> None:
     optimizers: list[Any] = [trial.optimizer(params, **trial.options) for params in lists]
     for at in range(STEPS):
         refill(twins, generator, infinite=trial.meets_infinity and at == 1)
-        for device, optimizer in zip(DEVICES, optimizers, strict=True):
-            if trial.loss_scale:
-                optimizer.grad_scale = torch.full((), 1024.0, device=device)
-                optimizer.found_inf = torch.full((), float(at == 1), device=device)
-            optimizer.step()
+        with without_gradients(twins[::2] if trial.rests and at == 2 else []):
+            for device, optimizer in zip(DEVICES, optimizers, strict=True):
+                if trial.loss_scale:
+                    optimizer.grad_scale = torch.full((), 1024.0, device=device)
+                    optimizer.found_inf = torch.full((), float(at == 1), device=device)
+                optimizer.step()
         norms = [optimizer.grad_norm for optimizer in optimizers]
         if norms[0] is not None:
             seen.same(f"{label}, step {at}: norm", *norms)

@@ -37,6 +37,11 @@ class Trial:
         """Whether one step's gradients are not finite."""
         return self.options.get("nonfinite") == "skip"
 
+    @property
+    def rests(self) -> bool:
+        """Whether some parameters have no gradient in one step: their averages advance alone."""
+        return "ema_decay" in self.options
+
 
 def grad_of(param: Tensor) -> Tensor:
     """The gradient of a parameter that has one."""
