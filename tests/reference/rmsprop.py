@@ -32,7 +32,7 @@ def rmsprop(
 
     `param`, `grad` and `states` (square_avg, then with momentum > 0 momentum_buffer, then where
     centered grad_avg) are of one shape and type, float32 or float64; `grad` counts times
-    `multiplier`. Nothing is written to. Centered: NaN where rounding makes a variance negative.
+    `multiplier`. Nothing is written to. Centered: a variance that rounding makes negative is 0.
     """
     T = param.dtype.type
     new_states = list(states)
@@ -44,7 +44,8 @@ def rmsprop(
         new_states[0] = second_moment
         if group.centered:
             mean = states[-1] + T(1 - group.alpha) * (grad - states[-1])
-            second_moment = second_moment - mean * mean
+            variance = second_moment - mean * mean
+            second_moment = np.where(variance < 0, T(0), variance)
             new_states[-1] = mean
         direction = grad / (np.sqrt(second_moment) + T(group.eps))
         if group.momentum > 0:

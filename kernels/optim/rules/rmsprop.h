@@ -4,8 +4,9 @@
 // centered: Graves 2013, equations 38 to 40 (https://arxiv.org/abs/1308.0850)
 //
 // As in torch.optim, epsilon is added after the square root (Graves adds it before) and momentum
-// sums normalised gradients, without the rate. Departure: torch multiplies the gradient by the rate
-// before it divides where there is no momentum; here both ways divide first.
+// sums normalised gradients, without the rate. Departures: torch multiplies the gradient by the
+// rate before it divides where there is no momentum; here both ways divide first. A variance that
+// rounding makes negative counts as 0; torch takes its root, which is NaN.
 #pragma once
 
 #include <cmath>
@@ -62,11 +63,12 @@ struct Variant {
     T second_moment = v;
     if constexpr (centered) {
       // Not alpha * mean + (1 - alpha) * grad: where gradients stay constant, the variance rounds
-      // to below zero, and its root is NaN, in 34 % of elements with that, in 3 % with this and
-      // with torch's lerp (alpha = 0.99, 4000 steps). As in torch, nothing hides such a NaN.
+      // to below zero in 34 % of elements with that, in 3 % with this and with torch's lerp (alpha
+      // = 0.99, 4000 steps).
       T& mean = state[kStates - 1];
       mean = mean + c.one_minus_alpha * (grad - mean);
-      second_moment = v - mean * mean;
+      const T variance = v - mean * mean;
+      second_moment = variance < 0 ? T(0) : variance;  // NaN is not below 0, so it is passed on
     }
     T direction = grad / (std::sqrt(second_moment) + c.eps);
     if constexpr (momentum) {
