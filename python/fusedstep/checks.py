@@ -15,6 +15,7 @@ from fusedstep import build
 from fusedstep.fakes import has_values
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLAGS = {False: False, True: True}  # whatever equals a key finds it
 NORM_TYPES = (2.0, 1.0, math.inf)
 
 
@@ -66,6 +67,14 @@ def require_bool(function: str, argument: str, value: Any) -> bool:
     if not isinstance(value, bool):
         refuse(function, argument, "be True or False", f"{value!r}", TypeError)
     return value
+
+
+def require_flag(function: str, argument: str, value: Any, must: str = "be True or False") -> bool:
+    """`value` of an optimizer's group as a bool; from other programs come NumPy's, 0 and 1 too."""
+    try:
+        return FLAGS[value]
+    except (KeyError, TypeError):  # TypeError: cannot be a key
+        refuse(function, argument, must, repr(value), TypeError)
 
 
 def require_beta(function: str, argument: str, value: Any) -> float:

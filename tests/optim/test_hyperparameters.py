@@ -1,4 +1,4 @@
-"""The numbers of parameter groups: what is refused, when, and that nothing was changed before."""
+"""The values of parameter groups: what is refused, when, and that nothing was changed before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fusedstep.optim.hyperparameters import in_order, rule_fields
 from fusedstep.optim.optimizer import FusedOptimizer
 from tests.support.optimizers import Kind, every_kind
 from tests.support.refusals import Snapshot, refuses
-from tests.support.tensors import make_params, set_grads
+from tests.support.tensors import assert_same_bits, make_params, set_grads
 
 nan = math.nan
 ADAM = ("lr", "weight_decay", "eps")
@@ -142,6 +142,55 @@ def test_numbers_of_numpy_are_numbers(kind: Kind) -> None:
     optimizer.step()
     assert isinstance(optimizer.param_groups[0]["lr"], np.floating)
     assert not torch.equal(params[0], before)
+
+
+# --- true or false -------------------------------------------------------------------------------
+
+BOOLEANS: dict[str, list[str]] = {
+    "AdamW": ["amsgrad", "maximize", "capturable"],
+    "Adam": ["amsgrad", "maximize", "capturable", "decoupled_weight_decay"],
+    "RMSprop": ["centered", "maximize", "capturable"],
+    "SGD": ["nesterov", "maximize", "capturable"],
+    "Adagrad": ["maximize", "capturable"],
+    "Lion": ["maximize", "capturable"],
+    "Muon": ["nesterov", "maximize"],
+}
+every_boolean = pytest.mark.parametrize(
+    ("name", "option"), [(name, option) for name, options in BOOLEANS.items() for option in options]
+)
+
+
+@every_boolean
+def test_what_is_neither_true_nor_false_is_refused(name: str, option: str) -> None:
+    kind = getattr(fusedstep, name)
+    optimizer = kind(make_params((3, 4)))
+    for value, got in (("x", "'x'"), (3, "3"), (None, "None"), ([], r"\[\]")):
+        with refuses(name, option, "be True or False", got, TypeError):
+            kind(make_params((3, 4)), **{option: value})
+        where = f"param_groups[1]['{option}']"
+        with refuses(name, where, "be True or False", got, TypeError):
+            optimizer.add_param_group({"params": make_params((3, 4)), option: value})
+        assert len(optimizer.param_groups) == 1
+        state_dict = optimizer.state_dict()
+        state_dict["param_groups"][0][option] = value
+        with refuses(name, where.replace("1", "0"), "be True or False", got, TypeError):
+            optimizer.load_state_dict(state_dict)
+
+
+@every_boolean
+def test_what_equals_true_or_false_is_accepted(name: str, option: str) -> None:
+    more = {"momentum": 0.9} if option == "nesterov" else {}
+    for value in (True, False):
+        runs = []
+        for like in (bool, int, np.bool_):
+            params = make_params((3, 4))
+            optimizer = getattr(fusedstep, name)(params, **{option: like(value)}, **more)
+            for step in range(2):
+                set_grads(params, seed=step)
+                optimizer.step()
+            runs.append(params[0])
+        assert_same_bits(runs[1], runs[0])
+        assert_same_bits(runs[2], runs[0])
 
 
 # --- by name, in the order of the rule's fields ---------------------------------------------------

@@ -218,8 +218,8 @@ def test_a_group_that_becomes_muons_must_have_matrices() -> None:
 
 
 def test_use_muon_is_true_or_false() -> None:
-    group = {"params": make_params((3, 4)), "use_muon": 1}
-    with refuses("Muon", "param_groups[0]['use_muon']", "be True or False", "int", TypeError):
+    group = {"params": make_params((3, 4)), "use_muon": 2}
+    with refuses("Muon", "param_groups[0]['use_muon']", "be True or False", "2", TypeError):
         fusedstep.Muon([group])
 
 

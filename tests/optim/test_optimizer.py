@@ -267,15 +267,16 @@ def test_parameter_listed_twice() -> None:
         fusedstep.AdamW([{"params": [param]}, {"params": [param]}])
 
 
-@pytest.mark.parametrize("option", ["fused", "differentiable"])
+@pytest.mark.parametrize("asked", [{"fused": False}, {"foreach": True}, {"differentiable": True}])
 @every_kind
-def test_a_group_that_asks_for_another_implementation(kind: Kind, option: str) -> None:
+def test_a_group_that_asks_for_another_implementation(kind: Kind, asked: dict[str, bool]) -> None:
     optimizer = kind.ours(make_params((3,)))
-    group = {"params": make_params((2,)), option: option == "differentiable"}
-    with pytest.raises(
-        ValueError, match=rf"^{kind.name}: param_groups\[1\]\['{option}'\] must be .*, got"
-    ):
-        optimizer.add_param_group(group)
+    must = "select fusedstep's step .*, as the whole optimizer does"
+    argument, got = "param_groups[1]", f"fused={asked.get('fused')}, foreach={asked.get('foreach')}"
+    if "differentiable" in asked:
+        argument, must, got = f"{argument}['differentiable']", "be False without .*", "True"
+    with refuses(kind.name, argument, must, got, ValueError):
+        optimizer.add_param_group({"params": make_params((2,)), **asked})
     assert len(optimizer.param_groups) == 1
 
 

@@ -38,7 +38,7 @@ VALUES: list[tuple[dict[str, Any], str, str, str, type[Exception]]] = [
     ({"master": "float64"}, "master", "be None, 'float32' or 'remainder'", "'float64'", ValueError),
     ({"master": torch.float32}, "master", "be None, .*", "torch.float32", ValueError),
     ({"master": ["float32"]}, "master", "be None, .*", ".*", ValueError),
-    ({"stochastic_rounding": 1}, "stochastic_rounding", "be True or False", "1", TypeError),
+    ({"stochastic_rounding": 2}, "stochastic_rounding", "be True or False", "2", TypeError),
     ({"stochastic_rounding": True, "master": "remainder"}, "stochastic_rounding",
      "be False when master='remainder' is set", "True", ValueError),
     ({"seed": -1}, "seed", SEED, "-1", ValueError),

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.linalg import pinv as torchs_pinv  # by this name even if users put ours in its place
 
 from fusedstep import _C
 from fusedstep.checks import refuse
@@ -20,7 +21,7 @@ def complex_pinv(A: Tensor, tolerance: Tolerance, hermitian: bool) -> Tensor:
     if torch.compiler.is_compiling():  # torch's result is wrong there; without fullgraph this runs
         refuse("pinv", "A", "be real in torch.compile(fullgraph=True)", A.dtype, TypeError)
     wide, finite = _finite(A, hermitian)
-    P: Tensor = torch.linalg.pinv(wide, **tolerance._asdict(), hermitian=hermitian)
+    P: Tensor = torchs_pinv(wide, **tolerance._asdict(), hermitian=hermitian)
     failed = complex(math.nan, math.nan)
     return P.masked_fill(~finite[..., None, None], failed)
 

@@ -22,11 +22,13 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
 
     A drop-in replacement for torch.optim.Adagrad: same arguments, defaults, state and checkpoints.
     The constructor creates the state. Parameters and gradients are float32, float64, bfloat16 or
-    float16; their dtypes may differ. State is float32, or float64 for float64 parameters, unless
-    `state_dtype` is set. Supports GradScaler: the step unscales gradients as it reads them.
+    float16; their dtypes may differ. Sparse gradients are refused. State is float32, or float64 for
+    float64 parameters, unless `state_dtype` is set. Supports GradScaler: the step unscales
+    gradients as it reads them, so that `grad_norm` is unscaled and `.grad` stays scaled.
 
     Args:
-        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
+        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups. No tensor may
+            appear twice.
         lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
             GPU.
         lr_decay: The rate of step t is `lr / (1 + (t - 1) * lr_decay)`; 0 or more.
@@ -34,10 +36,11 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
         initial_accumulator_value: Initial value of the sum of squares, 0 or more. Parameter groups
             cannot override it.
         eps: Added to the square root of the sum, 0 or more.
-        foreach: True selects torch's own foreach step, which serves as a reference.
+        foreach: True selects torch's own foreach step, which serves as a reference. Parameter
+            groups may set it instead, as `fused`, if all of them select the same step.
         maximize: Maximize the objective instead of minimizing it.
         differentiable: Only with `fused=False`: let autograd differentiate torch's own step.
-        fused: False selects torch's own step.
+        fused: False selects torch's own step, which supports no options.
         capturable: Allow CUDA graphs to capture the step. Not an argument of torch's class.
         **options: See `fusedstep.optim.Options`.
 
@@ -78,9 +81,9 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
             "lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay, "eps": eps,
             "initial_accumulator_value": initial_accumulator_value, "maximize": maximize,
         }  # fmt: skip
-        fused = self._prepare(
-            arguments, options, foreach=foreach, fused=fused, differentiable=differentiable,
-            extra_defaults={"capturable": capturable},
+        params, fused, foreach = self._prepare(
+            params, arguments, options, fused=fused, foreach=foreach, capturable=capturable,
+            differentiable=differentiable, extra_defaults={"capturable": capturable},
         )  # fmt: skip
         super().__init__(
             params, lr, lr_decay, weight_decay, initial_accumulator_value, eps, foreach,

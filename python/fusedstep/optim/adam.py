@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fusedstep.optim.hyperparameters import Group, Values, betas, numbers
+from fusedstep.optim.hyperparameters import Group, Values, betas, flag, numbers
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import OptionArguments
 
@@ -27,8 +27,11 @@ def rule_values(function: str, group: Group, index: int | None) -> Values:
     """The values of the rule's fields, checked."""
     values = numbers(function, group, index, ("eps", "weight_decay"))
     values.update(betas(function, group, index))
-    values["decoupled"] = float(group["decoupled_weight_decay"])
-    values["amsgrad"] = float(group["amsgrad"])
+    decoupled, amsgrad = group["decoupled_weight_decay"], group["amsgrad"]
+    values["decoupled"] = (
+        1.0 if decoupled is True else flag(function, group, index, "decoupled_weight_decay")
+    )
+    values["amsgrad"] = 0.0 if amsgrad is False else flag(function, group, index, "amsgrad")
     return values
 
 
@@ -50,22 +53,25 @@ class Adam(_AdamBase, torch.optim.Adam):
 
     A drop-in replacement for torch.optim.Adam: same arguments, defaults, state and checkpoints.
     Parameters and gradients are float32, float64, bfloat16 or float16; their dtypes may differ.
-    State is float32, or float64 for float64 parameters, unless `state_dtype` is set. Supports
-    GradScaler: the step unscales gradients as it reads them.
+    Sparse gradients are refused. State is float32, or float64 for float64 parameters, unless
+    `state_dtype` is set. Supports GradScaler: the step unscales gradients as it reads them, so that
+    `grad_norm` is unscaled and `.grad` stays scaled.
 
     Args:
-        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
+        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups. No tensor may
+            appear twice.
         lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
             GPU.
         betas: Decay rates of the averages of the gradient and of its square, each in [0, 1).
         eps: Added to the denominator, 0 or more.
         weight_decay: Coefficient of the parameter that is added to the gradient, 0 or more.
         amsgrad: Divide by the largest average of the squared gradient so far.
-        foreach: True selects torch's own foreach step, which serves as a reference.
+        foreach: True selects torch's own foreach step, which serves as a reference. Parameter
+            groups may set it instead, as `fused`, if all of them select the same step.
         maximize: Maximize the objective instead of minimizing it.
         capturable: Allow CUDA graphs to capture the step.
         differentiable: Only with `fused=False`: let autograd differentiate torch's own step.
-        fused: False selects torch's own step.
+        fused: False selects torch's own step, which supports no options.
         decoupled_weight_decay: Decay the parameter itself, as AdamW does.
         **options: See `fusedstep.optim.Options`.
 
@@ -105,9 +111,10 @@ class Adam(_AdamBase, torch.optim.Adam):
             "amsgrad": amsgrad, "maximize": maximize,
             "decoupled_weight_decay": decoupled_weight_decay,
         }  # fmt: skip
-        fused = self._prepare(
-            arguments, options, foreach=foreach, fused=fused, differentiable=differentiable
-        )
+        params, fused, foreach = self._prepare(
+            params, arguments, options, fused=fused, foreach=foreach, capturable=capturable,
+            differentiable=differentiable,
+        )  # fmt: skip
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize,
             capturable=capturable, differentiable=differentiable, fused=fused,
@@ -120,11 +127,13 @@ class AdamW(_AdamBase, torch.optim.AdamW):
 
     A drop-in replacement for torch.optim.AdamW: same arguments, defaults, state and checkpoints.
     Parameters and gradients are float32, float64, bfloat16 or float16; their dtypes may differ.
-    State is float32, or float64 for float64 parameters, unless `state_dtype` is set. Supports
-    GradScaler: the step unscales gradients as it reads them.
+    Sparse gradients are refused. State is float32, or float64 for float64 parameters, unless
+    `state_dtype` is set. Supports GradScaler: the step unscales gradients as it reads them, so that
+    `grad_norm` is unscaled and `.grad` stays scaled.
 
     Args:
-        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
+        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups. No tensor may
+            appear twice.
         lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
             GPU.
         betas: Decay rates of the averages of the gradient and of its square, each in [0, 1).
@@ -132,10 +141,11 @@ class AdamW(_AdamBase, torch.optim.AdamW):
         weight_decay: The parameter is multiplied by `1 - lr * weight_decay` at every step.
         amsgrad: Divide by the largest average of the squared gradient so far.
         maximize: Maximize the objective instead of minimizing it.
-        foreach: True selects torch's own foreach step, which serves as a reference.
+        foreach: True selects torch's own foreach step, which serves as a reference. Parameter
+            groups may set it instead, as `fused`, if all of them select the same step.
         capturable: Allow CUDA graphs to capture the step.
         differentiable: Only with `fused=False`: let autograd differentiate torch's own step.
-        fused: False selects torch's own step.
+        fused: False selects torch's own step, which supports no options.
         **options: See `fusedstep.optim.Options`.
 
     Raises:
@@ -173,9 +183,10 @@ class AdamW(_AdamBase, torch.optim.AdamW):
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
             "amsgrad": amsgrad, "maximize": maximize, "decoupled_weight_decay": True,
         }  # fmt: skip
-        fused = self._prepare(
-            arguments, options, foreach=foreach, fused=fused, differentiable=differentiable
-        )
+        params, fused, foreach = self._prepare(
+            params, arguments, options, fused=fused, foreach=foreach, capturable=capturable,
+            differentiable=differentiable,
+        )  # fmt: skip
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach,
             capturable=capturable, differentiable=differentiable, fused=fused,

@@ -96,7 +96,7 @@ def clip_grad_norm_(
 
     Args:
         parameters: A tensor or an iterable of tensors. Their gradients are clipped together; those
-            without one are skipped. They may be DTensors, as in `get_total_norm`.
+            without one are skipped. They may be DTensors, as in `get_total_norm`, but not sparse.
         max_norm: Largest norm, in units of the gradient, 0 or more. The factor is
             `min(1, max_norm / (norm + 1e-6))`.
         norm_type: Order of the norm, as in `get_total_norm`.
@@ -105,7 +105,8 @@ def clip_grad_norm_(
         foreach: Accepted for compatibility with torch, without effect.
 
     Returns:
-        The norm before clipping, a 0-d float32 tensor on the first gradient's device.
+        The norm before clipping, a 0-d float32 tensor on the first gradient's device; it is float32
+        for float64 gradients as well.
 
     Raises:
         ValueError, TypeError: `clip_grad_norm_: <argument>[i] must <property>, got <value>`, with

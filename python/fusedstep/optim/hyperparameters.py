@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from fusedstep import _C
-from fusedstep.checks import refuse, require_beta, require_number
+from fusedstep.checks import refuse, require_beta, require_flag, require_number
 
 Group = dict[str, Any]  # one of an optimizer's param_groups, or a constructor's arguments
 Values = dict[str, float]  # a value for each field of a rule, by name
@@ -40,6 +40,16 @@ def numbers(
         if not (type(value) is float and value >= 0):
             return {k: require_number(function, label(index, k), group[k]) for k in keys}
     return values
+
+
+def flag(function: str, group: Group, index: int | None, key: str) -> float:
+    """The value of `key`: 1.0 if it is true, 0.0 if it is false."""
+    value = group[key]
+    if value is True:  # the usual cases
+        return 1.0
+    if value is False:
+        return 0.0
+    return float(require_flag(function, label(index, key), value))
 
 
 def signed(function: str, group: Group, index: int | None, key: str) -> float:

@@ -20,11 +20,13 @@ class Lion(FusedOptimizer):
     The update is the sign of a moving average, so `lr` should be 3 to 10 times smaller than
     AdamW's, and `weight_decay`, which is multiplied by `lr`, larger by the same factor. torch.optim
     has no Lion. Parameters and gradients are float32, float64, bfloat16 or float16; their dtypes
-    may differ. State is float32, or float64 for float64 parameters, unless `state_dtype` is set.
-    Supports GradScaler: the step unscales gradients as it reads them.
+    may differ. Sparse gradients are refused. State is float32, or float64 for float64 parameters,
+    unless `state_dtype` is set. Supports GradScaler: the step unscales gradients as it reads them,
+    so that `grad_norm` is unscaled and `.grad` stays scaled.
 
     Args:
-        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
+        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups. No tensor may
+            appear twice.
         lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
             GPU.
         betas: Decay rates of the average in the update and of the average kept as `exp_avg`, each
@@ -64,7 +66,7 @@ class Lion(FusedOptimizer):
             "lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize,
             "capturable": capturable,
         }  # fmt: skip
-        self._prepare(defaults, options)
+        params, *_ = self._prepare(params, defaults, options, capturable=capturable)
         super().__init__(params, defaults)
 
     def _state_names(self, group: Group) -> tuple[str, ...]:

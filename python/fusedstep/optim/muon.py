@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import Muon as TorchsMuon  # by this name even if users put ours in its place
 
 from fusedstep import _C
 from fusedstep.checks import refuse, require_count
@@ -23,6 +24,7 @@ from fusedstep.optim.distributed import Place, is_dtensor
 from fusedstep.optim.hyperparameters import (
     Group,
     Values,
+    flag,
     label,
     numbers,
     parameter_labels,
@@ -55,7 +57,7 @@ UNUSED = dict.fromkeys(rule_fields("muon"), 0.0)
 MAX_ELEMENTS = 2**26
 
 
-class Muon(FusedOptimizer, torch.optim.Muon):
+class Muon(FusedOptimizer, TorchsMuon):
     """Muon for hidden matrices and AdamW for all other parameters, in one optimizer.
 
     A step computes the global norm, clips, decays and updates. For the hidden layers' matrices,
@@ -68,13 +70,14 @@ class Muon(FusedOptimizer, torch.optim.Muon):
     bfloat16). Then come the matrix products of each shape, and the launches that move the matrices.
     State has torch's names, so checkpoints can be exchanged with torch.optim.Muon. In addition, a
     direction is kept for each matrix, in bfloat16. Parameters and gradients are float32, float64,
-    bfloat16 or float16; their dtypes may differ. State is float32, or float64 for float64
-    parameters, unless `state_dtype` is set. `stochastic_rounding` requires `use_muon=False`.
-    DTensors raise a TypeError.
+    bfloat16 or float16; their dtypes may differ. Sparse gradients are refused. State is float32, or
+    float64 for float64 parameters, unless `state_dtype` is set. `stochastic_rounding` requires
+    `use_muon=False`. DTensors raise a TypeError.
 
     Args:
         params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups. Muon's
-            parameters are matrices [m, n]. The arguments below are Muon's; a group with
+            parameters are matrices [m, n], each orthogonalized as a whole, also if it holds several
+            (Q, K and V in one weight). The arguments below are Muon's; a group with
             `use_muon=False` takes `lr`, `betas`, `eps`, `weight_decay` and `amsgrad`, with
             torch.optim.AdamW's defaults.
         lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
@@ -131,12 +134,13 @@ class Muon(FusedOptimizer, torch.optim.Muon):
             "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn, "maximize": maximize, "use_muon": True,
         }  # fmt: skip
-        self._prepare(defaults, options)
-        # torch.optim.Muon's constructor refuses the parameters of AdamW's groups.
-        super(torch.optim.Muon, self).__init__(params, defaults)
+        params, *_ = self._prepare(params, defaults, options)
+        # Its constructor refuses the parameters of AdamW's groups.
+        super(TorchsMuon, self).__init__(params, defaults)
 
     # --- groups ----------------------------------------------------------------------------------
 
+    @torch._disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group, as torch.optim.Optimizer does.
 
@@ -183,16 +187,15 @@ class Muon(FusedOptimizer, torch.optim.Muon):
         return ("momentum_buffer",) if group["use_muon"] else adam.state_names(group)
 
     def _rule_values(self, group: Group, index: int | None) -> Values:
-        name, use_muon = type(self).__name__, group["use_muon"]
-        if not isinstance(use_muon, bool):
-            got = type(use_muon).__name__
-            refuse(name, label(index, "use_muon"), "be True or False", got, TypeError)
+        name = type(self).__name__
+        use_muon = flag(name, group, index, "use_muon")
         if not use_muon:
             return UNUSED | adam.rule_values(name, group, index)
         numbers(name, group, index, ("eps",))
         _require_iteration(name, group, index)
         values = numbers(name, group, index, ("weight_decay", "momentum"))
-        return UNUSED | values | {"nesterov": float(group["nesterov"]), "use_muon": 1.0}
+        nesterov = flag(name, group, index, "nesterov")
+        return UNUSED | values | {"nesterov": nesterov, "use_muon": use_muon}
 
     # --- the step --------------------------------------------------------------------------------
 

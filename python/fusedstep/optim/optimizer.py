@@ -19,16 +19,18 @@ from fusedstep.optim.distributed import Place, is_divided_between_ranks, local
 from fusedstep.optim.hyperparameters import (
     Group,
     Values,
+    flag,
     numbers,
     parameter_labels,
     read_on_device,
 )
+from fusedstep.optim.implementation import is_native, require_flags, require_native, settle
 from fusedstep.optim.options import (
     OptionArguments,
     Options,
     require_mode,
     require_mode_of,
-    with_mode_of,
+    with_choices_of,
 )
 from fusedstep.optim.sendable import received, sendable_state_dict
 from fusedstep.optim.state import StateSpec
@@ -93,38 +95,53 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # --- construction and options ----------------------------------------------------------------
 
+    @torch._disable_dynamo
     def _prepare(
         self,
+        params: Any,
         arguments: Group,
         options: OptionArguments,
         *,
+        fused: bool | None = True,
         foreach: bool | None = None,
-        fused: bool | None = None,
+        capturable: bool = True,
         differentiable: bool = False,
         extra_defaults: Mapping[str, Any] = MappingProxyType({}),
-    ) -> bool | None:
-        """Checks a constructor's arguments before torch's class sees them; returns its `fused`.
+    ) -> tuple[Any, bool | None, bool | None]:
+        """Checks a constructor's arguments before torch's class sees them.
 
-        `extra_defaults`: those of `arguments` that torch's class does not take.
+        `extra_defaults`: those of `arguments` that torch's class does not take. Returns torch's
+        `params`, `fused` and `foreach`.
         """
-        native = fused is not False and not (foreach and not fused)
         name = type(self).__name__
         unknown = options.keys() - OptionArguments.__annotations__.keys()
         if unknown:
             raise TypeError(f"{name}: got an unexpected keyword argument {min(unknown)!r}")
+        if not isinstance(params, Tensor):  # which torch refuses
+            params = list(params)
+        chosen = {"fused": fused, "foreach": foreach}
+        native = is_native(name, chosen, () if isinstance(params, Tensor) else params)
         checked = Options(**options).checked(name, native)
-        extra = dict(extra_defaults) if native else {}
-        tables, divided = Tables(name, self._table_type), is_divided_between_ranks()
-        self._internals = Internals(checked, native, tables, extra, divided)
+        self._begin(checked, native, is_divided_between_ranks())
         self._require_whole(checked)
+        require_flags(name, {"capturable": capturable, "differentiable": differentiable})
+        if not native:
+            if fused is None and not foreach:  # the groups have decided
+                fused, foreach = False, all(group.get("foreach") for group in params)
+            return params, fused, foreach
+        self._internals.extra_defaults.update(extra_defaults)
+        self._values(arguments, None)
+        if differentiable:
+            raise RuntimeError("`fused` does not support `differentiable`")
+        if foreach:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        return params, True, foreach
+
+    def _begin(self, options: Options, native: bool, divided: bool) -> None:
+        """Makes what the optimizer has in addition to torch's attributes."""
+        tables = Tables(type(self).__name__, self._table_type)
+        self._internals = Internals(options, native, tables, {}, divided)
         self._step_supports_amp_scaling = native
-        if native:
-            self._values(arguments, None)
-            if differentiable:
-                raise RuntimeError("`fused` does not support `differentiable`")
-            if foreach:
-                raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-        return True if native else fused
 
     @property
     def options(self) -> Options:
@@ -202,6 +219,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def grad_norm(self) -> Tensor | None:
         """The norm before clipping in the last step with gradients: 0-d float32 on their device.
 
+        It is float32 for float64 gradients as well. With a GradScaler it is the norm of the
+        unscaled gradients, which is what to log; `.grad` is still scaled after `scaler.step`.
         For DTensors it is the norm of the whole tensors, with the same bits on every rank. None
         before the first step, or if neither `max_norm` nor `nonfinite` requires a norm.
         """
@@ -286,7 +305,10 @@ class FusedOptimizer(torch.optim.Optimizer):
             values["lr"] = 0.0
         else:
             values.update(numbers(type(self).__name__, group, index, ("lr",)))
-        values["maximize"] = float(group["maximize"])
+        if group["maximize"] is False:
+            values["maximize"] = 0.0
+        else:
+            values["maximize"] = flag(type(self).__name__, group, index, "maximize")
         values["ema_decay"] = options.ema_decay or 0.0
         values["stochastic_rounding"] = float(options.mode.of(group).stochastic_rounding)
         return values
@@ -372,6 +394,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # --- groups, copies, checkpoints -------------------------------------------------------------
 
+    @torch._disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group, as torch.optim.Optimizer does.
 
@@ -382,13 +405,22 @@ class FusedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError, TypeError: The step would refuse the group. The group is not added.
         """
+        name = type(self).__name__
+        if not hasattr(self, "_internals"):  # a subclass has called torch's constructor alone
+            differentiable = self.defaults.get("differentiable")
+            native = is_native(name, self.defaults) and not differentiable
+            self._begin(Options(), native, is_divided_between_ranks())
+        native, where = self._internals.native, f"param_groups[{len(self.param_groups)}]"
+        if isinstance(param_group, dict):  # torch refuses others
+            require_native(name, where, param_group, native)
         self.defaults.update(self._internals.extra_defaults)
         super().add_param_group(param_group)
-        if not self._internals.native:
+        if not native:
             return
         try:
-            name, group = type(self).__name__, self.param_groups[-1]
-            where = f"param_groups[{len(self.param_groups) - 1}]"
+            group = self.param_groups[-1]
+            require_flags(name, group, where + "['{}']")
+            settle(group)
             mode = require_mode(name, self.options.mode.of(group), where + "['{}']")
             group.update({key: value for key, value in mode._asdict().items() if key in group})
             labels = parameter_labels(group, f"{where}['params']")
@@ -396,12 +428,6 @@ class FusedOptimizer(torch.optim.Optimizer):
                 require_dense(name, label, local(param), meta=True)
                 require_mode_of(name, label, param, mode)
             self._values(group, len(self.param_groups) - 1)
-            for option, value in (("fused", True), ("differentiable", False)):
-                if option in group and group[option] is None:
-                    group[option] = value  # torch's class fills groups with None
-                if group.get(option, value) != value:
-                    must = f"be {value}, as for the whole optimizer"
-                    refuse(name, f"{where}['{option}']", must, group[option])
         except Exception:
             self.param_groups.pop()
             raise
@@ -411,21 +437,28 @@ class FusedOptimizer(torch.optim.Optimizer):
         ours = {"_options": internals.options, "_native": internals.native}
         return super().__getstate__() | ours | {"_divided": internals.divided}
 
+    @torch._disable_dynamo
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a pickle's attributes, or groups and state from torch's `load_state_dict`."""
         state = dict(state)
         if "_options" in state:
-            tables = Tables(type(self).__name__, self._table_type)
             options, native = state.pop("_options"), state.pop("_native")
-            self._internals = Internals(options, native, tables, {}, state.pop("_divided", False))
+            self._begin(options, native, state.pop("_divided", False))
+        elif not hasattr(self, "_internals"):  # the attributes of an optimizer of torch's class
+            native = is_native(type(self).__name__, state.get("defaults", {}))
+            self._begin(Options(), native, False)
+        defaults = state.get("defaults") or self.defaults
+        known = set(defaults)
         super().__setstate__(state)
+        for name in defaults.keys() - known:  # torch adds "differentiable" to every class's
+            del defaults[name]
         self._internals.tables.forget()  # but keep them: captured graphs may point to them
         self._internals.norm = None
         if self._internals.native:
             self._step_supports_amp_scaling = True
             for group in self.param_groups:  # a checkpoint may come from another implementation
-                group.update({k: v for k, v in (("fused", True), ("foreach", None)) if k in group})
-                for name, value in self.defaults.items():
+                settle(group)
+                for name, value in defaults.items():
                     group.setdefault(name, value)
 
     @torch._disable_dynamo
@@ -448,6 +481,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         finally:
             hook.remove()
 
+    @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint, as torch.optim.Optimizer does, without rounding its state.
 
@@ -482,11 +516,12 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _accept(self, final: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
         """The dictionary with this optimizer's modes; refuses state that does not fit."""
         own, groups = self.param_groups, final["param_groups"]
-        if self._internals.native and _sizes(groups) == _sizes(own):  # torch refuses other sizes
-            groups = list(map(with_mode_of, own, groups))
+        if _sizes(groups) == _sizes(own):  # torch refuses other sizes
+            groups = list(map(with_choices_of, own, groups))
             name, state = type(self).__name__, dict(final["state"])
             count = 0
-            for g, group in enumerate(groups):
+            for g, group in enumerate(groups if self._internals.native else ()):
+                require_flags(name, group, f"param_groups[{g}]['{{}}']")
                 completed = self._completed(group)
                 self._values(completed, g)
                 spec = self._spec(completed)

@@ -14,10 +14,12 @@ from fusedstep.checks import (
     refuse,
     require_beta,
     require_count,
+    require_flag,
     require_norm_type,
     require_number,
 )
 from fusedstep.optim.distributed import is_dtensor, is_flattened
+from fusedstep.optim.implementation import OURS
 
 NONFINITE = ("propagate", "skip", "error")
 STATE_DTYPES = (None, torch.bfloat16, "int8")
@@ -58,7 +60,8 @@ class Options:
             parameter is the nearest bfloat16, with ties away from zero; `state_dict()` has them as
             two uint8 tensors. Direct writes to the parameter, such as loading weights into the
             model, take effect in both. None: no float32 value is kept; updates round to the nearest
-            bfloat16. A parameter group may override it.
+            bfloat16. Parameters of other dtypes, float16 included, have no master. A parameter
+            group may override it.
         stochastic_rounding: Round bfloat16 parameters without a master stochastically, so that
             updates smaller than half of a bfloat16's last bit are not lost. A parameter group may
             override it.
@@ -69,8 +72,9 @@ class Options:
         ema_decay: Keep an exponential moving average of the parameters with this decay, in
             [0, 1), updated in the same pass. It starts from the parameters before their first step
             and advances at every step, with one more launch for parameters without a gradient
-            (frozen ones, experts that no token reached). See `ema_parameters` and `swap_ema`. None:
-            no average.
+            (frozen ones, experts that no token reached); torch's AveragedModel starts from the
+            parameters after it. Buffers, such as those of batch normalization, are not averaged.
+            See `ema_parameters` and `swap_ema`. None: no average.
 
     Example:
         >>> opt = fusedstep.AdamW(model.parameters(), max_norm=1.0, state_dtype="int8")
@@ -164,9 +168,7 @@ def require_mode(function: str, mode: Mode, where: str = "{}") -> Mode:
         refuse(function, where.format("state_dtype"), must, repr(state_dtype))
     if master not in MASTERS:
         refuse(function, where.format("master"), "be None, 'float32' or 'remainder'", repr(master))
-    if not isinstance(stochastic, bool):
-        must, got = "be True or False", repr(stochastic)
-        refuse(function, where.format("stochastic_rounding"), must, got, TypeError)
+    stochastic = require_flag(function, where.format("stochastic_rounding"), stochastic)
     if stochastic and master is not None:
         must = f"be False when master={master!r} is set"
         refuse(function, where.format("stochastic_rounding"), must, stochastic)
@@ -191,7 +193,8 @@ def require_mode_of(function: str, label: str, param: Tensor, mode: Mode) -> Non
         refuse(function, label, must, got, TypeError)
 
 
-def with_mode_of(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The group `saved` of a checkpoint with the mode of the group `own`."""
-    kept = {key: value for key, value in saved.items() if key not in MODE_KEYS}
-    return kept | {key: own[key] for key in MODE_KEYS if key in own}
+def with_choices_of(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The group `saved` of a checkpoint with the mode and the implementation of the group `own`."""
+    chosen = (*MODE_KEYS, *OURS)
+    kept = {key: value for key, value in saved.items() if key not in chosen}
+    return kept | {key: own[key] for key in chosen if key in own}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
-from fusedstep.optim.hyperparameters import Group, Values, label, numbers
+from fusedstep.optim.hyperparameters import Group, Values, flag, label, numbers
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import OptionArguments
 
@@ -22,12 +22,14 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
     A drop-in replacement for torch.optim.RMSprop: same arguments, defaults, state and checkpoints.
     `momentum` and `centered` may be switched on between steps. torch's class has no `fused`
     argument. Here `fused=False` selects torch's step, as in the other optimizers. Parameters and
-    gradients are float32, float64, bfloat16 or float16; their dtypes may differ. State is float32,
-    or float64 for float64 parameters, unless `state_dtype` is set. Supports GradScaler: the step
-    unscales gradients as it reads them.
+    gradients are float32, float64, bfloat16 or float16; their dtypes may differ. Sparse gradients
+    are refused. State is float32, or float64 for float64 parameters, unless `state_dtype` is set.
+    Supports GradScaler: the step unscales gradients as it reads them, so that `grad_norm` is
+    unscaled and `.grad` stays scaled.
 
     Args:
-        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
+        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups. No tensor may
+            appear twice.
         lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
             GPU.
         alpha: Decay rate of the average of the squared gradient, 0 or more.
@@ -35,12 +37,15 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         weight_decay: Coefficient of the parameter that is added to the gradient, 0 or more.
         momentum: Factor of the momentum buffer, 0 or more; 0: no buffer.
         centered: Divide by the standard deviation: subtract the squared average of the gradient.
-            Not supported with `state_dtype`.
+            A variance that rounding makes negative counts as 0; torch takes its root, which is NaN.
+            Where gradients stay constant, the variance goes to 0 and the step to `lr * grad / eps`,
+            so choose a larger `eps`. Not supported with `state_dtype`.
         capturable: Allow CUDA graphs to capture the step.
-        foreach: True selects torch's own foreach step, which serves as a reference.
+        foreach: True selects torch's own foreach step, which serves as a reference. Parameter
+            groups may set it instead, as `fused`, if all of them select the same step.
         maximize: Maximize the objective instead of minimizing it.
         differentiable: Only with `fused=False`: let autograd differentiate torch's own step.
-        fused: False selects torch's own step.
+        fused: False selects torch's own step, which supports no options.
         **options: See `fusedstep.optim.Options`.
 
     Raises:
@@ -81,9 +86,10 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
             "lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay,
             "momentum": momentum, "centered": centered, "maximize": maximize,
         }  # fmt: skip
-        self._prepare(
-            arguments, options, foreach=foreach, fused=fused, differentiable=differentiable
-        )
+        params, _, foreach = self._prepare(
+            params, arguments, options, fused=fused, foreach=foreach, capturable=capturable,
+            differentiable=differentiable,
+        )  # fmt: skip
         super().__init__(
             params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize,
             differentiable,
@@ -96,12 +102,12 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         return tuple(names)
 
     def _rule_values(self, group: Group, index: int | None) -> Values:
-        name, centered = type(self).__name__, group["centered"]
+        name = type(self).__name__
+        centered = 0.0 if group["centered"] is False else flag(name, group, index, "centered")
         state_dtype = self.options.mode.of(group).state_dtype
         if centered and state_dtype is not None:
-            # Rounding could make the small difference square_avg - grad_avg^2 negative and its root
-            # NaN.
+            # Nothing would be left of the small difference square_avg - grad_avg^2.
             must = f"be False when state_dtype={state_dtype!r} is set"
-            refuse(name, label(index, "centered"), must, centered)
+            refuse(name, label(index, "centered"), must, bool(centered))
         keys = ("alpha", "eps", "weight_decay", "momentum")
-        return numbers(name, group, index, keys) | {"centered": float(centered)}
+        return numbers(name, group, index, keys) | {"centered": centered}

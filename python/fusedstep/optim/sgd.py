@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
-from fusedstep.optim.hyperparameters import Group, Values, numbers, signed
+from fusedstep.optim.hyperparameters import Group, Values, flag, numbers, signed
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import OptionArguments
 
@@ -24,11 +24,13 @@ class SGD(FusedOptimizer, torch.optim.SGD):
     addition to `momentum_buffer`, a parameter's state has `step`, which counts the buffer's
     updates, so the kernel can tell the first one; torch ignores it. Without momentum there is no
     state. Parameters and gradients are float32, float64, bfloat16 or float16; their dtypes may
-    differ. State is float32, or float64 for float64 parameters, unless `state_dtype` is set.
-    Supports GradScaler: the step unscales gradients as it reads them.
+    differ. Sparse gradients are refused. State is float32, or float64 for float64 parameters,
+    unless `state_dtype` is set. Supports GradScaler: the step unscales gradients as it reads them,
+    so that `grad_norm` is unscaled and `.grad` stays scaled.
 
     Args:
-        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups.
+        params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups. No tensor may
+            appear twice.
         lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
             GPU.
         momentum: Factor of the momentum buffer, 0 or more; 0: no buffer.
@@ -37,9 +39,10 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         weight_decay: Coefficient of the parameter that is added to the gradient, 0 or more.
         nesterov: Use Nesterov momentum; needs momentum and no dampening.
         maximize: Maximize the objective instead of minimizing it.
-        foreach: True selects torch's own foreach step, which serves as a reference.
+        foreach: True selects torch's own foreach step, which serves as a reference. Parameter
+            groups may set it instead, as `fused`, if all of them select the same step.
         differentiable: Only with `fused=False`: let autograd differentiate torch's own step.
-        fused: False selects torch's own step.
+        fused: False selects torch's own step, which supports no options.
         capturable: Allow CUDA graphs to capture the step. Not an argument of torch's class.
         **options: See `fusedstep.optim.Options`.
 
@@ -80,9 +83,9 @@ class SGD(FusedOptimizer, torch.optim.SGD):
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
             "nesterov": nesterov, "maximize": maximize,
         }  # fmt: skip
-        fused = self._prepare(
-            arguments, options, foreach=foreach, fused=fused, differentiable=differentiable,
-            extra_defaults={"capturable": capturable},
+        params, fused, foreach = self._prepare(
+            params, arguments, options, fused=fused, foreach=foreach, capturable=capturable,
+            differentiable=differentiable, extra_defaults={"capturable": capturable},
         )  # fmt: skip
         super().__init__(
             params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize,
@@ -97,10 +100,11 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         return float(name == "step" and state.get("momentum_buffer") is not None)
 
     def _rule_values(self, group: Group, index: int | None) -> Values:
-        name, nesterov = type(self).__name__, group["nesterov"]
+        name = type(self).__name__
+        nesterov = flag(name, group, index, "nesterov")
         values = numbers(name, group, index, ("momentum", "weight_decay"))
         dampening = signed(name, group, index, "dampening")
         if index is None and nesterov and (values["momentum"] == 0 or dampening != 0):
             # Only the constructor refuses this, as in torch.
-            refuse(name, "nesterov", "be False without momentum or with dampening", nesterov)
-        return values | {"dampening": dampening, "nesterov": float(nesterov)}
+            refuse(name, "nesterov", "be False without momentum or with dampening", True)
+        return values | {"dampening": dampening, "nesterov": nesterov}
