@@ -28,6 +28,8 @@ template <typename Real>
 using Mask = decltype(Real{} < Real{});
 template <typename Real>
 using Index = std::conditional_t<std::is_same_v<Real, double>, int64_t, Mask<Real>>;
+template <typename Real>  // of an element of a matrix in the caller's memory
+using Place = std::conditional_t<std::is_same_v<Real, double>, int, Mask<Real>>;
 
 template <typename Many, typename One>
 FUSEDSTEP_HD Many filled(One x) {
@@ -124,10 +126,11 @@ struct Workspace {
         v{memory, begin + 2 * x.kSize + side, 1} {}
 };
 
+// Of the elements from `begin` on, a multiple of four.
 template <typename Real, typename Memory>
-FUSEDSTEP_HD Real dot(const Cells<Memory>& a, const Cells<Memory>& b, int count) {
+FUSEDSTEP_HD Real dot(const Cells<Memory>& a, const Cells<Memory>& b, int count, int begin = 0) {
   Real s0 = {}, s1 = {}, s2 = {}, s3 = {};
-  for (int i = 0; i < count; i += 4) {
+  for (int i = begin; i < count; i += 4) {
     s0 += a[i] * b[i];
     s1 += a[i + 1] * b[i + 1];
     s2 += a[i + 2] * b[i + 2];
@@ -145,9 +148,11 @@ FUSEDSTEP_HD void swap(const Cells<Memory>& cells, int i, const Index<Real>& j) 
     cells[static_cast<int>(j)] = x;
   } else {
     for (int w = 0; w < kNumbers<Real>; ++w) {
-      const double x = cells[i][w], y = cells[static_cast<int>(j[w])][w];
-      cells[i][w] = y;
-      cells[static_cast<int>(j[w])][w] = x;
+      if (j[w] != i) {
+        const double x = cells[i][w], y = cells[static_cast<int>(j[w])][w];
+        cells[i][w] = y;
+        cells[static_cast<int>(j[w])][w] = x;
+      }
     }
   }
 }

@@ -14,7 +14,10 @@ typedef double Real __attribute__((vector_size(kMatrices * sizeof(double))));
 using Mask = tiny::Mask<Real>;
 
 // One thread for eight matrices, or fewer: then the last is repeated.
+template <int side>
 struct Eight {
+  static constexpr int kRounds = side == tiny::kLargest ? 4 : 1;  // larger than the first cache
+
   int64_t matrix[kMatrices];
   Mask there;
 
@@ -48,28 +51,31 @@ struct Eight {
     return value;
   }
   template <typename Storage>
-  FUSEDSTEP_HD void store(Storage* to, int64_t size, int place, Real value, Mask where) const {
+  FUSEDSTEP_HD void store(Storage* to, int64_t size, Mask place, Real value, Mask where) const {
     for (int w = 0; w < kMatrices; ++w) {
       if (where[w]) {
-        to[matrix[w] * size + place] = tiny::rounded<Storage>(value[w]);
+        to[matrix[w] * size + place[w]] = tiny::rounded<Storage>(value[w]);
       }
     }
   }
 };
 
-// left[w]: whether QR left the w-th of the matrices over.
+// By QR, and by Jacobi too where the caller wants that; left[w]: whether QR left the w-th of the
+// matrices over. `again`: those that it left over, by Jacobi.
 template <typename Storage, int side>
-FUSEDSTEP_CLONES void invert(const TinyPinv& p, const int64_t* matrices, int64_t count,
-                             bool by_jacobi, bool* left) {
+FUSEDSTEP_CLONES void invert(const TinyPinv& p, const int64_t* matrices, int64_t count, bool again,
+                             bool* left) {
   using Work = tiny::Workspace<Real*, side>;
   alignas(64) Real memory[Work::kSize];
   const Work work(memory, 0);
-  const Eight team(matrices, count);
-  if (by_jacobi) {
-    tiny::invert_by_jacobi<Storage, Real>(team, p, work, team.here());
-    return;
+  const Eight<side> team(matrices, count);
+  Mask rest = team.here();
+  if (!again) {
+    rest = tiny::invert_by_qr<Storage, Real>(team, p, work);
   }
-  const Mask rest = tiny::invert_by_qr<Storage, Real>(team, p, work);
+  if (again || p.jacobi) {
+    tiny::invert_by_jacobi<Storage, Real>(team, p, work, team.here(), rest);
+  }
   for (int w = 0; w < count; ++w) {
     left[w] = rest[w] != 0;
   }
@@ -79,27 +85,26 @@ template <typename Storage, int side>
 void invert_range(const TinyPinv& p, int64_t begin, int64_t end) {
   for (; begin < end; begin += kAtOnce) {
     int64_t matrices[kAtOnce];
-    int64_t count = std::min(kAtOnce, end - begin);
+    const int64_t count = std::min(kAtOnce, end - begin);
     for (int64_t i = 0; i < count; ++i) {
       matrices[i] = begin + i;
     }
-    if (!p.jacobi) {
-      int64_t rest = 0;
-      for (int64_t i = 0; i < count; i += kMatrices) {
-        bool left[kMatrices];
-        const int64_t some = std::min<int64_t>(kMatrices, count - i);
-        invert<Storage, side>(p, matrices + i, some, false, left);
-        for (int64_t w = 0; w < some; ++w) {
-          if (left[w]) {
-            matrices[rest++] = matrices[i + w];
-          }
+    int64_t rest = 0;
+    bool left[kMatrices];
+    for (int64_t i = 0; i < count; i += kMatrices) {
+      const int64_t some = std::min<int64_t>(kMatrices, count - i);
+      invert<Storage, side>(p, matrices + i, some, false, left);
+      for (int64_t w = 0; w < some; ++w) {
+        if (left[w]) {
+          matrices[rest++] = matrices[i + w];
         }
       }
-      count = rest;
     }
-    for (int64_t i = 0; i < count; i += kMatrices) {
-      invert<Storage, side>(p, matrices + i, std::min<int64_t>(kMatrices, count - i), true,
-                            nullptr);
+    if (p.jacobi) {
+      continue;
+    }
+    for (int64_t i = 0; i < rest; i += kMatrices) {
+      invert<Storage, side>(p, matrices + i, std::min<int64_t>(kMatrices, rest - i), true, left);
     }
   }
 }

@@ -15,15 +15,15 @@ constexpr int kThreadsOf = side == tiny::kLargest ? 64 : 128;
 // Blocks that a multiprocessor has shared memory for, or one or two fewer, so that registers do not
 // spill.
 template <int side>
-constexpr int kBlocks = side == tiny::kLargest ? 6
-                        : side == 16           ? 5
-                                               : 6;
+constexpr int kBlocks = side == tiny::kLargest ? 6 : 5;
 
 // The lanes that have a matrix between them. Those beyond the last matrix repeat its work and
 // discard the results, since the lanes of a warp branch together.
 template <int side>
 class Lanes {
  public:
+  static constexpr int kRounds = 1;
+
   __device__ Lanes(int64_t matrix, int64_t count)
       : matrix_(matrix < count ? matrix : count - 1), here_(matrix < count) {}
 
@@ -63,12 +63,10 @@ __global__ void __launch_bounds__(kThreadsOf<side>, kBlocks<side>)
   const int of_block = static_cast<int>(threadIdx.x) / side;
   const Lanes<side> lanes(static_cast<int64_t>(blockIdx.x) * kMatrices + of_block, p.count);
   const tiny::Workspace<std::decay_t<decltype(memory)>, side> work(memory, of_block * kSize);
-  bool left = lanes.here();
-  if (!p.jacobi) {
-    left = tiny::invert_by_qr<Storage, double>(lanes, p, work);
-  }
-  if (lanes.any(left)) {
-    tiny::invert_by_jacobi<Storage, double>(lanes, p, work, left);
+  const bool left = tiny::invert_by_qr<Storage, double>(lanes, p, work);
+  const bool where = p.jacobi ? lanes.here() : left;
+  if (lanes.any(where)) {
+    tiny::invert_by_jacobi<Storage, double>(lanes, p, work, where, left);
   }
 }
 

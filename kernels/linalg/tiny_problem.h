@@ -44,7 +44,8 @@ struct Shape {
         k(p.rows > p.columns ? p.columns : p.rows),
         size(p.rows * p.columns),
         wide(p.rows < p.columns) {}
-  FUSEDSTEP_HD int place_in_inverse(int i, int j) const {  // of element (i, j), i < k
+  template <typename Index>
+  FUSEDSTEP_HD Index place_in_inverse(Index i, int j) const {  // of element (i, j), i < k
     return wide ? j * k + i : i * long_side + j;
   }
 };
@@ -135,15 +136,18 @@ FUSEDSTEP_HD Real tolerance(const Team& team, const TinyPinv& p, Real scale, Rea
   return nan_max(atol * scale, rtol * largest);
 }
 
-// P, of the matrices in `where`, from its transpose; NaN except for those in `good`.
-template <typename Storage, typename Real, typename Team, typename Element>
+// P, of the matrices in `where`; NaN except for those in `good`. element(i, j) is that of Pᵀ in row
+// i and column order[j].
+template <typename Storage, typename Real, typename Team, typename Cells, typename Element>
 FUSEDSTEP_HD void store_inverse(const Team& team, const TinyPinv& p, Mask<Real> where,
-                                Mask<Real> good, Real scale, const Element& element) {
+                                Mask<Real> good, Real scale, const Cells& order,
+                                const Element& element) {
   const Shape shape(p);
-  for (int i = team.first(); i < shape.long_side; i += team.step()) {
-    for (int j = 0; j < shape.k; ++j) {
-      const Real value = element(i, j) * scale;
-      team.store(static_cast<Storage*>(p.P), shape.size, shape.place_in_inverse(j, i),
+  for (int j = 0; j < shape.k; ++j) {
+    const auto row = converted<Place<Real>>(Real(order[j]));
+    for (int i = team.first(); i < shape.long_side; i += team.step()) {
+      const Real value = element(i, j) * scale + 0.0;  // no zero is negative
+      team.store(static_cast<Storage*>(p.P), shape.size, shape.place_in_inverse(row, i),
                  good ? value : filled<Real>(kNan<double>), where);
     }
   }
@@ -155,9 +159,9 @@ FUSEDSTEP_HD void store_facts(const Team& team, const TinyPinv& p, Mask<Real> wh
                               Mask<Real> good, Mask<Real> finite, Real rank, Real rcond) {
   if (team.first() == 0) {
     const Real lack = finite ? filled<Real>(kFailed) : filled<Real>(kNotFinite);
-    team.store(p.rank, 1, 0, good ? rank : Real{}, where);
-    team.store(p.code, 1, 0, good ? filled<Real>(kDone) : lack, where);
-    team.store(p.rcond, 1, 0, good ? rcond : filled<Real>(kNan<double>), where);
+    team.store(p.rank, 1, Place<Real>{}, good ? rank : Real{}, where);
+    team.store(p.code, 1, Place<Real>{}, good ? filled<Real>(kDone) : lack, where);
+    team.store(p.rcond, 1, Place<Real>{}, good ? rcond : filled<Real>(kNan<double>), where);
   }
 }
 

@@ -1,33 +1,35 @@
-// X = Q R of tiny matrices by modified Gram-Schmidt, and X⁺ = R⁻¹ Qᵀ for an R without singularity.
+// X = Q R of tiny matrices by Householder's reflections with pivoting, and X⁺ = R⁻¹ Qᵀ where R is
+// not singular.
 //
-// A. Björck 1967, "Solving linear least squares problems by Gram-Schmidt orthogonalization": R is
-// as good as Householder's, and Q is off from orthogonal by the condition of X times the unit
-// roundoff, which is what X⁺ may be off anyway.
+// X⁺ A and A X⁺ are both to err by the condition of A times the unit roundoff. For the first, Q
+// must be orthogonal to rounding, which Gram-Schmidt's is not; for both, R⁻¹ must be an inverse
+// from either side, and it is where no element of a row of R exceeds the one on the diagonal by
+// much: N. J. Higham 2002, "Accuracy and Stability of Numerical Algorithms", chapters 8 and 19.
 #pragma once
 
 #include "kernels/linalg/tiny_matrix.h"
 
 namespace fusedstep::tiny {
 
-// The first of the longest columns from `begin` on.
+// The column from j on that comes next: the first of the longest, or j itself if no other is more
+// than twice as long.
 template <typename Real, typename Cells>
-FUSEDSTEP_HD Index<Real> longest_column(const Cells& squares, int begin, int columns) {
-  Real most = squares[begin];
-  auto longest = filled<Index<Real>>(begin);
-  for (int j = begin + 1; j < columns; ++j) {
-    const Real square = squares[j];
-    longest = square > most ? filled<Index<Real>>(j) : longest;
+FUSEDSTEP_HD Index<Real> next_column(const Cells& squares, int j, int columns) {
+  Real most = 4.0 * squares[j];
+  auto next = filled<Index<Real>>(j);
+  for (int k = j + 1; k < columns; ++k) {
+    const Real square = squares[k];
+    next = square > most ? filled<Index<Real>>(k) : next;
     most = larger(most, square);
   }
-  return longest;
+  return next;
 }
 
-// Makes the longest of the columns from j on the next one, in X and in the part of R computed so
-// far.
+// Makes that column the next one, in X, in the part of R computed so far and in `order`.
 template <typename Real, typename Team, typename Square, typename Cells>
 FUSEDSTEP_HD void bring_forward(const Team& team, int rows, int columns, int j, const Square& x,
-                                const Square& l, const Cells& squares, const Cells& pivots) {
-  const Index<Real> pivot = longest_column<Real>(squares, j, columns);
+                                const Square& l, const Cells& squares, const Cells& order) {
+  const Index<Real> pivot = next_column<Real>(squares, j, columns);
   team.sync();
   for (int i = team.first(); i < rows; i += team.step()) {
     swap<Real>(x.row(i), j, pivot);
@@ -37,53 +39,93 @@ FUSEDSTEP_HD void bring_forward(const Team& team, int rows, int columns, int j, 
   }
   if (team.first() == 0) {
     swap<Real>(squares, j, pivot);
-    pivots[j] = converted<Real>(pivot);
+    swap<Real>(order, j, pivot);
   }
   team.sync();
 }
 
-// Takes the swaps of `bring_forward` back, in cells whose order is that of X's columns.
+// The factor of v vᵀ in the reflection of which v_j is the first element; v is zero, or |v_j| >= 1.
+template <typename Real>
+FUSEDSTEP_HD Real factor_of(Real v_j) {
+  return 1.0 / larger(magnitude(v_j), filled<Real>(1.0));
+}
+
+// (I - factor v vᵀ) a over a, where v is zero above row `top`. Returns the sum of the squares of
+// what is below that row.
 template <typename Real, typename Cells>
-FUSEDSTEP_HD void restore_order(int columns, const Cells& cells, const Cells& pivots) {
-  for (int j = columns - 1; j >= 0; --j) {
-    swap<Real>(cells, j, converted<Index<Real>>(Real(pivots[j])));
+FUSEDSTEP_HD Real reflect(const Cells& v, Real factor, const Cells& a, int rows, int top) {
+  const int begin = top & ~3;
+  const Real along = dot<Real>(v, a, rows, begin) * factor;
+  a[top] = a[top] - along * v[top];
+  Real s0 = {}, s1 = {}, s2 = {}, s3 = {};
+  for (int i = top + 1; i < begin + 4; ++i) {
+    const Real left = a[i] - along * v[i];
+    a[i] = left;
+    s0 += left * left;
+  }
+  for (int i = begin + 4; i < rows; i += 4) {
+    const Real r0 = a[i] - along * v[i], r1 = a[i + 1] - along * v[i + 1];
+    const Real r2 = a[i + 2] - along * v[i + 2], r3 = a[i + 3] - along * v[i + 3];
+    a[i] = r0;
+    a[i + 1] = r1;
+    a[i + 2] = r2;
+    a[i + 3] = r3;
+    s0 += r0 * r0;
+    s1 += r1 * r1;
+    s2 += r2 * r2;
+    s3 += r3 * r3;
+  }
+  return (s0 + s1) + (s2 + s3);
+}
+
+// X = Q R: Rᵀ to the lower half of `l`, and over X the vectors v of the reflections I - v vᵀ /
+// |v_j| whose product is Q, with zeros above v_j. `rows` are a multiple of four; squares[j] are
+// those of the columns' lengths, and order[j] becomes the column of X that became the j-th.
+template <typename Real, typename Team, typename Square, typename Cells>
+FUSEDSTEP_HD void factorise(const Team& team, int rows, int columns, const Square& x,
+                            const Square& l, const Cells& squares, const Cells& order) {
+  for (int j = team.first(); j < columns; j += team.step()) {
+    order[j] = filled<Real>(1.0 * j);
+  }
+  for (int j = 0; j < columns; ++j) {
+    bring_forward<Real>(team, rows, columns, j, x, l, squares, order);
+    const auto v = x.column(j);
+    const Real length = square_root(dot<Real>(v, v, rows, j & ~3));
+    const Real head = v[j];
+    const Real diagonal = head < Real{} ? length : -length;
+    const Real inverse = length > Real{} ? 1.0 / length : Real{};
+    team.sync();
+    for (int i = j + team.first(); i < rows; i += team.step()) {
+      v[i] = (i == j ? head - diagonal : Real(v[i])) * inverse;
+    }
+    if (team.first() == 0) {
+      l(j, j) = diagonal;
+    }
+    team.sync();
+    const Real factor = factor_of<Real>(v[j]);
+    for (int k = j + 1 + team.first(); k < columns; k += team.step()) {
+      const auto next = x.column(k);
+      squares[k] = reflect<Real>(v, factor, next, rows, j);
+      l(k, j) = next[j];
+      next[j] = Real{};
+    }
+    team.sync();
   }
 }
 
-// Q over X and Rᵀ to the lower half of `l`; `rows` are a multiple of four. Pivoted: squares[j] are
-// those of the columns' lengths, and pivots[j] becomes the place of the longest remaining column. A
-// column that vanishes becomes NaN, or zero if pivoted.
-template <typename Real, bool pivoted, typename Team, typename Square, typename Cells>
-FUSEDSTEP_HD void gram_schmidt(const Team& team, int rows, int columns, const Square& x,
-                               const Square& l, const Cells& squares, const Cells& pivots) {
-  for (int j = 0; j < columns; ++j) {
-    if constexpr (pivoted) {
-      bring_forward<Real>(team, rows, columns, j, x, l, squares, pivots);
-    }
-    const auto unit = x.column(j);
-    const Real length = square_root(dot<Real>(unit, unit, rows));
-    Real inverse = 1.0 / length;
-    if constexpr (pivoted) {
-      inverse = length > Real{} ? inverse : Real{};
-    }
-    team.sync();
-    for (int i = team.first(); i < rows; i += team.step()) {
-      unit[i] = unit[i] * inverse;
-    }
-    if (team.first() == 0) {
-      l(j, j) = length;
-    }
-    team.sync();
+// Q over the vectors of its reflections.
+template <typename Real, typename Team, typename Square>
+FUSEDSTEP_HD void form_q(const Team& team, int rows, int columns, const Square& x) {
+  for (int j = columns - 1; j >= 0; --j) {
+    const auto v = x.column(j);
+    const Real factor = factor_of<Real>(v[j]);
+    const Real sign = v[j] < Real{} ? filled<Real>(-1.0) : filled<Real>(1.0);
     for (int k = j + 1 + team.first(); k < columns; k += team.step()) {
-      const auto next = x.column(k);
-      const Real along = dot<Real>(unit, next, rows);
-      l(k, j) = along;
-      for (int i = 0; i < rows; ++i) {
-        next[i] = next[i] - along * unit[i];
-      }
-      if constexpr (pivoted) {
-        squares[k] = dot<Real>(next, next, rows);
-      }
+      reflect<Real>(v, factor, x.column(k), rows, j);
+    }
+    team.sync();
+    for (int i = j + team.first(); i < rows; i += team.step()) {
+      v[i] = (i == j ? filled<Real>(1.0) : Real{}) - sign * v[i];
     }
     team.sync();
   }
