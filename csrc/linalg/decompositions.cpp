@@ -45,7 +45,7 @@ struct Copy {
   }
 };
 
-std::tuple<Tensor, Tensor> inverse_of_cholesky_factor(const Tensor& G) {
+std::tuple<Tensor, Tensor, Tensor> inverse_of_cholesky_factor(const Tensor& G) {
   constexpr const char* kFunction = "inverse_of_cholesky_factor";
   check_squares(kFunction, "G", G);
   auto* const run = require_function(kFunction, device_of(G).inverse_of_cholesky_factor);
@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor> inverse_of_cholesky_factor(const Tensor& G) {
     Workspace workspace(G);
     run(factors.squares(), data_of<double>(inverses), workspace);
   }
-  return {inverses, factors.info};
+  return {factors.data, inverses, factors.info};
 }
 
 std::tuple<Tensor, Tensor, Tensor> eigh(const Tensor& A) {
@@ -94,7 +94,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedstep, m) {
   // A = V λ Vᵀ of what A's lower triangle says, λ ascending; R = U σ Vᵀ for k <= 32, σ descending.
   // The last result, int32 [b], is 0 for each matrix that succeeded. No result is read on the host.
   // Products are torch's: its matmul is cublasDgemmStridedBatched already.
-  m.def("inverse_of_cholesky_factor(Tensor G) -> (Tensor, Tensor)");
+  m.def("inverse_of_cholesky_factor(Tensor G) -> (Tensor, Tensor, Tensor)");
   m.def("eigh(Tensor A) -> (Tensor, Tensor, Tensor)");
   m.def("svd(Tensor R) -> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -31,10 +31,11 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 def test_the_inverse_factor_is_that_of_lapack(on_simt: Any, count: int, k: int) -> None:
     """Of a few larger matrices one by one."""
     G, before = positive(count, k), on_simt.library_calls()
-    inverse, info = ops.inverse_of_cholesky_factor(G)
+    L, inverse, info = ops.inverse_of_cholesky_factor(G)
     assert on_simt.library_calls() - before == (6 if count == 3 and k == 100 else 2)
     assert info.dtype == torch.int32
     assert info.tolist() == [0] * count
+    assert_close(L.tril(), torch.linalg.cholesky(G))
     assert_close(inverse, torch.linalg.inv(torch.linalg.cholesky(G)))
     assert torch.equal(inverse, inverse.tril()), "what is above the diagonal is zero to the bit"
 
@@ -44,7 +45,7 @@ def test_one_that_is_not_positive_definite_fails_alone(on_simt: Any, k: int) -> 
     G = positive(4, k)
     G[1] = -G[1]
     G[2, k - 1, k - 1] = math.nan
-    inverse, info = ops.inverse_of_cholesky_factor(G)
+    _, inverse, info = ops.inverse_of_cholesky_factor(G)
     assert info.tolist() == [0, 1, k, 0]
     assert_close(inverse[::3], torch.linalg.inv(torch.linalg.cholesky(G[::3])))
 
@@ -118,7 +119,7 @@ def test_batches_beyond_what_the_libraries_take(on_simt: Any, name: str) -> None
     assert info.nonzero().flatten().tolist() == bad
     fine = info == 0
     if name == "inverse_of_cholesky_factor":
-        assert_close(results[0][fine], torch.linalg.inv(torch.linalg.cholesky(G[fine])))
+        assert_close(results[1][fine], torch.linalg.inv(torch.linalg.cholesky(G[fine])))
     else:
         values = results[0] if name == "eigh" else results[1]
         assert_close(values[fine].sort().values, torch.linalg.eigvalsh(G[fine]))

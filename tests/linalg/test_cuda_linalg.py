@@ -42,7 +42,7 @@ def assert_like_the_cpu(actual: Tensor, expected: Tensor, **options: Any) -> Non
 def test_decompositions_are_those_of_lapack(k: int) -> None:
     X = random(4, k + 5, k)
     G = X.mT @ X / k
-    inverse, done = decompositions.inverse_of_cholesky_factor(G.cuda())
+    _, inverse, done = decompositions.inverse_of_cholesky_factor(G.cuda())
     assert done.all()
     assert_like_the_cpu(inverse, torch.linalg.inv(torch.linalg.cholesky(G)))
     A = X[:, :k] + X[:, :k].mT
@@ -133,7 +133,7 @@ def test_a_matrix_that_is_not_finite_fails_alone(dtype: torch.dtype, driver: str
 def test_a_singular_matrix_among_others_fails_cholesky_alone() -> None:
     G = torch.eye(3, dtype=F64).repeat(5, 1, 1)
     G[2] = -1
-    inverse, done = decompositions.inverse_of_cholesky_factor(G.cuda())
+    _, inverse, done = decompositions.inverse_of_cholesky_factor(G.cuda())
     assert done.tolist() == [True, True, False, True, True]
     assert torch.equal(inverse[done].cpu(), G[[0, 1, 3, 4]])
 

@@ -109,7 +109,7 @@ def pinv(
             - "cholesky": only the Cholesky factorization. It fails for matrices that it does not
               prove to have full rank.
             - "eigh": the eigenvalues of AᵀA. Singular values below about 1e-7 of the largest count
-              as zero.
+              as zero, and float64 results err by the square of the condition number.
             - "qr_svd": QR, then the SVD of R.
             - "jacobi": one-sided rotations: the slowest, and the most accurate for small singular
               values.

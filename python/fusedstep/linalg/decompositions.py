@@ -17,14 +17,17 @@ from fusedstep import _C
 from fusedstep.fakes import register_fake
 
 
-def inverse_of_cholesky_factor(G: Tensor) -> tuple[Tensor, Tensor]:
-    """L⁻¹ of symmetric G = L Lᵀ `[b, k, k]`; done where G is positive definite."""
+def inverse_of_cholesky_factor(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """L, L⁻¹ of symmetric G = L Lᵀ `[b, k, k]`; done where G is positive definite.
+
+    What is above the diagonal of L is undefined.
+    """
     if _C.has_solvers(G.device.type):
-        inverse, info = torch.ops.fusedstep.inverse_of_cholesky_factor(G)
-        return inverse, info == 0
+        L, inverse, info = torch.ops.fusedstep.inverse_of_cholesky_factor(G)
+        return L, inverse, info == 0
     L, info = torch.linalg.cholesky_ex(G)
     unit = torch.eye(G.shape[-1], dtype=G.dtype)
-    return torch.linalg.solve_triangular(L, unit, upper=False), info == 0
+    return L, torch.linalg.solve_triangular(L, unit, upper=False), info == 0
 
 
 def eigh(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,8 +91,8 @@ def _info(batch: Tensor) -> Tensor:
 
 
 @register_fake("inverse_of_cholesky_factor")
-def _(G: Tensor) -> tuple[Tensor, Tensor]:
-    return G.new_empty(G.shape), _info(G)
+def _(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return G.new_empty(G.shape), G.new_empty(G.shape), _info(G)
 
 
 @register_fake("eigh")

@@ -178,7 +178,7 @@ def cholesky(X: Tensor, tolerance: Tolerance) -> tuple[Factors, Tensor]:
     X may hold NaN and infinities.
     """
     G = gram(X)
-    root, exists = decompositions.inverse_of_cholesky_factor(G)
+    _, root, exists = decompositions.inverse_of_cholesky_factor(G)
     inverse = root.mT @ root
     verdict, rank, rcond = certify(G, inverse, exists, tolerance, X.shape[-2])
     return Factors(inverse, X.to(torch.float64), rank, rcond, verdict == Verdict.CERTIFIED), verdict
@@ -187,14 +187,15 @@ def cholesky(X: Tensor, tolerance: Tolerance) -> tuple[Factors, Tensor]:
 def cholesky_twice(X: Tensor, tolerance: Tolerance) -> Factors:
     """CholeskyQR2 (Yamamoto et al. 2015, "Roundoff error analysis of the CholeskyQR2 algorithm").
 
-    With W = L⁻ᵀ of the first factor, Q = X W is orthogonal up to cond² rounding errors and X⁺ is
-    W (QᵀQ)⁻¹ Qᵀ for every W: an error of cond, but up to ten times that of an SVD.
+    With L of the first factorization, Q = X L⁻ᵀ is orthogonal up to cond² rounding errors, and X⁺
+    is L⁻ᵀ (QᵀQ)⁻¹ Qᵀ. Q is solved for: a product with L⁻ᵀ would leave X - Q Lᵀ, and with it X⁺ X,
+    off by a further cond.
     """
     G = gram(X)
-    root, exists = decompositions.inverse_of_cholesky_factor(G)
+    L, root, exists = decompositions.inverse_of_cholesky_factor(G)
     W = root.mT
-    Q = X.to(torch.float64) @ W
-    again, exists_again = decompositions.inverse_of_cholesky_factor(gram(Q))
+    Q = torch.linalg.solve_triangular(L, X.to(torch.float64).mT, upper=False).mT
+    _, again, exists_again = decompositions.inverse_of_cholesky_factor(gram(Q))
     exists = exists & exists_again
     verdict, rank, rcond = certify(G, W @ root, exists, tolerance, X.shape[-2])
     return Factors(W @ (again.mT @ again), Q, rank, rcond, verdict == Verdict.CERTIFIED)
