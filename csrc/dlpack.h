@@ -60,8 +60,12 @@ inline const ExchangeApi* find_torch_api() {
   return api;
 }
 
+// The caller has the interpreter's lock, which a static's own could not be waited for with.
 inline const ExchangeApi& torch_api() {
-  static const ExchangeApi* const api = find_torch_api();
+  static const ExchangeApi* api = nullptr;
+  if (api == nullptr) {
+    api = find_torch_api();
+  }
   return *api;
 }
 

@@ -223,14 +223,14 @@ bool TensorTable::fits(const py::list& params, const py::list& states, const py:
     const Row& row = slot.row;
     const Geometry of_param{slot.sizes, slot.strides};
     PyObject* const keys = PyList_GET_ITEM(names.ptr(), i);
+    PyObject* const state = PyList_GET_ITEM(states.ptr(), i);
     if (!lies_at(PyList_GET_ITEM(params.ptr(), i), row.param, row.param_dtype) ||
-        !same_layout(dlpack::geometry_of(view), of_param) ||
+        !same_layout(dlpack::geometry_of(view), of_param) || !PyDict_Check(state) ||
         PyTuple_Size(keys) != static_cast<Py_ssize_t>(slot.roles.size())) {
       return false;
     }
     for (size_t k = 0; k < slot.roles.size(); ++k) {
-      PyObject* entry =
-          PyDict_GetItemWithError(PyList_GET_ITEM(states.ptr(), i), PyTuple_GET_ITEM(keys, k));
+      PyObject* entry = PyDict_GetItemWithError(state, PyTuple_GET_ITEM(keys, k));
       if (entry == nullptr) {
         if (PyErr_Occurred()) {
           throw py::error_already_set();

@@ -160,6 +160,11 @@ def test_right_hand_sides_that_are_vectors(batch, of_right) -> None:
     assert gradcheck(lstsq, (matrices.requires_grad_(), vectors.requires_grad_()))
 
 
+def test_one_vector_of_one_element_has_no_two_meanings() -> None:
+    A, b = torch.tensor([[[2.0, 0.0, 0.0]]]), torch.tensor([[6.0]])
+    assert torch.equal(lstsq(A, b), torch.tensor([[3.0, 0.0, 0.0]]))
+
+
 def test_calls_of_torchs_namesakes() -> None:
     generator = torch.Generator().manual_seed(0)
     A, B = torch.randn(5, 3, generator=generator), torch.randn(5, 2, generator=generator)

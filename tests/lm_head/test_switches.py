@@ -33,10 +33,12 @@ each_switch = pytest.mark.parametrize("switch", SWITCHES.values(), ids=list(SWIT
 
 @pytest.fixture(autouse=True)
 def _switches_as_before():
-    yield
-    torch.set_float32_matmul_precision("highest")
-    for backend in (torch.backends, torch.backends.mkldnn, *PRODUCTS):
-        backend.fp32_precision = "none"
+    # torch's test utilities, which other tests import, freeze some of the switches.
+    with torch.backends.__allow_nonbracketed_mutation():
+        yield
+        torch.set_float32_matmul_precision("highest")
+        for backend in (torch.backends, torch.backends.mkldnn, *PRODUCTS):
+            backend.fp32_precision = "none"
 
 
 def seen() -> list[str]:

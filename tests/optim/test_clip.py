@@ -416,6 +416,12 @@ def test_clip_of_sparse_and_overlapping_gradients() -> None:
     params[1].grad = torch.ones(1).expand(4)
     with refuses("clip_grad_norm_", "parameters[1].grad", "not overlap itself", ".*", ValueError):
         fusedstep.clip_grad_norm_(params, 1.0)
+    params[1].grad = torch._efficientzerotensor(4)
+    snapshot = Snapshot(params[::2])
+    must = "hold its values in memory"
+    with refuses("clip_grad_norm_", "parameters[1].grad", must, "a lazy zero", ValueError):
+        fusedstep.clip_grad_norm_(params, 1.0)
+    snapshot.check()
 
 
 def test_clip_that_raises_for_a_nonfinite_norm_scales_nothing() -> None:

@@ -114,6 +114,13 @@ def test_groups_that_contradict_the_arguments_are_refused(
     assert len(optimizer.param_groups) == 1
 
 
+def test_a_group_cannot_ask_for_both_steps() -> None:
+    for choice in ({"fused": True, "foreach": True}, {"fused": 1, "foreach": 1}):
+        must = r"^AdamW: param_groups\[0\]\['foreach'\] must not be True with fused=True, got True$"
+        with pytest.raises(ValueError, match=must):
+            fusedstep.AdamW([{"params": make_params((3,))} | choice])
+
+
 @pytest.mark.parametrize("kind", [OPTIMIZERS[-1], MUON], ids=lambda kind: kind.name)
 def test_where_there_is_no_argument_a_group_cannot_ask_for_torchs_step(kind: Kind) -> None:
     must = "select fusedstep's step .*, as the whole optimizer does"
@@ -233,6 +240,16 @@ def keys(optimizer: Optimizer) -> list[Any]:
     groups = [sorted(group) for group in optimizer.param_groups]
     states = [sorted(state) for state in optimizer.state.values()]
     return [sorted(optimizer.defaults), groups, states]
+
+
+@pytest.mark.parametrize("kind", [*NAMESAKES, MUON], ids=lambda kind: kind.name)
+def test_torchs_groups_get_no_keys_of_ours(kind: Kind) -> None:
+    ours, theirs = kind.ours(make_params((3, 4))), kind.torchs(make_params((3, 4)))
+    before = theirs.param_groups[0].keys() - {"params"}
+    set_grads(ours.param_groups[0]["params"])
+    ours.step()
+    theirs.load_state_dict(ours.to_torch_state_dict())
+    assert theirs.param_groups[0].keys() - {"params"} == before
 
 
 @ALL

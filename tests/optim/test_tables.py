@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
+from collections import UserDict, defaultdict
 from typing import Any
 
 import pytest
@@ -304,6 +304,21 @@ def test_entry_of_a_parameter_replaced_by_the_user(kind: Kind) -> None:
         shadow.step()
     counts = [float(s["step"]) for s in map(shadow.optimizer.state.get, params) if "step" in s]
     assert counts == ([] if kind.name == "Lion" else [3.0, 4.0])
+
+
+def test_state_that_is_lazily_negated_or_no_dictionary() -> None:
+    (param,) = make_params((20,))
+    shadow = Shadow(fusedstep.AdamW([param]))
+    for step in range(4):
+        set_grads([param], seed=step)
+        if step == 1:
+            state = shadow.optimizer.state[param]
+            state["exp_avg"] = -state["exp_avg"]
+            shadow._take_over(param)
+            state["exp_avg"] = torch._neg_view(-state["exp_avg"])  # the same values
+        if step == 2:
+            shadow.optimizer.state[param] = UserDict(shadow.optimizer.state[param])
+        shadow.step()
 
 
 def test_amsgrad_switched_on_later() -> None:

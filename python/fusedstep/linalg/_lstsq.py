@@ -103,7 +103,7 @@ def _is_vectors(function: str, A: Tensor, B: Any) -> bool:
         return isinstance(B, Tensor) and B.dim() == 1
     if B.shape != A.shape[:-1]:
         return False
-    if B.shape[-2] == A.shape[-2] and _broadcast(A, B):
+    if B.numel() > 1 and B.shape[-2] == A.shape[-2] and _broadcast(A, B):
         must = f"be {[*B.shape, 1]} for vectors or {[1, *B.shape]} for a matrix"
         refuse(function, "B", must, list(B.shape))
     return True

@@ -1,9 +1,10 @@
-"""Checkpoints: what may be loaded, without rounding, and what is exported to torch."""
+"""Checkpoints: what is saved, what may be loaded, without rounding, and what torch can load."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,10 @@ from torch import Tensor
 from fusedstep.checks import refuse
 from fusedstep.fakes import has_values
 from fusedstep.optim.distributed import local
-from fusedstep.optim.options import MODE_KEYS
-from fusedstep.optim.sendable import HALVES
+from fusedstep.optim.hyperparameters import parameter_labels
+from fusedstep.optim.implementation import require_flags
+from fusedstep.optim.options import MODE_KEYS, with_choices_of
+from fusedstep.optim.sendable import HALVES, received, sendable_state_dict
 from fusedstep.optim.state import (
     CODES,
     StateSpec,
@@ -34,6 +37,77 @@ State = Mapping[str, Any]  # a parameter's entries
 OF_MODES = {
     "master": "master='float32'", "remainder": "master='remainder'", "ema": "ema_decay is set",
 }  # fmt: skip
+
+
+@contextmanager
+def saving(optimizer: FusedOptimizer) -> Iterator[None]:
+    """Context manager: torch's `state_dict()` returns what collectives can send."""
+    # This runs before the user's hooks, which see what is returned.
+    hook = optimizer.register_state_dict_post_hook(sendable_state_dict, prepend=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def loading(optimizer: FusedOptimizer) -> Iterator[None]:
+    """Context manager: torch's `load_state_dict` refuses what does not fit, and rounds nothing."""
+    loaded: dict[str, Any] = {}
+
+    def accept(_: Any, final: dict[str, Any]) -> dict[str, Any]:
+        loaded.update(accepted(optimizer, final))
+        return dict(loaded)
+
+    # Registered last, this sees the dictionary as the user's own hooks leave it.
+    before = optimizer.register_load_state_dict_pre_hook(accept)
+    # This runs before the user's hooks see what was loaded.
+    after = optimizer.register_load_state_dict_post_hook(
+        lambda _: restore(optimizer, loaded), prepend=True
+    )
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+
+
+def accepted(optimizer: FusedOptimizer, final: dict[str, Any]) -> dict[str, Any]:
+    """The dictionary with this optimizer's modes; refuses state that does not fit."""
+    own, groups = optimizer.param_groups, final["param_groups"]
+    if _sizes(groups) != _sizes(own):  # which torch refuses
+        return final
+    groups = list(map(with_choices_of, own, groups))
+    name, state = type(optimizer).__name__, dict(final["state"])
+    count = 0
+    for g, group in enumerate(groups if optimizer._internals.native else ()):
+        require_flags(name, group, f"param_groups[{g}]['{{}}']")
+        completed = optimizer._completed(group)
+        optimizer._values(completed, g)
+        spec = optimizer._spec(completed)
+        labels = parameter_labels(own[g], first=count)
+        count += len(labels)
+        for label, param, key in zip(labels, own[g]["params"], group["params"], strict=True):
+            if key in state:
+                state[key] = received(name, label, state[key])
+            require_loadable(name, label, param, state.get(key, {}), spec)
+    return final | {"param_groups": groups, "state": state}
+
+
+def _sizes(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
+
+
+def restore(optimizer: FusedOptimizer, saved: Mapping[str, Any]) -> None:
+    """Replaces entries that torch loaded and rounded or shares, by copies of what was saved."""
+    if not optimizer._internals.native:
+        return
+    for own, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        spec = optimizer._spec(own)
+        for param, key in zip(own["params"], group["params"], strict=True):
+            if param in optimizer.state:
+                state = optimizer.state[param]
+                state.update(restored(param, saved["state"].get(key, {}), state, spec))
 
 
 def require_loadable(
@@ -117,7 +191,8 @@ def exported(optimizer: FusedOptimizer) -> dict[str, Any]:
     }
     ours: set[str] = set()
     for kind in type(optimizer).__mro__:
-        if kind.__module__.startswith("torch.optim.") and kind is not torch.optim.Optimizer:
+        of_torch = f"{kind.__module__}.".startswith("torch.optim.")  # Muon's is torch.optim itself
+        if of_torch and kind is not torch.optim.Optimizer:
             ours |= optimizer.defaults.keys() - kind([torch.zeros(1, 1)]).defaults.keys()
             break
     groups = [

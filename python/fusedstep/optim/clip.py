@@ -168,6 +168,8 @@ def _gradients(
             grads.append(parameter.grad)
             require_dense(function, names[-1], local(grads[-1]))
             require_mesh_of(function, names[-1], parameter, grads[-1])
+            if torch._is_zerotensor(local(grads[-1])):
+                refuse(function, names[-1], "hold its values in memory", "a lazy zero")
         require_placed(function, f"parameters[{i}]", parameter)
     refuse_mixture(function, [f"parameters[{i}]" for i in range(len(parameters))], parameters)
     return names, owners, grads

@@ -24,7 +24,7 @@ def is_native(function: str, arguments: Mapping[str, Any], groups: Sequence[Any]
     choices: list[bool] = []
     for g, group in enumerate(groups):
         where = f"param_groups[{g}]['{{}}']"
-        choice = _choice(function, where, group) if isinstance(group, dict) else None
+        choice = _choice_of_group(function, where, group) if isinstance(group, dict) else None
         choices.append(default if choice is None else choice)
     native = choices[0] if whole is None and choices else default
     for g, choice in enumerate(choices):
@@ -36,7 +36,7 @@ def is_native(function: str, arguments: Mapping[str, Any], groups: Sequence[Any]
 
 def require_native(function: str, where: str, group: Mapping[str, Any], native: bool) -> None:
     """Refuses a group that asks for another step than its optimizer's; `native`: fusedstep's."""
-    if _choice(function, where + "['{}']", group) not in (None, native):
+    if _choice_of_group(function, where + "['{}']", group) not in (None, native):
         _refuse(function, where, group, native, "the whole optimizer")
     if native and group.get("differentiable"):
         refuse(function, where + "['differentiable']", "be False without fused=False", True)
@@ -49,7 +49,7 @@ def require_flags(function: str, entries: Mapping[str, Any], where: str = "{}") 
             require_flag(function, where.format(key), entries[key])
 
 
-def settle(group: dict[str, Any]) -> None:
+def mark_native(group: dict[str, Any]) -> None:
     """Gives a group of an optimizer with fusedstep's step the entries that say so."""
     for key, value in OURS.items():
         if key in group and bool(group[key]) != bool(value):
@@ -65,6 +65,14 @@ def _choice(function: str, where: str, entries: Mapping[str, Any]) -> bool | Non
         for key in ("fused", "foreach")
     )
     return (False if foreach else None) if fused is None else fused
+
+
+def _choice_of_group(function: str, where: str, group: Mapping[str, Any]) -> bool | None:
+    """The same; torch's constructor refuses both of its own arguments, not a group's."""
+    choice = _choice(function, where, group)
+    if choice and group.get("foreach"):
+        refuse(function, where.format("foreach"), "not be True with fused=True", True)
+    return choice
 
 
 def _refuse(function: str, where: str, group: Mapping[str, Any], native: bool, alike: str) -> None:

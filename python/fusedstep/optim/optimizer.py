@@ -24,15 +24,13 @@ from fusedstep.optim.hyperparameters import (
     parameter_labels,
     read_on_device,
 )
-from fusedstep.optim.implementation import is_native, require_flags, require_native, settle
+from fusedstep.optim.implementation import is_native, mark_native, require_flags, require_native
 from fusedstep.optim.options import (
     OptionArguments,
     Options,
     require_mode,
     require_mode_of,
-    with_choices_of,
 )
-from fusedstep.optim.sendable import received, sendable_state_dict
 from fusedstep.optim.state import StateSpec
 from fusedstep.optim.step import Step
 from fusedstep.optim.tables import Table, Tables
@@ -352,8 +350,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         On exit, with or without an exception, the parameters get their own values back, bit for
         bit. Writes inside the block are lost. Masters and remainders are not touched. Uses memory
         for one extra copy of the parameters. `step()` and `state_dict()` raise a RuntimeError
-        inside the block; the model's `state_dict()` holds the averages there. Buffers, such as
-        those of batch normalization, are not averaged.
+        inside the block; the model's `state_dict()` holds the averages there, so a checkpoint to
+        resume from must be taken outside. A copy of the optimizer made inside has the averages as
+        its parameters. Buffers, such as those of batch normalization, are not averaged.
 
         On entry and on exit, the copies that forwards made of the parameters are forgotten: those
         gathered by FSDP, cast by autocast, and cached by `torch.nn.utils.parametrize.cached`. All
@@ -420,7 +419,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         try:
             group = self.param_groups[-1]
             require_flags(name, group, where + "['{}']")
-            settle(group)
+            mark_native(group)
             mode = require_mode(name, self.options.mode.of(group), where + "['{}']")
             group.update({key: value for key, value in mode._asdict().items() if key in group})
             labels = parameter_labels(group, f"{where}['params']")
@@ -457,7 +456,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if self._internals.native:
             self._step_supports_amp_scaling = True
             for group in self.param_groups:  # a checkpoint may come from another implementation
-                settle(group)
+                mark_native(group)
                 for name, value in defaults.items():
                     group.setdefault(name, value)
 
@@ -474,12 +473,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             RuntimeError: The averages are swapped in (`swap_ema`).
         """
         self._require_own_values()
-        # This runs before the user's hooks, which see what is returned.
-        hook = self.register_state_dict_post_hook(sendable_state_dict, prepend=True)
-        try:
+        with checkpoint.saving(self):
             return super().state_dict()
-        finally:
-            hook.remove()
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -488,8 +483,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         torch casts all state to the parameter's dtype, which would round the float32 moments of a
         bfloat16 parameter. Here, floating-point state, such as torch.optim saves, is converted to
         the dtype that the optimizer keeps (`state_dtype`), and everything else is loaded bit for
-        bit. All of it is copied, so that an optimizer whose `state_dict()` was loaded shares
-        nothing with this one. The options do not change.
+        bit. Every tensor is copied, so that an optimizer whose `state_dict()` was loaded shares no
+        state with this one. The options do not change.
 
         Args:
             state_dict: Result of `state_dict()` of this class or of torch's class of the same name.
@@ -498,59 +493,12 @@ class FusedOptimizer(torch.optim.Optimizer):
             ValueError, TypeError: The checkpoint has another mode or shape, or is damaged; nothing
                 is changed. `to_torch_state_dict` returns a checkpoint that every mode can load.
         """
-        loaded: dict[str, Any] = {}
-        # Registered last, this sees the dictionary as the user's own hooks leave it.
-        before = self.register_load_state_dict_pre_hook(
-            lambda _, final: self._accept(final, loaded)
-        )
-        # This runs before the user's hooks see what was loaded.
-        after = self.register_load_state_dict_post_hook(
-            lambda _: self._restore_precision(loaded), prepend=True
-        )
-        try:
+        with checkpoint.loading(self):
             super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
-
-    def _accept(self, final: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
-        """The dictionary with this optimizer's modes; refuses state that does not fit."""
-        own, groups = self.param_groups, final["param_groups"]
-        if _sizes(groups) == _sizes(own):  # torch refuses other sizes
-            groups = list(map(with_choices_of, own, groups))
-            name, state = type(self).__name__, dict(final["state"])
-            count = 0
-            for g, group in enumerate(groups if self._internals.native else ()):
-                require_flags(name, group, f"param_groups[{g}]['{{}}']")
-                completed = self._completed(group)
-                self._values(completed, g)
-                spec = self._spec(completed)
-                labels = parameter_labels(own[g], first=count)
-                count += len(labels)
-                for label, param, key in zip(
-                    labels, own[g]["params"], group["params"], strict=True
-                ):
-                    if key in state:
-                        state[key] = received(name, label, state[key])
-                    saved = state.get(key, {})
-                    checkpoint.require_loadable(name, label, param, saved, spec)
-            final = final | {"param_groups": groups, "state": state}
-        loaded.update(final)
-        return final
 
     def _completed(self, saved: dict[str, Any]) -> dict[str, Any]:
         """A group of a checkpoint, completed by the defaults, as it will be loaded."""
         return self.defaults | saved
-
-    def _restore_precision(self, loaded: dict[str, Any]) -> None:
-        if not self._internals.native:
-            return
-        for own, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
-            spec = self._spec(own)
-            for param, key in zip(own["params"], saved["params"], strict=True):
-                if param in self.state:
-                    state, saved_state = self.state[param], loaded["state"].get(key, {})
-                    state.update(checkpoint.restored(param, saved_state, state, spec))
 
     def to_torch_state_dict(self) -> dict[str, Any]:
         """Returns a `state_dict()` that torch's class and every mode of this optimizer can load.
@@ -560,7 +508,3 @@ class FusedOptimizer(torch.optim.Optimizer):
         Lion checkpoint in float32.
         """
         return checkpoint.exported(self)
-
-
-def _sizes(groups: list[dict[str, Any]]) -> list[int]:
-    return [len(group["params"]) for group in groups]

@@ -59,8 +59,9 @@ class Options:
             a copy, 4 bytes per element. `"remainder"`: as the low 16 bits, 2 bytes per element; the
             parameter is the nearest bfloat16, with ties away from zero; `state_dict()` has them as
             two uint8 tensors. Direct writes to the parameter, such as loading weights into the
-            model, take effect in both. None: no float32 value is kept; updates round to the nearest
-            bfloat16. Parameters of other dtypes, float16 included, have no master. A parameter
+            model, take effect in both; a remainder stays, which changes the value by at most half
+            of a bfloat16's last bit. None: no float32 value is kept; updates round to the nearest
+            bfloat16. Parameters of another dtype, float16 included, have no master. A parameter
             group may override it.
         stochastic_rounding: Round bfloat16 parameters without a master stochastically, so that
             updates smaller than half of a bfloat16's last bit are not lost. A parameter group may

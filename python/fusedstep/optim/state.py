@@ -14,7 +14,7 @@ from fusedstep import _C
 from fusedstep.checks import refuse
 from fusedstep.fakes import register_fake
 from fusedstep.optim.distributed import local, placed_like, require_placement_of
-from fusedstep.optim.memory import gapless, in_layout_of, memory_layout, same_strides
+from fusedstep.optim.memory import gapless, in_layout_of, is_plain, memory_layout
 from fusedstep.optim.options import Mode
 
 
@@ -161,7 +161,8 @@ def _prepare_step(param: Tensor, state: dict[str, Any], first: Mapping[str, floa
         step = torch.full((), first["step"], dtype=torch.float32, device=param.device)
     if not isinstance(step, Tensor):
         step = torch.tensor(float(step), dtype=torch.float32, device=param.device)
-    fits = step.dtype == torch.float32 and step.device == param.device and step.numel() == 1
+    same = step.dtype == torch.float32 and step.device == param.device
+    fits = same and step.numel() == 1 and not step.is_neg()
     state["step"] = step if fits else step.to(param.device, torch.float32).reshape(())
 
 
@@ -172,7 +173,7 @@ def _prepare_array(
     if old is not None:
         old = local(old)
         same = old.dtype == array.dtype and old.device == param.device
-        if same and same_strides(old, memory_layout(shard)):
+        if same and is_plain(old, memory_layout(shard)):
             return
     new = torch.empty_like(shard, dtype=array.dtype, memory_format=torch.preserve_format)
     if old is not None:
@@ -198,7 +199,7 @@ def _prepare_codes(
         return
     if codes.dtype not in CODES:
         value = codes
-    elif same_strides(codes, memory_layout(param)):
+    elif is_plain(codes, memory_layout(param)):
         state[array.name] = codes.to(param.device)
         state[scale_name(array.name)] = scales.to(param.device).contiguous()
         return

@@ -10,8 +10,8 @@ The life of a table:
     Table.commit        copy back parameters with gaps, advance autograd's version counters
     Table.release       drop all tensors, so that their memory can be freed
 
-Between steps a table keeps addresses, not tensors, so state that is replaced is freed at once. The
-C++ table outlives rebuilds, because a captured CUDA graph may still point to it.
+Between steps a table keeps the parameters and addresses, but no state: what is replaced is freed at
+once. The C++ table outlives rebuilds, because a captured CUDA graph may still point to it.
 """
 
 from __future__ import annotations
