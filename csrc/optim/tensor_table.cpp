@@ -15,13 +15,15 @@ namespace py = pybind11;
 namespace fusedstep {
 namespace {
 
+bool is_scale(int64_t role) { return role >= kScale && role < kScale + kMaxStates; }
+
 // Whether an array's elements lie as its role asks: a scale for each block, one step, or an element
 // for each of the parameter's.
 bool fits_role(int64_t role, const Geometry& array, const Geometry& param, int64_t size) {
   if (role == kStep) {
     return numel_of(array) == 1;
   }
-  if (role >= kScale && role < kScale + kMaxStates) {
+  if (is_scale(role)) {
     return numel_of(array) == blocks_of(size) && is_gapless(array);
   }
   return same_layout(array, param);
@@ -33,7 +35,6 @@ void check_array(const char* function, int64_t i, const Tensor& array, int64_t r
   const auto dtype = dtype_of(array);
   const Dtype computed = compute_dtype(row.param_dtype);
   const bool wide = computed == Dtype::kFloat64;
-  const bool is_scale = role >= kScale && role < kScale + kMaxStates;
   Arg(function, "roles", role, i)
       .must(role >= 0 && role < kNumRoles && row.dtypes[role] == Dtype::kNone,
             "be one of kernels/optim/table.h, each once a parameter");
@@ -44,7 +45,7 @@ void check_array(const char* function, int64_t i, const Tensor& array, int64_t r
     arg.must(
         row.param_dtype == Dtype::kBFloat16 && (dtype == Dtype::kFloat32 || dtype == Dtype::kInt16),
         "be float32 or int16, of a bfloat16 parameter");
-  } else if (is_scale) {
+  } else if (is_scale(role)) {
     arg.must(dtype == Dtype::kFloat32, "be float32");
   } else if (role < kScale && !wide) {
     arg.must(dtype == computed || dtype == Dtype::kBFloat16 || dtype == Dtype::kInt8 ||
@@ -55,8 +56,8 @@ void check_array(const char* function, int64_t i, const Tensor& array, int64_t r
   }
   arg.on_device_of(param);
   arg.must(fits_role(role, geometry_of(array), geometry_of(param), row.size),
-           is_scale ? "have one element for each block of its state"
-                    : "have its parameter's shape and strides");
+           is_scale(role) ? "have one element for each block of its state"
+                          : "have its parameter's shape and strides");
 }
 
 // All parameters of a group have the same states, and scales for those of 8 bits.

@@ -47,6 +47,14 @@ def train(wrap: Wrap, rank: int, validate: bool, model_given: bool) -> tuple[nn.
     return model, seen
 
 
+def averaging(model: nn.Module, x: Tensor = INPUT) -> fusedstep.AdamW:
+    """An optimizer of the model after one step, with averages."""
+    optimizer = fusedstep.AdamW(model.parameters(), lr=0.1, ema_decay=0.5)
+    model(x).sum().backward()
+    optimizer.step()
+    return optimizer
+
+
 def local_bits(model: nn.Module) -> Iterator[Tensor]:
     return map(whole, model.parameters())
 
@@ -81,9 +89,7 @@ def averages_are_evaluated_and_parameters_trained(ranks: Ranks) -> None:
 def gathers_on_their_way_are_dropped(ranks: Ranks) -> None:
     """unshard(async_op=True) before the block does not bring the parameters into it."""
     model = root_with_layers(make_model(torch.float32))
-    optimizer = fusedstep.AdamW(model.parameters(), lr=0.1, ema_decay=0.5)
-    model(INPUT).sum().backward()
-    optimizer.step()
+    optimizer = averaging(model)
     with torch.no_grad():
         with optimizer.swap_ema():
             expected = model(INPUT)
@@ -99,9 +105,7 @@ def splits_need_no_module(ranks: Ranks) -> None:
     with torch.no_grad():
         other(INPUT)
     model = split(make_model())
-    optimizer = fusedstep.AdamW(model.parameters(), lr=0.1, ema_decay=0.5)
-    model(INPUT.double()).sum().backward()
-    optimizer.step()
+    optimizer = averaging(model, INPUT.double())
     with optimizer.swap_ema():
         for param, average in zip(model.parameters(), optimizer.ema_parameters(), strict=True):
             assert torch.equal(whole(param), whole(average))
@@ -112,9 +116,7 @@ def splits_need_no_module(ranks: Ranks) -> None:
 def modules_that_cannot_be_found_must_be_given(ranks: Ranks) -> None:
     """They are found by torch's private names."""
     model = root_with_layers(make_model(torch.float32))
-    optimizer = fusedstep.AdamW(model.parameters(), lr=0.1, ema_decay=0.5)
-    model(INPUT).sum().backward()
-    optimizer.step()
+    optimizer = averaging(model)
     with torch.no_grad():
         before = model(INPUT)
     with patch.object(averages, "_registered", side_effect=ImportError("no such name")):
