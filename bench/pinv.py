@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -26,10 +27,10 @@ RATE_SIZE = 1024  # of the matrices whose product gives the rate
 
 @dataclass(frozen=True)
 class Case:
-    """Random matrices of this shape; with a `rank`, products of two."""
+    """Random matrices of this shape `[*, m, n]`; with a `rank`, products of two."""
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     rank: int | None = None
     columns: int | None = None  # of a right-hand side: least squares instead of an inverse
@@ -37,11 +38,11 @@ class Case:
 
     def matrices(self, device: torch.device) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        b, m, n = self.shape
+        *batch, m, n = self.shape
         if self.rank is None:
-            return torch.randn(b, m, n, generator=generator).to(device, self.dtype)
+            return torch.randn(self.shape, generator=generator).to(device, self.dtype)
         left, right = (
-            torch.randn(b, *size, generator=generator, dtype=torch.float64)
+            torch.randn(*batch, *size, generator=generator, dtype=torch.float64)
             for size in ((m, self.rank), (self.rank, n))
         )
         return (left @ right).to(device, self.dtype)
@@ -63,15 +64,15 @@ class Case:
 
     def right_side(self, A: Tensor) -> Tensor:
         steps = torch.arange(1, A.shape[-2] + 1, device=A.device, dtype=A.dtype)
-        return steps.sin()[:, None].expand(len(A), -1, self.columns or 1)
+        return steps.sin()[:, None].expand(*A.shape[:-1], self.columns or 1)
 
     @property
     def operations(self) -> float:
         """Half of XᵀX, a Cholesky factor and an inverse (k³), and the product with Xᵀ or XᵀB."""
-        b, m, n = self.shape
+        *batch, m, n = self.shape
         long, k = max(m, n), min(m, n)
         last = 2 * long * k * k if self.columns is None else 2 * (long * k + k * k) * self.columns
-        return b * (long * k * k + k**3 + last)
+        return prod(batch) * (long * k * k + k**3 + last)
 
 
 CASES = (
