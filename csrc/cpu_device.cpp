@@ -120,6 +120,9 @@ void norm_of(const Table& table, const Layout& layout, const NormWork& work) {
     cpu::norm_chunks(table, work.norm, whole(begin), whole(end), partials.data());
   });
   *work.out = cpu::fold_partials(work.norm, partials.data(), table.num_chunks, work.grad_scale);
+  if (work.published != nullptr) {
+    *work.published = static_cast<float>(*work.out);
+  }
 }
 
 // The table is read where it is, however long it lives.

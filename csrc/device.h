@@ -78,6 +78,7 @@ struct NormWork {
   Norm norm;
   const float* grad_scale;  // null: 1
   double* out;
+  float* published = nullptr;  // null, or where it is wanted as float32 as well
 };
 
 struct StepWork {
@@ -135,3 +136,12 @@ const Device& device_of(const Tensor& tensor);
   STABLE_TORCH_LIBRARY_IMPL(fusedstep, CPU, on_cpu) { implement(on_cpu); }  \
   STABLE_TORCH_LIBRARY_IMPL(fusedstep, CUDA, on_gpu) { implement(on_gpu); } \
   static void implement(auto& m)
+
+// The same for tensors that are not what their memory says: lazy negations, conjugates and zeros.
+// Where nothing is registered for them, torch hands over a copy, which lies elsewhere.
+#define FUSEDSTEP_IMPL_LAZY(m)                                                           \
+  static void implement_lazy(auto& m);                                                   \
+  STABLE_TORCH_LIBRARY_IMPL(fusedstep, Negative, negative) { implement_lazy(negative); } \
+  STABLE_TORCH_LIBRARY_IMPL(fusedstep, Conjugate, conj) { implement_lazy(conj); }        \
+  STABLE_TORCH_LIBRARY_IMPL(fusedstep, ZeroTensor, zero) { implement_lazy(zero); }       \
+  static void implement_lazy(auto& m)

@@ -92,4 +92,14 @@ inline DataType data_type_of(Dtype dtype) {
   return kTypes[static_cast<int>(dtype)];
 }
 
+// The kernels' name for a view's dtype; nothing where they do not know it.
+inline std::optional<Dtype> dtype_of(const View& view) {
+  for (int i = 1; i <= static_cast<int>(Dtype::kInt16); ++i) {
+    if (view.dtype == data_type_of(static_cast<Dtype>(i))) {
+      return static_cast<Dtype>(i);
+    }
+  }
+  return std::nullopt;
+}
+
 }  // namespace fusedstep::dlpack

@@ -56,6 +56,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_facts", &build_facts, "What was built and with what: a dict of strings.");
   m.attr("DEVICE") = py::capsule(&fusedstep::kCpuDevice, fusedstep::kDeviceCapsule);
   fusedstep::bind_device(m);
+  fusedstep::bind_plain_list(m);
   fusedstep::bind_tensor_table(m);
   m.def("rule_fields", &rule_fields, "rule"_a,
         "The names of the values that a parameter group of a rule has, in the ops' order.");

@@ -98,7 +98,13 @@ inline int64_t numel_of(const Geometry& a) {
 // Whether numel() elements from the first on are the tensor's, each once, in any order of
 // dimensions: no gap, and none shared, as in an expanded tensor.
 inline bool is_gapless(const Geometry& a) {
-  if (numel_of(a) < 2) {
+  int64_t numel = 1;
+  bool row_major = true;  // the usual order, told without a list of dimensions
+  for (size_t d = a.sizes.size(); d-- > 0;) {
+    row_major = row_major && (a.sizes[d] == 1 || a.strides[d] == numel);
+    numel *= a.sizes[d];
+  }
+  if (row_major || numel < 2) {
     return true;
   }
   struct Dimension {

@@ -83,9 +83,10 @@ void softmax(const Softmax& softmax, Workspace& workspace) {
 
 void run_passes(const TableWork& work, const cuda::DeviceTable& table, cudaStream_t stream) {
   if (work.norm) {
-    cuda::check(cuda::norm_pass(table.view(), work.norm->norm, work.norm->grad_scale,
-                                table.partials(), table.ticket(), work.norm->out, stream),
-                "launching the norm pass");
+    cuda::check(
+        cuda::norm_pass(table.view(), work.norm->norm, work.norm->grad_scale, table.partials(),
+                        table.ticket(), work.norm->out, work.norm->published, stream),
+        "launching the norm pass");
   }
   if (work.step) {
     auto* const step_pass = find_rule<cuda::StepPass>(work.step->rule)->step;

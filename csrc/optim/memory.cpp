@@ -1,4 +1,6 @@
 // The op find_overlap: which tensors share memory, decided from addresses, sizes and strides.
+#include "csrc/optim/memory.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -8,6 +10,7 @@
 #include <tuple>
 
 #include "csrc/checks.h"
+#include "csrc/device.h"
 
 namespace fusedstep {
 namespace {
@@ -188,9 +191,29 @@ bool apart_within_period(std::span<const Footprint> piece) {
   return for_pieces(within, apart_within_period);
 }
 
+// Whether all fill their spans and these are apart: the usual case, told without footprints.
+bool are_blocks_apart(const Tensors& tensors) {
+  std::vector<Span> spans;
+  spans.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) {
+    if (!is_strided(tensor) || !is_gapless(tensor)) {
+      return false;
+    }
+    const auto first = reinterpret_cast<int64_t>(tensor.data_ptr());
+    const int64_t bytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
+    if (bytes > 0 && first != 0) {
+      spans.push_back({first, first + bytes - 1});
+    }
+  }
+  return are_apart(std::move(spans));
+}
+
 // (i, i) where tensor i overlaps itself, (i, j) with i < j where two share memory, or (-1, -1).
 // Tensors without memory (meta) share none.
 std::tuple<int64_t, int64_t> find_overlap(const Tensors& tensors) {
+  if (are_blocks_apart(tensors)) {
+    return {-1, -1};
+  }
   Footprints list;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const auto index = static_cast<int64_t>(i);
@@ -234,15 +257,4 @@ STABLE_TORCH_LIBRARY_IMPL(fusedstep, CompositeExplicitAutograd, m) {
   m.impl("find_overlap", TORCH_BOX(&fusedstep::find_overlap));
 }
 
-// Of a lazy negation or conjugate torch would hand over a copy, which lies elsewhere.
-STABLE_TORCH_LIBRARY_IMPL(fusedstep, Negative, m) {
-  m.impl("find_overlap", TORCH_BOX(&fusedstep::find_overlap));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(fusedstep, Conjugate, m) {
-  m.impl("find_overlap", TORCH_BOX(&fusedstep::find_overlap));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(fusedstep, ZeroTensor, m) {
-  m.impl("find_overlap", TORCH_BOX(&fusedstep::find_overlap));
-}
+FUSEDSTEP_IMPL_LAZY(m) { m.impl("find_overlap", TORCH_BOX(&fusedstep::find_overlap)); }

@@ -17,15 +17,19 @@ FUSEDSTEP_HD bool is_finite(double x) { return x - x == 0; }
 
 namespace fusedstep::cpu {
 
-// Lane l takes lane l + half, until lane 0 has them all.
+// Lane l takes lane l + half, until lane 0 has them all. Every half is a constant, so that the
+// compiler keeps the lanes in registers.
 template <int count, typename T, typename Combine>
 FUSEDSTEP_HD T fold_by_halves(T* lanes, Combine combine) {
-  for (int half = count / 2; half > 0; half /= 2) {
+  if constexpr (count > 1) {
+    constexpr int half = count / 2;
     for (int l = 0; l < half; ++l) {
       lanes[l] = combine(lanes[l], lanes[l + half]);
     }
+    return fold_by_halves<half>(lanes, combine);
+  } else {
+    return lanes[0];
   }
-  return lanes[0];
 }
 
 // What to fold a sum with.

@@ -13,6 +13,7 @@ struct Clip {
   const float* found_inf;   // GradScaler's verdict; null for 0
   double max_norm;          // below 0: do not clip
   bool skip_nonfinite;      // leave everything as it was where the norm is not finite
+  bool skip_one = false;    // or where the multiplier is 1: for tensors that it would only rewrite
 };
 
 struct Decision {
@@ -38,6 +39,7 @@ FUSEDSTEP_HD Decision decide(const Clip& clip) {
   if (clip.grad_scale != nullptr) {
     decision.multiplier /= *clip.grad_scale;
   }
+  decision.skip |= clip.skip_one && decision.multiplier == 1;
   return decision;
 }
 

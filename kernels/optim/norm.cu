@@ -152,7 +152,7 @@ __device__ double fold_partials(const double* partials, int64_t count) {
 template <Norm norm>
 __global__ void __launch_bounds__(kThreads, kNormBlocks)
     norm_kernel(const Table table, const float* grad_scale, double* partials, unsigned* ticket,
-                double* out) {
+                double* out, float* published) {
   const Chunk chunk = locate(table, blockIdx.x);
   const double partial = with_storage(table.rows[chunk.row].grad_dtype, [&](auto storage) {
     using Storage = decltype(storage);
@@ -172,7 +172,11 @@ __global__ void __launch_bounds__(kThreads, kNormBlocks)
     __threadfence();
     const double folded = fold_partials<norm>(partials, table.num_chunks);
     if (threadIdx.x == 0) {
-      *out = finish<norm>(folded, grad_scale != nullptr ? *grad_scale : 1);
+      const double result = finish<norm>(folded, grad_scale != nullptr ? *grad_scale : 1);
+      *out = result;
+      if (published != nullptr) {
+        *published = static_cast<float>(result);
+      }
     }
   }
 }
@@ -180,10 +184,10 @@ __global__ void __launch_bounds__(kThreads, kNormBlocks)
 }  // namespace
 
 cudaError_t norm_pass(const Table& table, Norm norm, const float* grad_scale, double* partials,
-                      unsigned* ticket, double* out, cudaStream_t stream) {
+                      unsigned* ticket, double* out, float* published, cudaStream_t stream) {
   return with_norm(norm, [&](auto n) {
     return launch(norm_kernel<n.value>, table.num_chunks, stream, table, grad_scale, partials,
-                  ticket, out);
+                  ticket, out, published);
   });
 }
 

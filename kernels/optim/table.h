@@ -114,6 +114,7 @@ constexpr int64_t kChunkOverhead = 512;
 inline Layout make_layout(const std::vector<Row>& listed) {
   Layout layout;
   std::vector<int64_t> first_partial(listed.size());
+  layout.order.reserve(listed.size());
   int64_t chunks = 0;
   for (size_t i = 0; i < listed.size(); ++i) {
     layout.order.push_back(static_cast<int32_t>(i));
@@ -123,9 +124,12 @@ inline Layout make_layout(const std::vector<Row>& listed) {
   const auto kernel = [&](int32_t i) {
     return std::pair(compute_dtype(listed[i].param_dtype), is_uniform(listed[i]));
   };
-  std::stable_sort(layout.order.begin(), layout.order.end(),
-                   [&](int32_t a, int32_t b) { return kernel(a) < kernel(b); });
+  const auto before = [&](int32_t a, int32_t b) { return kernel(a) < kernel(b); };
+  if (!std::is_sorted(layout.order.begin(), layout.order.end(), before)) {
+    std::stable_sort(layout.order.begin(), layout.order.end(), before);
+  }
 
+  layout.rows.reserve(listed.size());
   layout.row_of_chunk.reserve(chunks);
   layout.cost.reserve(chunks + 1);
   layout.cost.push_back(0);

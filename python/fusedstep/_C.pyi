@@ -26,6 +26,18 @@ class TensorTable:
     @property
     def layout_version(self) -> int: ...
 
+class PlainList:
+    """Tensors that are what their memory says, for ops without boxing; csrc/optim/plain_list.h."""
+
+    @staticmethod
+    def of(tensors: list[Tensor]) -> PlainList | None: ...
+    @staticmethod
+    def of_gradients(parameters: list[Tensor]) -> PlainList | None: ...
+    @property
+    def tensors(self) -> list[Tensor]: ...
+    @property
+    def address(self) -> int: ...
+
 ROLES: dict[str, int]
 BLOCK: int
 CHUNK_SIZE: int

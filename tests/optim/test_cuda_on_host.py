@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import fusedstep
 from tests.support.on_host import SHAPES, assert_twins, on_cpu, step_on_cpu, twins
 from tests.support.optimizers import OPTIMIZERS, Kind, every_kind
+from tests.support.pages import bytes_written, mapped
 from tests.support.storage_forms import FORMS, Form, StoredTable, assert_stored_alike
 from tests.support.tensors import assert_same_bits, make_params, set_grads
 
@@ -202,6 +204,35 @@ def test_a_launch_for_each_combination_of_dtypes(on_simt: Any) -> None:
     norm_pass, *step_passes = on_simt.end_capture()
     assert norm_pass <= 5  # blocks may take several chunks
     assert step_passes == [2, 3]  # a block a chunk: float32, then bfloat16
+
+
+def test_a_clip_of_plain_tensors_is_two_launches(on_simt: Any) -> None:
+    params, twin = (make_params(*SHAPES, seed=1) for _ in range(2))
+    for some in (params, twin):
+        set_grads(some)
+    before = on_simt.launches()
+    norm = fusedstep.clip_grad_norm_(params, 0.25)
+    assert on_simt.launches() - before == 2
+    after = fusedstep.get_total_norm([p.grad for p in params])
+    assert on_simt.launches() - before == 3
+    on_simt.finish()
+    assert float(after) == pytest.approx(0.25, rel=1e-5)
+    with on_cpu():
+        assert_same_bits(norm, fusedstep.clip_grad_norm_(twin, 0.25), "norm")
+    for i, (a, b) in enumerate(zip(params, twin, strict=True)):
+        assert_same_bits(a.grad, b.grad, f"gradient {i}")
+
+
+def test_a_clip_by_one_writes_nothing(on_simt: Any, tmp_path: Path) -> None:
+    (param,) = make_params((70_000,))
+    path = tmp_path / "gradient"
+    param.grad = mapped(path, torch.randn(70_000, generator=torch.manual_seed(0)))
+    norm = fusedstep.clip_grad_norm_(param, 1e9)
+    on_simt.finish()
+    assert bytes_written(path) == 0
+    fusedstep.clip_grad_norm_(param, float(norm) * 0.9)
+    on_simt.finish()
+    assert bytes_written(path) >= param.grad.nbytes
 
 
 def test_the_clip_has_the_bits_of_the_cpu(on_simt: Any) -> None:

@@ -32,9 +32,11 @@ inline double norm_in_harness(const Table& table, Norm norm, const float* grad_s
   std::vector<double> partials(static_cast<size_t>(table.num_chunks), NAN);
   const auto ticket = std::make_unique<unsigned>(0);
   const auto out = std::make_unique<double>(NAN);
+  const auto published = std::make_unique<float>(NAN);
   CHECK(cuda::norm_pass(table, norm, grad_scale, partials.data(), ticket.get(), out.get(),
-                        nullptr) == cudaSuccess);
+                        published.get(), nullptr) == cudaSuccess);
   CHECK(*ticket == 0);
+  CHECK(same_bits(*published, static_cast<float>(*out)));
   return *out;
 }
 

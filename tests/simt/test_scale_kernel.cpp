@@ -33,6 +33,24 @@ double check_clip(const std::vector<Spec>& specs, uint64_t seed, Values values, 
   return decide(clip).multiplier;
 }
 
+// A clip by 1 writes nothing: what differs from the gradient stays different.
+void check_clip_by_one(const std::vector<Spec>& specs, uint64_t seed, bool skips) {
+  const GroupHead no_group = {};
+  const double norm = 1;
+  const Clip clip{.norm = &norm,
+                  .grad_scale = nullptr,
+                  .found_inf = nullptr,
+                  .max_norm = 2,
+                  .skip_nonfinite = false,
+                  .skip_one = skips};
+  const Problem before(specs, seed, Values::kNormal, 0), on_cpu(specs, seed, Values::kNormal, 0);
+  const Problem in_harness(specs, seed, Values::kNormal, 0);
+  step_on_cpu("scale", on_cpu, &no_group, clip);
+  step_in_harness("scale", in_harness, &no_group, clip);
+  CHECK((on_cpu == before) == skips);
+  CHECK(in_harness == on_cpu);
+}
+
 }  // namespace
 }  // namespace fusedstep
 
@@ -46,6 +64,8 @@ int main() {
     CHECK(fusedstep::check_clip(specs, random(), Values::kNormal, 1e9) == 1);
     fusedstep::check_clip(specs, random(), Values::kOneInfinity, 1.0);
     CHECK(std::isnan(fusedstep::check_clip(specs, random(), Values::kOneNaN, 1.0)));
+    fusedstep::check_clip_by_one(specs, random(), true);
+    fusedstep::check_clip_by_one(specs, random(), false);
   }
   return check::summary();
 }

@@ -1,4 +1,5 @@
-// The rule of a stand-alone clip: the tensor becomes the gradient times the clip coefficient.
+// The rule of a stand-alone clip: the tensor becomes the gradient times the clip coefficient. Where
+// that is 1 a clip asks for no step at all (Clip::skip_one): a product by 1 has the same bits.
 #pragma once
 
 #include "kernels/optim/rule.h"

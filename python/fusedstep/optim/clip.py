@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedstep.checks import refuse, require_dense, require_number, require_order
+from fusedstep import _C
+from fusedstep.checks import NORM_TYPES, refuse, require_dense, require_number, require_order
 from fusedstep.fakes import has_values, register_writers
 from fusedstep.optim.distributed import (
     Place,
@@ -27,7 +28,9 @@ from fusedstep.optim.distributed import (
 from fusedstep.optim.memory import gapless, refuse_overlap
 from fusedstep.optim.norm import norm_of
 
-register_writers("clip_by_norm_")
+register_writers("clip_by_norm_", "clip_list_")
+
+_CLIP_LIST = torch.ops.fusedstep.clip_list_.default
 
 Shards = dict[Place, list[Tensor]]  # the local parts of the tensors of each place
 
@@ -71,16 +74,27 @@ def get_total_norm(
     function = "get_total_norm"
     listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     norm_type = require_order(function, norm_type)
-    names = [f"tensors[{i}]" for i in range(len(listed))]
-    for name, tensor in zip(names, listed, strict=True):
+    plain = _C.PlainList.of(listed) if _may_go_unboxed(norm_type) else None
+    if plain is None:
+        norm = _norm_of_each(function, listed, norm_type).to(torch.float32)
+    else:
+        norm = _clip_list(plain, norm_type)
+    _check(function, norm, norm_type, error_if_nonfinite)
+    return norm
+
+
+def _norm_of_each(function: str, tensors: list[Tensor], norm_type: float) -> Tensor:
+    """The norm of any tensors, 0-d float64: each is checked, gathered and copied as it needs."""
+    names = [f"tensors[{i}]" for i in range(len(tensors))]
+    for name, tensor in zip(names, tensors, strict=True):
         require_dense(function, name, local(tensor))
         require_on_mesh(function, name, tensor)
-    refuse_mixture(function, names, listed)
-    _require_elements(function, norm_type, names, listed)
+    refuse_mixture(function, names, tensors)
+    _require_elements(function, norm_type, names, tensors)
     shards: Shards = {}
-    for tensor in map(settled, listed):
+    for tensor in map(settled, tensors):
         shards.setdefault(place_of(tensor), []).append(gapless(local(tensor).detach()))
-    return _publish(function, _norm(function, shards, norm_type), norm_type, error_if_nonfinite)
+    return _norm(function, shards, norm_type)
 
 
 def clip_grad_norm_(
@@ -98,7 +112,8 @@ def clip_grad_norm_(
         parameters: A tensor or an iterable of tensors. Their gradients are clipped together; those
             without one are skipped. They may be DTensors, as in `get_total_norm`, but not sparse.
         max_norm: Largest norm, in units of the gradient, 0 or more. The factor is
-            `min(1, max_norm / (norm + 1e-6))`.
+            `min(1, max_norm / (norm + 1e-6))`. Where it is 1, gradients without gaps in memory are
+            not written at all.
         norm_type: Order of the norm, as in `get_total_norm`.
         error_if_nonfinite: Raise RuntimeError, with no gradient changed, if the norm is NaN or
             infinite. This waits for the device.
@@ -123,20 +138,38 @@ def clip_grad_norm_(
     listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     max_norm = require_number(function, "max_norm", max_norm)
     norm_type = require_order(function, norm_type)
-    names, owners, grads = _gradients(function, listed)
+    plain = _C.PlainList.of_gradients(listed) if _may_go_unboxed(norm_type) else None
+    if plain is None:
+        return _clip_each(function, listed, max_norm, norm_type, error_if_nonfinite)
+    norm = _clip_list(plain, norm_type, max_norm, error_if_nonfinite)
+    _check(function, norm, norm_type, error_if_nonfinite)
+    torch.autograd.graph.increment_version(plain.tensors)
+    return norm
+
+
+def _clip_each(
+    function: str,
+    parameters: list[Tensor],
+    max_norm: float,
+    norm_type: float,
+    error_if_nonfinite: bool,
+) -> Tensor:
+    """Clips any gradients: each is checked, gathered and copied as it needs."""
+    names, owners, grads = _gradients(function, parameters)
     _require_elements(function, norm_type, names, grads)
     pieces = [local(grad).detach() for grad in grads]
     refuse_overlap(function, names, pieces)
     dense = [gapless(piece) for piece in pieces]
     # Ranks may differ in which parameters have gradients, but not in how often they communicate.
-    shards: Shards = {place_of(p): [] for p in listed if is_dtensor(p)}
+    shards: Shards = {place_of(p): [] for p in parameters if is_dtensor(p)}
     for owner, grad, copy in zip(owners, grads, dense, strict=True):
         place = place_of(owner if is_dtensor(owner) else grad)
         shard = shard_like(owner, grad)
         same = shard is local(grad)
         shards.setdefault(place, []).append(copy if same else gapless(shard.detach()))
     norm = _norm(function, shards, norm_type)
-    published = _publish(function, norm, norm_type, error_if_nonfinite)
+    published = norm.to(torch.float32)
+    _check(function, published, norm_type, error_if_nonfinite)
     for device, members in _by_device(dense).items():
         torch.ops.fusedstep.clip_by_norm_(members, norm.to(device), max_norm)
     for piece, copy in zip(pieces, dense, strict=True):
@@ -150,6 +183,29 @@ def clip_grad_norm_(
 def _clip_outside_graph(*args: Any) -> Tensor:
     """Breaks the graph of a compiled function: addresses are compared in eager mode."""
     return clip_grad_norm_(*args)
+
+
+def _may_go_unboxed(norm_type: float) -> bool:
+    """Whether an op may be given addresses: the kernels know the norm, and nothing traces ops."""
+    return (
+        norm_type in NORM_TYPES
+        and not torch.compiler.is_dynamo_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+    )
+
+
+def _clip_list(
+    plain: _C.PlainList, norm_type: float, max_norm: float = -1.0, skip_nonfinite: bool = False
+) -> Tensor:
+    """Clips in place in one op, or computes the norm alone where `max_norm` is below 0.
+
+    Returns the norm, 0-d float32. `skip_nonfinite`: there is no clip by a norm that is not finite.
+    """
+    device = plain.tensors[0].device
+    norm = torch.empty((), dtype=torch.float64, device=device)
+    published = torch.empty((), dtype=torch.float32, device=device)
+    _CLIP_LIST(plain.address, norm, published, norm_type, max_norm, skip_nonfinite)
+    return published
 
 
 def _gradients(
@@ -195,16 +251,17 @@ def _norm(function: str, shards: Shards, norm_type: float) -> Tensor:
     return norm_over_ranks(norms, norm_type or 1.0)  # of order 0 they are counts, which add up
 
 
-def _publish(function: str, norm: Tensor, norm_type: float, error_if_nonfinite: bool) -> Tensor:
-    published = norm.to(torch.float32)
-    if error_if_nonfinite and not has_values(published):
+def _check(function: str, norm: Tensor, norm_type: float, error_if_nonfinite: bool) -> None:
+    """Raises RuntimeError if the norm, as it is returned, must be finite and is not."""
+    if not error_if_nonfinite:
+        return
+    if not has_values(norm):
         refuse(function, "error_if_nonfinite", "be False for tensors without values", True)
-    if error_if_nonfinite and not math.isfinite(float(published)):
+    if not math.isfinite(float(norm)):
         raise RuntimeError(
             f"{function}: the gradients' norm of order {norm_type} must be finite where "
-            f"error_if_nonfinite=True, got {float(published)}; nothing was changed"
+            f"error_if_nonfinite=True, got {float(norm)}; nothing was changed"
         )
-    return published
 
 
 def _by_device(tensors: list[Tensor]) -> dict[torch.device, list[Tensor]]:

@@ -1,0 +1,138 @@
+// Reads a list of plain Python tensors through DLPack; in Python fusedstep._C.PlainList.
+#include "csrc/optim/plain_list.h"
+
+#include <pybind11/stl.h>
+
+#include "csrc/module.h"
+#include "csrc/optim/memory.h"
+
+namespace py = pybind11;
+
+namespace fusedstep {
+namespace {
+
+// Looked up once. The caller has the interpreter's lock, which a static's own could not be waited
+// for with.
+struct TorchNames {
+  PyObject *tensor, *parameter, *is_neg, *grad;
+};
+
+const TorchNames& torch_names() {
+  static const TorchNames* names = nullptr;
+  if (names == nullptr) {
+    const auto torch = py::module_::import("torch");
+    const py::object tensor = torch.attr("Tensor");
+    const auto held = [](py::object object) { return object.release().ptr(); };
+    names = new TorchNames{held(tensor), held(torch.attr("nn").attr("Parameter")),
+                           held(tensor.attr("is_neg")), PyUnicode_InternFromString("grad")};
+  }
+  return *names;
+}
+
+// No subclass: what these do with their memory is theirs to say.
+bool has_plain_type(PyObject* object) {
+  const auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  return type == torch_names().tensor || type == torch_names().parameter;
+}
+
+// Autograd makes such views of conjugates; their memory holds the opposite sign, and DLPack does
+// not tell.
+bool is_negated(PyObject* tensor) {
+  const auto result =
+      py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch_names().is_neg, tensor));
+  if (!result) {
+    throw py::error_already_set();
+  }
+  return result.ptr() == Py_True;
+}
+
+// Whether the kernels can take what lies at the tensor's address, numel() elements of it. A lazy
+// zero has no address.
+bool is_plain(PyObject* tensor, dlpack::View* view) {
+  if (!has_plain_type(tensor) || !dlpack::view_of(tensor, view)) {
+    return false;
+  }
+  const Geometry geometry = dlpack::geometry_of(*view);
+  return (view->device.type == dlpack::kCpu || view->device.type == dlpack::kCuda) &&
+         is_floating(dlpack::dtype_of(*view)) && is_gapless(geometry) &&
+         (view->data != nullptr || numel_of(geometry) == 0) && !is_negated(tensor);
+}
+
+}  // namespace
+
+// `apart`: whether they must not share memory.
+bool PlainList::read(bool apart) {
+  std::vector<Row> rows(tensors_.size());
+  std::vector<Span> spans;
+  spans.reserve(rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    dlpack::View view;
+    if (!is_plain(PyList_GET_ITEM(tensors_.ptr(), i), &view)) {
+      return false;
+    }
+    if (i == 0) {
+      device_ = view.device;
+    }
+    if (view.device != device_) {
+      return false;
+    }
+    Row& row = rows[i];
+    row.param = view.data;
+    row.size = numel_of(dlpack::geometry_of(view));
+    row.param_dtype = row.grad_dtype = *dlpack::dtype_of(view);
+    if (row.size > 0) {
+      const auto first = reinterpret_cast<int64_t>(view.data);
+      spans.push_back({first, first + row.size * view.dtype.bits / 8 - 1});
+    }
+  }
+  if (rows.empty() || (apart && !are_apart(std::move(spans)))) {
+    return false;
+  }
+  data_.layout = make_layout(rows);
+  data_.grads.reserve(rows.size());
+  for (const Row& row : data_.layout.rows) {
+    data_.grads.push_back(row.param);
+  }
+  return true;
+}
+
+std::optional<PlainList> PlainList::of(const py::list& tensors) {
+  PlainList list;
+  list.tensors_ = tensors;
+  return list.read(false) ? std::optional(std::move(list)) : std::nullopt;
+}
+
+std::optional<PlainList> PlainList::of_gradients(const py::list& parameters) {
+  PlainList list;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    PyObject* const parameter = PyList_GET_ITEM(parameters.ptr(), i);
+    if (!has_plain_type(parameter)) {
+      return std::nullopt;
+    }
+    const auto grad =
+        py::reinterpret_steal<py::object>(PyObject_GetAttr(parameter, torch_names().grad));
+    if (!grad) {
+      throw py::error_already_set();
+    }
+    if (!grad.is_none()) {
+      list.tensors_.append(grad);
+    }
+  }
+  return list.read(true) ? std::optional(std::move(list)) : std::nullopt;
+}
+
+bool PlainList::is_on_device_of(const Tensor& tensor) const {
+  return device_.type == dlpack::kCuda ? tensor.is_cuda() && tensor.get_device() == device_.index
+                                       : tensor.is_cpu();
+}
+
+void bind_plain_list(py::module_& m) {
+  py::class_<PlainList>(m, "PlainList")
+      .def_static("of", &PlainList::of, py::arg("tensors"))
+      .def_static("of_gradients", &PlainList::of_gradients, py::arg("parameters"))
+      .def_property_readonly("tensors", &PlainList::tensors)
+      .def_property_readonly(
+          "address", [](const PlainList& list) { return reinterpret_cast<int64_t>(&list); });
+}
+
+}  // namespace fusedstep
