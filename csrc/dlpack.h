@@ -102,4 +102,36 @@ inline std::optional<Dtype> dtype_of(const View& view) {
   return std::nullopt;
 }
 
+// Attributes of torch.Tensor, looked up once, under the interpreter's lock as above.
+struct TorchNames {
+  PyObject *is_neg, *grad;
+};
+
+inline const TorchNames& torch_names() {
+  static const TorchNames* names = nullptr;
+  if (names == nullptr) {
+    const auto tensor = pybind11::module_::import("torch").attr("Tensor");
+    names = new TorchNames{tensor.attr("is_neg").cast<pybind11::object>().release().ptr(),
+                           PyUnicode_InternFromString("grad")};
+  }
+  return *names;
+}
+
+inline pybind11::object checked(PyObject* owned) {
+  if (owned == nullptr) {
+    throw pybind11::error_already_set();
+  }
+  return pybind11::reinterpret_steal<pybind11::object>(owned);
+}
+
+// The gradient of a parameter, or None.
+inline pybind11::object grad_of(PyObject* param) {
+  return checked(PyObject_GetAttr(param, torch_names().grad));
+}
+
+// Whether memory holds the negative of the elements, which DLPack does not tell.
+inline bool is_negated(PyObject* tensor) {
+  return checked(PyObject_CallOneArg(torch_names().is_neg, tensor)).ptr() == Py_True;
+}
+
 }  // namespace fusedstep::dlpack

@@ -11,39 +11,26 @@ namespace py = pybind11;
 namespace fusedstep {
 namespace {
 
-// Looked up once. The caller has the interpreter's lock, which a static's own could not be waited
-// for with.
-struct TorchNames {
-  PyObject *tensor, *parameter, *is_neg, *grad;
+// torch.Tensor and torch.nn.Parameter, looked up once, under the interpreter's lock: one cannot
+// wait for that with a static's own.
+struct PlainTypes {
+  PyObject *tensor, *parameter;
 };
 
-const TorchNames& torch_names() {
-  static const TorchNames* names = nullptr;
-  if (names == nullptr) {
+const PlainTypes& plain_types() {
+  static const PlainTypes* types = nullptr;
+  if (types == nullptr) {
     const auto torch = py::module_::import("torch");
-    const py::object tensor = torch.attr("Tensor");
-    const auto held = [](py::object object) { return object.release().ptr(); };
-    names = new TorchNames{held(tensor), held(torch.attr("nn").attr("Parameter")),
-                           held(tensor.attr("is_neg")), PyUnicode_InternFromString("grad")};
+    types = new PlainTypes{py::object(torch.attr("Tensor")).release().ptr(),
+                           py::object(torch.attr("nn").attr("Parameter")).release().ptr()};
   }
-  return *names;
+  return *types;
 }
 
 // No subclass: what these do with their memory is theirs to say.
 bool has_plain_type(PyObject* object) {
   const auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  return type == torch_names().tensor || type == torch_names().parameter;
-}
-
-// Autograd makes such views of conjugates; their memory holds the opposite sign, and DLPack does
-// not tell.
-bool is_negated(PyObject* tensor) {
-  const auto result =
-      py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch_names().is_neg, tensor));
-  if (!result) {
-    throw py::error_already_set();
-  }
-  return result.ptr() == Py_True;
+  return type == plain_types().tensor || type == plain_types().parameter;
 }
 
 // Whether the kernels can take what lies at the tensor's address, numel() elements of it. A lazy
@@ -55,7 +42,7 @@ bool is_plain(PyObject* tensor, dlpack::View* view) {
   const Geometry geometry = dlpack::geometry_of(*view);
   return (view->device.type == dlpack::kCpu || view->device.type == dlpack::kCuda) &&
          is_floating(dlpack::dtype_of(*view)) && is_gapless(geometry) &&
-         (view->data != nullptr || numel_of(geometry) == 0) && !is_negated(tensor);
+         (view->data != nullptr || numel_of(geometry) == 0) && !dlpack::is_negated(tensor);
 }
 
 }  // namespace
@@ -109,11 +96,7 @@ std::optional<PlainList> PlainList::of_gradients(const py::list& parameters) {
     if (!has_plain_type(parameter)) {
       return std::nullopt;
     }
-    const auto grad =
-        py::reinterpret_steal<py::object>(PyObject_GetAttr(parameter, torch_names().grad));
-    if (!grad) {
-      throw py::error_already_set();
-    }
+    const py::object grad = dlpack::grad_of(parameter);
     if (!grad.is_none()) {
       list.tensors_.append(grad);
     }

@@ -329,14 +329,4 @@ STABLE_TORCH_LIBRARY_IMPL(fusedstep, CompositeExplicitAutograd, m) {
   m.impl("table_refresh", TORCH_BOX(&fusedstep::table_refresh));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fusedstep, Negative, m) {
-  m.impl("table_refresh", TORCH_BOX(&fusedstep::refresh_nothing));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(fusedstep, Conjugate, m) {
-  m.impl("table_refresh", TORCH_BOX(&fusedstep::refresh_nothing));
-}
-
-STABLE_TORCH_LIBRARY_IMPL(fusedstep, ZeroTensor, m) {
-  m.impl("table_refresh", TORCH_BOX(&fusedstep::refresh_nothing));
-}
+FUSEDSTEP_IMPL_LAZY(m) { m.impl("table_refresh", TORCH_BOX(&fusedstep::refresh_nothing)); }
