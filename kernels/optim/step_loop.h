@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/common/pages.h"
 #include "kernels/optim/rule.h"
 #include "kernels/optim/storage.h"
 
@@ -29,7 +30,7 @@ FUSEDSTEP_CLONES void update_tile(T* param, const T* grad, T* const* states, int
   }
 }
 
-// Tile by tile where something has to be converted, else all at once.
+// Tile by tile where something has to be converted, else piece by piece where it lies.
 template <typename Variant, typename T, typename Coefficients>
 void update_range(const Storage<T>& storage, void* grad, int64_t begin, int size,
                   const Coefficients& coefficients) {
@@ -37,7 +38,8 @@ void update_range(const Storage<T>& storage, void* grad, int64_t begin, int size
   alignas(64) T param_buffer[kTile];
   alignas(64) T grad_buffer[kTile];
   alignas(64) T state_buffers[kBuffers][kTile];
-  const int tile = storage.template direct<Variant::kStates>() ? size : kTile;
+  const bool direct = storage.template direct<Variant::kStates>();
+  const int tile = direct ? kAnnounced : kTile;
   for (int i = 0; i < size; i += tile) {
     const int n = std::min(tile, size - i);
     const int64_t at = begin + i;
@@ -47,6 +49,13 @@ void update_range(const Storage<T>& storage, void* grad, int64_t begin, int size
     }
     T* p = storage.load_param(at, n, param_buffer, kRests<Variant>);
     const T* g = load_tile<T>(grad, storage.row.grad_dtype, at, n, grad_buffer);
+    if (direct) {
+      announce_pages(p + n, n);
+      announce_pages(g + n, n);
+      for (int k = 0; k < Variant::kStates; ++k) {
+        announce_pages(states[k] + n, n);
+      }
+    }
     update_tile<Variant, T>(p, g, states, n, coefficients);
     if constexpr (!kRests<Variant>) {
       storage.store_param(p, at, n);

@@ -197,3 +197,35 @@ def test_a_clip_by_a_norm_that_is_not_finite_writes_nothing_where_it_raises(tmp_
     assert bytes_written(path) == 0
     fusedstep.clip_grad_norm_(param, 1.0)
     assert bytes_written(path) >= param.grad.nbytes
+
+
+# --- the op ---------------------------------------------------------------------------------------
+
+
+def op_arguments() -> list[Any]:
+    """Those of clip_list_, and the list, which must live as long."""
+    listed = PlainList.of([torch.ones(3), torch.ones(2, 2)])
+    assert listed is not None
+    norm, published = torch.zeros((), dtype=torch.float64), torch.zeros(())
+    return [listed.address, norm, published, 2.0, 1.0, False, listed]
+
+
+def test_opcheck_of_clip_list() -> None:
+    *arguments, _listed = op_arguments()
+    torch.library.opcheck(torch.ops.fusedstep.clip_list_.default, tuple(arguments))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "refusal"),
+    [
+        (1, torch.zeros(()), "norm must be one float64 value, got float32"),
+        (2, torch.zeros((), dtype=torch.float64), "published must be one float32 value, got"),
+        (3, 3.0, "norm_type must be 2, 1 or inf, got 3"),
+    ],
+)
+def test_clip_list_refuses(place: int, value: Any, refusal: str) -> None:
+    *arguments, listed = op_arguments()
+    arguments[place] = value
+    with pytest.raises(RuntimeError, match=f"^clip_list_: {refusal}"):
+        torch.ops.fusedstep.clip_list_(*arguments)
+    assert torch.equal(listed.tensors[0], torch.ones(3))
