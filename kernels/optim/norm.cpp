@@ -48,8 +48,8 @@ T sum_chunk(void* data, Dtype dtype, const Chunk& chunk, T scale) {
   for (int i = 0; i < chunk.size; i += strip) {
     const int n = std::min(strip, chunk.size - i);
     const T* x = load_tile<T>(data, dtype, chunk.begin + i, n, buffer);
-    if (x != buffer) {
-      announce_pages(x + n, n);  // of the next strip
+    if (x != buffer && i % (2 * strip) == 0) {
+      announce_pages(x + n, 2 * n);  // of the next two strips
     }
     total = combine<norm>(total, sum_strip<norm>(x, n, scale));
   }
