@@ -78,7 +78,7 @@ def plan_cuda() -> cuda.CudaPlan:
 
 def bound_jobs() -> None:
     """Limits ninja to the CPUs given and to 2 GiB of memory for each compiler; MAX_JOBS wins."""
-    cpus = len(os.sched_getaffinity(0))
+    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     os.environ.setdefault("MAX_JOBS", str(max(1, min(cpus, memory // 2**31))))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import sysconfig
 
 STANDARD = ["-std=c++20"]
 
@@ -17,12 +17,18 @@ NVCC_NUMERICS = ["--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=f
 # them: that warning does not apply here.
 CXX_WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi"]
 
-# Each function is compiled for several instruction sets (FUSEDSTEP_CLONES); the widest of them
-# uses its full width only with this flag.
-CXX_WIDTH = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
 
-CXX_FLAGS = [*STANDARD, "-O3", "-g0", "-fvisibility=hidden"]
-CXX_FLAGS += [*CXX_NUMERICS, *CXX_WARNINGS, *CXX_WIDTH]
+def width_flags(platform: str) -> list[str]:
+    """For `platform`, as sysconfig.get_platform() names what is built for.
+
+    Each function is compiled for several instruction sets of x86-64 (FUSEDSTEP_CLONES); the widest
+    of them uses its full width only with this flag, which compilers for other CPUs refuse.
+    """
+    return ["-mprefer-vector-width=512"] if platform.endswith("x86_64") else []
+
+
+COMMON_FLAGS = [*STANDARD, "-O3", "-g0", "-fvisibility=hidden", *CXX_NUMERICS, *CXX_WARNINGS]
+CXX_FLAGS = [*COMMON_FLAGS, *width_flags(sysconfig.get_platform())]
 
 # Line numbers cost nothing at run time and let compute-sanitizer name the line it complains about.
 NVCC_FLAGS = [*STANDARD, "-O3", "-lineinfo", *NVCC_NUMERICS]
