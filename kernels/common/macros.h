@@ -28,9 +28,12 @@
 #endif
 
 // A CPU function whose products are exact, so that fused multiply-adds, where the instruction set
-// has them, change no bit. Define it empty to do without.
+// has them, change no bit. clang knows no such attribute: there it holds for all that follows in
+// the file. Define it empty to do without.
 #if defined(FUSEDSTEP_EXACT_PRODUCTS)
-#elif defined(__GNUC__) && !defined(__clang__)
+#elif defined(__clang__)
+#define FUSEDSTEP_EXACT_PRODUCTS _Pragma("clang fp contract(fast)")
+#elif defined(__GNUC__)
 #define FUSEDSTEP_EXACT_PRODUCTS __attribute__((optimize("fp-contract=fast")))
 #else
 #define FUSEDSTEP_EXACT_PRODUCTS
