@@ -17,7 +17,7 @@ import fusedstep
 from fusedstep.optim.hyperparameters import in_order
 from python.buildtools.flags import CXX_FLAGS
 from python.buildtools.rules import write_sources
-from tests.support.compiler import shared_library
+from tests.support.compiler import link
 from tests.support.tensors import DTYPES, assert_same_bits, make_params, name_of, set_grads
 
 pytestmark = [
@@ -62,7 +62,7 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     # multiply-adds of exact products (tests/linalg/test_gram.py), none may be left.
     defines = ["-DFUSEDSTEP_CLONES=", "-DFUSEDSTEP_EXACT_PRODUCTS="]
     command = ["g++", *CXX_FLAGS, *options, *defines, "-fPIC", "-fvisibility=default"]
-    shared_library([*command, f"-I{ROOT}"], sources, library)
+    link([*command, f"-I{ROOT}"], sources, library, ["-shared"])
     return library
 
 

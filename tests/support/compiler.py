@@ -1,4 +1,4 @@
-"""Compiles C++ sources to a shared library, several at a time."""
+"""Compiles C++ sources, several at a time, and links them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
-def shared_library(
+def link(
     command: Sequence[str | Path],
     sources: Sequence[Path],
-    library: Path,
+    result: Path,
     links: Sequence[str | Path] = (),
 ) -> None:
-    """`command` with its flags compiles each source; objects and `links` make the library."""
+    """`command` with its flags compiles each source; objects and `links` make the result."""
 
     def compiled(source: Path) -> Path:
-        result = library.parent / f"{library.stem}_{source.parent.name}_{source.stem}.o"
-        subprocess.run([*command, "-x", "c++", "-c", source, "-o", result], check=True)
-        return result
+        made = result.parent / f"{result.stem}_{source.parent.name}_{source.stem}.o"
+        subprocess.run([*command, "-x", "c++", "-c", source, "-o", made], check=True)
+        return made
 
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         objects = list(pool.map(compiled, sources))
-    subprocess.run([*command, "-shared", *objects, "-o", library, *links], check=True)
+    subprocess.run([*command, *objects, "-o", result, *links], check=True)

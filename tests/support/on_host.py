@@ -26,7 +26,7 @@ from fusedstep.optim.optimizer import FusedOptimizer
 from python.buildtools.flags import CXX_NUMERICS, STANDARD
 from python.buildtools.minimum_torch import TORCH_TARGET_VERSION
 from python.buildtools.rules import write_sources
-from tests.support.compiler import shared_library
+from tests.support.compiler import link
 from tests.support.tensors import assert_same_bits, make_params
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,8 +55,8 @@ def simt(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     library = folder / f"fusedstep_simt{sysconfig.get_config_var('EXT_SUFFIX')}"
     command = [compiler, *FLAGS, *(f"-I{path}" for path in includes)]
-    links = [*(f"-L{path}" for path in library_paths("cpu")), "-ltorch_cpu", "-Wl,-Bsymbolic"]
-    shared_library(command, files, library, links)
+    links = ["-shared", *(f"-L{path}" for path in library_paths("cpu")), "-ltorch_cpu"]
+    link(command, files, library, [*links, "-Wl,-Bsymbolic"])
     spec = importlib.util.spec_from_file_location("fusedstep_simt", library)
     assert spec is not None
     assert spec.loader is not None
