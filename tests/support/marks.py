@@ -13,6 +13,7 @@ TESTS = Path(__file__).resolve().parents[1]
 PLACES = {
     "processes": ("distributed",),
     "compiles": (
+        "build/test_every_cpu.py",
         "optim/test_isa.py",
         "optim/test_quantize.py",
         "optim/test_random.py",

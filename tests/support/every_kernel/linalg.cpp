@@ -1,0 +1,163 @@
+// Gram matrices, certificates, truncations and the inverses of tiny matrices.
+#include <utility>
+
+#include "kernels/linalg/gram.h"
+#include "kernels/linalg/tiny_pinv.h"
+#include "kernels/linalg/truncate.h"
+#include "tests/support/every_kernel/results.h"
+
+namespace fusedstep::every_kernel {
+namespace {
+
+void gram(Dtype dtype, bool by_column) {
+  constexpr int64_t kCount = 600, kWidth = 37;
+  Numbers numbers;
+  Array rows = random(numbers, dtype, kCount * kWidth);
+  std::vector<double> result(kWidth * kWidth);
+  const GramRows all{rows.data(),  dtype,  by_column, 1,
+                     kCount,       kWidth, 0,         by_column ? kCount : kWidth,
+                     result.data()};
+  std::vector<double> scratch(cpu::gram_scratch(all));
+  cpu::add_pairs(all, 0, cpu::gram_pairs(kWidth), scratch.data());
+  Hash hash;
+  for (int64_t i = 0; i < kWidth; ++i) {
+    hash.add_all(result.data() + i * kWidth, i + 1);  // above the diagonal only some is written
+  }
+  print(std::string("gram ") + name_of(dtype) + (by_column ? " by column" : ""), hash);
+}
+
+void certificate() {
+  constexpr int64_t kBatch = 3, kWidth = 45;
+  Numbers numbers;
+  Array gram = random(numbers, Dtype::kFloat64, kBatch * kWidth * kWidth);
+  Array inverse = random(numbers, Dtype::kFloat64, kBatch * kWidth * kWidth, 0x1p-9);
+  const bool exists[kBatch] = {true, true, false};
+  const double atol[kBatch] = {0, 0.5, 0}, rtol[kBatch] = {1e-6, 0, 0};
+  const int64_t strips = strips_of(kWidth);
+  std::vector<double> room(3 * kBatch * strips);
+  int32_t verdicts[kBatch];
+  int64_t rank[kBatch];
+  double rcond[kBatch];
+  const Certificates c{.gram = gram.as<double>(),
+                       .inverse = inverse.as<double>(),
+                       .exists = exists,
+                       .atol = atol,
+                       .rtol = rtol,
+                       .batch = kBatch,
+                       .count = 100,
+                       .width = kWidth,
+                       .gram_strips = room.data(),
+                       .inverse_strips = room.data() + kBatch * strips,
+                       .traces = room.data() + 2 * kBatch * strips,
+                       .verdict = verdicts,
+                       .rank = rank,
+                       .rcond = rcond};
+  cpu::sum_strips(c, 0, kBatch * strips);
+  cpu::certify_matrices(c, 0, kBatch);
+  Hash hash;
+  hash.add_all(room.data(), static_cast<int64_t>(room.size()));
+  hash.add_all(verdicts, kBatch);
+  hash.add_all(rank, kBatch);
+  hash.add_all(rcond, kBatch);
+  print("certificate", hash);
+}
+
+void truncation() {
+  constexpr int64_t kBatch = 2, kCount = 19, kWidth = 33;
+  Numbers numbers;
+  Array values = random(numbers, Dtype::kFloat64, kBatch * kWidth);
+  Array vectors = random(numbers, Dtype::kFloat64, kBatch * kCount * kWidth);
+  const double atol[kBatch] = {0, 0.25}, rtol[kBatch] = {0.125, 0};
+  std::vector<double> inverses(kBatch * kWidth), scaled(kBatch * kCount * kWidth);
+  int64_t rank[kBatch];
+  double rcond[kBatch];
+  for (const int64_t gram_count : {0, 100}) {
+    const Truncation t{.values = values.as<double>(),
+                       .vectors = vectors.as<double>(),
+                       .atol = atol,
+                       .rtol = rtol,
+                       .batch = kBatch,
+                       .count = kCount,
+                       .width = kWidth,
+                       .batch_stride = kCount * kWidth,
+                       .row_stride = kWidth,
+                       .column_stride = 1,
+                       .gram_count = gram_count,
+                       .inverses = inverses.data(),
+                       .scaled = scaled.data(),
+                       .rank = rank,
+                       .rcond = rcond};
+    cpu::truncate(t, 0, kBatch);
+    cpu::scale_rows(t, 0, kBatch * kCount);
+    Hash hash;
+    hash.add_all(scaled.data(), static_cast<int64_t>(scaled.size()));
+    hash.add_all(rank, kBatch);
+    hash.add_all(rcond, kBatch);
+    print("truncate " + std::to_string(gram_count), hash);
+  }
+}
+
+// Matrices of full rank, of which Jacobi must take over every third, and one that is not finite.
+void tiny_inverses(Dtype dtype, int rows, int columns, bool jacobi) {
+  constexpr int64_t kCount = 13;
+  Numbers numbers;
+  Array A = random(numbers, dtype, kCount * rows * columns);
+  with_storage(dtype, [&](auto storage) {
+    using T = decltype(storage);
+    T* const a = A.as<T>();
+    for (int64_t m = 0; m < kCount; m += 3) {
+      for (int i = 0; i < rows; ++i) {
+        T* const row = a + (m * rows + i) * columns;
+        row[columns - 1] = row[0];
+      }
+    }
+    a[rows * columns] = store_as<T>(std::numeric_limits<double>::infinity());
+  });
+  Array P = zeros(dtype, A.size);
+  const double atol = 0, rtol = 1e-6;
+  int64_t rank[kCount];
+  int32_t code[kCount];
+  double rcond[kCount];
+  cpu::tiny_pinv({.A = A.data(),
+                  .dtype = dtype,
+                  .rows = rows,
+                  .columns = columns,
+                  .count = kCount,
+                  .atol = &atol,
+                  .rtol = &rtol,
+                  .atol_stride = 0,
+                  .rtol_stride = 0,
+                  .jacobi = jacobi,
+                  .P = P.data(),
+                  .rank = rank,
+                  .code = code,
+                  .rcond = rcond},
+                 0, kCount);
+  Hash hash;
+  hash.add_all(P);
+  hash.add_all(rank, kCount);
+  hash.add_all(code, kCount);
+  hash.add_all(rcond, kCount);
+  print(std::string("tiny_pinv ") + name_of(dtype) + " " + std::to_string(rows) + "x" +
+            std::to_string(columns) + (jacobi ? " jacobi" : ""),
+        hash);
+}
+
+}  // namespace
+
+void run_linalg() {
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16}) {
+    gram(dtype, false);
+    gram(dtype, true);
+  }
+  certificate();
+  truncation();
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64}) {
+    for (const auto& [rows, columns] : {std::pair(3, 3), {13, 9}, {7, 31}}) {
+      tiny_inverses(dtype, rows, columns, false);
+      tiny_inverses(dtype, rows, columns, true);
+    }
+  }
+}
+
+}  // namespace fusedstep::every_kernel
