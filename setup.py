@@ -147,7 +147,7 @@ def module(
     return setuptools.Extension(
         f"fusedstep.{name}",
         # Those that take longest come first: at the end, the other processors would wait for them.
-        sorted(names, key=lambda name: ("tiny_pinv." not in name, name)),
+        sorted(names, key=lambda name: ("tiny_pinv" not in name, name)),
         include_dirs=[
             *[str(ROOT), str(GENERATED)],
             *[path for path in cpp_extension.include_paths(device) if path not in foreign],

@@ -1,4 +1,5 @@
-// The op pinv_tiny: the pseudo-inverses of matrices of at most 32 rows and columns.
+// The ops pinv_tiny and lstsq_tiny: the pseudo-inverses of matrices of at most 32 rows and columns,
+// and their products with right-hand sides.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -9,20 +10,53 @@
 namespace fusedstep {
 namespace {
 
+// A [*, m, n], as the kernel takes it.
+void check_matrices(const char* function, const Tensor& A) {
+  const int64_t dim = A.dim();
+  const Arg arg(function, "A", A);
+  arg.is({ScalarType::Float, ScalarType::Double})
+      .must(dim >= 2, "have two or more dimensions")
+      .contiguous()
+      .must(A.size(dim - 2) <= tiny::kLargest && A.size(dim - 1) <= tiny::kLargest,
+            "have at most " + std::to_string(tiny::kLargest) + " rows and columns");
+}
+
+void check_tolerance(const char* function, const char* argument, double tolerance) {
+  Arg(function, argument, tolerance).must(tolerance >= 0, "be 0 or more");
+}
+
+// Its sizes, with the last two, or three, replaced.
+std::vector<int64_t> sizes_of(const Tensor& A, std::initializer_list<int64_t> last) {
+  const auto sizes = geometry_of(A).sizes;
+  std::vector<int64_t> changed(sizes.begin(), sizes.end() - 2);
+  changed.insert(changed.end(), last);
+  return changed;
+}
+
+TinyPinv problem_of(const Tensor& A, Tolerance atol, Tolerance rtol, bool jacobi,
+                    const Tensor& result) {
+  const int64_t rows = A.size(A.dim() - 2), columns = A.size(A.dim() - 1);
+  return {.A = A.data_ptr(),
+          .dtype = *dtype_of(A),
+          .rows = static_cast<int>(rows),
+          .columns = static_cast<int>(columns),
+          .count = A.numel() / (rows * columns),
+          .atol = atol,
+          .rtol = rtol,
+          .jacobi = jacobi,
+          .result = result.data_ptr()};
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> pinv_tiny(const Tensor& A, const Tensor& atol,
                                                      const Tensor& rtol, bool jacobi) {
   constexpr const char* kFunction = "pinv_tiny";
-  Arg(kFunction, "A", A)
-      .is({ScalarType::Float, ScalarType::Double})
-      .dims(3)
-      .contiguous()
-      .must(A.size(1) <= tiny::kLargest && A.size(2) <= tiny::kLargest,
-            "have at most " + std::to_string(tiny::kLargest) + " rows and columns");
-  const int64_t count = A.size(0), rows = A.size(1), columns = A.size(2);
+  check_matrices(kFunction, A);
+  Arg(kFunction, "A", A).dims(3);
+  const int64_t count = A.size(0);
   for (const auto& [argument, tensor] : {std::pair("atol", &atol), std::pair("rtol", &rtol)}) {
     Arg(kFunction, argument, *tensor).is({ScalarType::Double}).shape({count}).on_device_of(A);
   }
-  const Tensor P = empty_on(A, {count, columns, rows}, A.scalar_type());
+  const Tensor P = empty_on(A, {count, A.size(2), A.size(1)}, A.scalar_type());
   Tensor rank = empty_on(A, {count}, ScalarType::Long);
   Tensor code = empty_on(A, {count}, ScalarType::Int);
   Tensor rcond = empty_on(A, {count});
@@ -32,35 +66,77 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pinv_tiny(const Tensor& A, const Tens
     }
     return {P, rank, code, rcond};
   }
+  const auto of_each = [](const Tensor& tolerance) {
+    return Tolerance{.each = data_of<double>(tolerance), .stride = tolerance.stride(0)};
+  };
+  TinyPinv problem = problem_of(A, of_each(atol), of_each(rtol), jacobi, P);
+  problem.rank = data_of<int64_t>(rank);
+  problem.code = data_of<int32_t>(code);
+  problem.rcond = data_of<double>(rcond);
   Workspace workspace(A);
-  device_of(A).tiny_pinv({.A = A.data_ptr(),
-                          .dtype = *dtype_of(A),
-                          .rows = static_cast<int>(rows),
-                          .columns = static_cast<int>(columns),
-                          .count = count,
-                          .atol = data_of<double>(atol),
-                          .rtol = data_of<double>(rtol),
-                          .atol_stride = atol.stride(0),
-                          .rtol_stride = rtol.stride(0),
-                          .jacobi = jacobi,
-                          .P = P.data_ptr(),
-                          .rank = data_of<int64_t>(rank),
-                          .code = data_of<int32_t>(code),
-                          .rcond = data_of<double>(rcond)},
-                         workspace);
+  device_of(A).tiny_pinv(problem, workspace);
   return {P, rank, code, rcond};
+}
+
+Tensor pinv_tiny_alike(const Tensor& A, double atol, double rtol, bool jacobi) {
+  constexpr const char* kFunction = "pinv_tiny";
+  check_matrices(kFunction, A);
+  check_tolerance(kFunction, "atol", atol);
+  check_tolerance(kFunction, "rtol", rtol);
+  const int64_t dim = A.dim();
+  const Tensor P = empty_on(A, sizes_of(A, {A.size(dim - 1), A.size(dim - 2)}), A.scalar_type());
+  if (A.numel() > 0) {
+    Workspace workspace(A);
+    device_of(A).tiny_pinv(problem_of(A, {atol}, {rtol}, jacobi, P), workspace);
+  }
+  return P;
+}
+
+Tensor lstsq_tiny(const Tensor& A, const Tensor& B, double atol, double rtol, bool jacobi) {
+  constexpr const char* kFunction = "lstsq_tiny";
+  check_matrices(kFunction, A);
+  const int64_t dim = A.dim();
+  const Arg arg(kFunction, "B", B);
+  arg.is({A.scalar_type()}).dims(dim).contiguous();
+  const int64_t right_sides = B.size(dim - 1);
+  arg.must(right_sides <= tiny::kLargest,
+           "have at most " + std::to_string(tiny::kLargest) + " columns");
+  arg.must(std::ranges::equal(geometry_of(B).sizes, sizes_of(A, {A.size(dim - 2), right_sides})),
+           "have A's sizes, but for the last")
+      .on_device_of(A);
+  check_tolerance(kFunction, "atol", atol);
+  check_tolerance(kFunction, "rtol", rtol);
+  Tensor X = empty_on(A, sizes_of(A, {A.size(dim - 1), right_sides}), A.scalar_type());
+  if (A.numel() == 0) {
+    torch::stable::zero_(X);
+  } else if (B.numel() > 0) {
+    TinyPinv problem = problem_of(A, {atol}, {rtol}, jacobi, X);
+    problem.B = B.data_ptr();
+    problem.right_sides = static_cast<int>(right_sides);
+    Workspace workspace(A);
+    device_of(A).tiny_pinv(problem, workspace);
+  }
+  return X;
 }
 
 }  // namespace
 }  // namespace fusedstep
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusedstep, m) {
-  // The pseudo-inverses of A [b, m, n], m and n at most 32, contiguous float32 or float64, by
-  // kernels/linalg/tiny_pinv.h; atol, rtol [b] float64. Returns P [b, n, m] and of each matrix the
-  // rank (int64), the code of fusedstep.pinv (int32) and rcond (float64).
+  // The pseudo-inverses of A, m and n at most 32, contiguous float32 or float64, by
+  // kernels/linalg/tiny_pinv.h. For A [b, m, n] and atol, rtol [b], float64: P [b, n, m] and of
+  // each matrix the rank (int64), the code of fusedstep.pinv (int32) and rcond (float64).
   m.def(
       "pinv_tiny(Tensor A, Tensor atol, Tensor rtol, bool jacobi) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
+  // For A [*, m, n] and the same tolerances for all: P [*, n, m].
+  m.def("pinv_tiny.alike(Tensor A, float atol, float rtol, bool jacobi) -> Tensor");
+  // P B [*, n, c] for B [*, m, c], contiguous and of A's dtype, c at most 32.
+  m.def("lstsq_tiny(Tensor A, Tensor B, float atol, float rtol, bool jacobi) -> Tensor");
 }
 
-FUSEDSTEP_IMPL(m) { m.impl("pinv_tiny", TORCH_BOX(&fusedstep::pinv_tiny)); }
+FUSEDSTEP_IMPL(m) {
+  m.impl("pinv_tiny", TORCH_BOX(&fusedstep::pinv_tiny));
+  m.impl("pinv_tiny.alike", TORCH_BOX(&fusedstep::pinv_tiny_alike));
+  m.impl("lstsq_tiny", TORCH_BOX(&fusedstep::lstsq_tiny));
+}

@@ -1,6 +1,6 @@
 // Matrices of at most 32 rows and columns in fast memory, and who works on them: a group of lanes
-// on one matrix (CUDA), or one thread on several matrices at once, an element of each in every
-// number (CPU). What is written in these terms is one formula with the same bits on both.
+// on one matrix (CUDA), or one thread on one matrix or on several at once, an element of each in
+// every number (CPU). What is written in these terms is one formula with the same bits for all.
 //
 // clang-format off
 //   Real            double, or several
@@ -99,31 +99,34 @@ struct Cells {
 };
 
 // A square whose rows lie an odd number of elements apart, so that lanes that go down a column meet
-// no bank of shared memory twice.
-template <typename Memory, int side>
+// no bank of shared memory twice; or whose columns lie in one piece each, `by_columns`, for a
+// thread that takes several elements of a column at once.
+template <typename Memory, int side, bool by_columns>
 struct Square {
-  static constexpr int kStride = side + 1;
-  static constexpr int kSize = side * kStride;
+  static constexpr int kRow = by_columns ? 1 : side + 1, kColumn = by_columns ? side : 1;
+  static constexpr int kSize = side * (side + !by_columns);
   Memory memory;
   int begin;
   FUSEDSTEP_HD decltype(auto) operator()(int row, int column) const {
-    return memory[begin + row * kStride + column];
+    return memory[begin + row * kRow + column * kColumn];
   }
-  FUSEDSTEP_HD Cells<Memory> row(int i) const { return {memory, begin + i * kStride, 1}; }
-  FUSEDSTEP_HD Cells<Memory> column(int j) const { return {memory, begin + j, kStride}; }
+  FUSEDSTEP_HD Cells<Memory> row(int i) const { return {memory, begin + i * kRow, kColumn}; }
+  FUSEDSTEP_HD Cells<Memory> column(int j) const { return {memory, begin + j * kColumn, kRow}; }
 };
 
 // The memory in which one matrix is inverted.
-template <typename Memory, int side>
+template <typename Memory, int side, bool by_columns = false>
 struct Workspace {
-  static constexpr int kSize = 2 * Square<Memory, side>::kSize + 2 * side;
-  Square<Memory, side> x, l;
-  Cells<Memory> u, v;
+  using Matrix = Square<Memory, side, by_columns>;
+  static constexpr int kSize = 2 * Matrix::kSize + 3 * side;
+  Matrix x, l;
+  Cells<Memory> u, v, w;
   FUSEDSTEP_HD Workspace(Memory memory, int begin)
       : x{memory, begin},
         l{memory, begin + x.kSize},
         u{memory, begin + 2 * x.kSize, 1},
-        v{memory, begin + 2 * x.kSize + side, 1} {}
+        v{memory, begin + 2 * x.kSize + side, 1},
+        w{memory, begin + 2 * x.kSize + 2 * side, 1} {}
 };
 
 // Of the elements from `begin` on, a multiple of four.

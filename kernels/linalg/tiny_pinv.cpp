@@ -8,6 +8,7 @@ namespace fusedstep::cpu {
 namespace {
 
 constexpr int kMatrices = 8;      // doubles of the widest register
+constexpr int kFew = 3;           // take less time one by one than as eight
 constexpr int64_t kAtOnce = 256;  // tried by QR before the rest goes to Jacobi
 
 typedef double Real __attribute__((vector_size(kMatrices * sizeof(double))));
@@ -43,10 +44,10 @@ struct Eight {
   FUSEDSTEP_HD bool any_here(Mask mask) const { return any(mask); }
 
   template <typename Storage>
-  FUSEDSTEP_HD Real load(const void* from, int64_t size, int place) const {
+  FUSEDSTEP_HD Real load(const void* from, int64_t size, Mask place) const {
     Real value;
     for (int w = 0; w < kMatrices; ++w) {
-      value[w] = static_cast<const Storage*>(from)[matrix[w] * size + place];
+      value[w] = static_cast<const Storage*>(from)[matrix[w] * size + place[w]];
     }
     return value;
   }
@@ -70,11 +71,8 @@ FUSEDSTEP_CLONES void invert(const TinyPinv& p, const int64_t* matrices, int64_t
   const Work work(memory, 0);
   const Eight<side> team(matrices, count);
   Mask rest = team.here();
-  if (!again) {
-    rest = tiny::invert_by_qr<Storage, Real>(team, p, work);
-  }
-  if (again || p.jacobi) {
-    tiny::invert_by_jacobi<Storage, Real>(team, p, work, team.here(), rest);
+  for (int attempt = again; attempt <= (again || p.jacobi); ++attempt) {
+    rest = tiny::invert<Storage, Real>(team, p, work, attempt > 0, team.here(), rest);
   }
   for (int w = 0; w < count; ++w) {
     left[w] = rest[w] != 0;
@@ -93,6 +91,12 @@ void invert_range(const TinyPinv& p, int64_t begin, int64_t end) {
     bool left[kMatrices];
     for (int64_t i = 0; i < count; i += kMatrices) {
       const int64_t some = std::min<int64_t>(kMatrices, count - i);
+      if (some <= kFew) {
+        for (int64_t w = 0; w < some; ++w) {
+          tiny_pinv_alone(p, matrices[i + w]);
+        }
+        break;
+      }
       invert<Storage, side>(p, matrices + i, some, false, left);
       for (int64_t w = 0; w < some; ++w) {
         if (left[w]) {
@@ -104,7 +108,14 @@ void invert_range(const TinyPinv& p, int64_t begin, int64_t end) {
       continue;
     }
     for (int64_t i = 0; i < rest; i += kMatrices) {
-      invert<Storage, side>(p, matrices + i, std::min<int64_t>(kMatrices, rest - i), true, left);
+      const int64_t some = std::min<int64_t>(kMatrices, rest - i);
+      if (some <= kFew) {
+        for (int64_t w = 0; w < some; ++w) {
+          tiny_pinv_alone(p, matrices[i + w]);
+        }
+        break;
+      }
+      invert<Storage, side>(p, matrices + i, some, true, left);
     }
   }
 }

@@ -63,10 +63,10 @@ __global__ void __launch_bounds__(kThreadsOf<side>, kBlocks<side>)
   const int of_block = static_cast<int>(threadIdx.x) / side;
   const Lanes<side> lanes(static_cast<int64_t>(blockIdx.x) * kMatrices + of_block, p.count);
   const tiny::Workspace<std::decay_t<decltype(memory)>, side> work(memory, of_block * kSize);
-  const bool left = tiny::invert_by_qr<Storage, double>(lanes, p, work);
-  const bool where = p.jacobi ? lanes.here() : left;
-  if (lanes.any(where)) {
-    tiny::invert_by_jacobi<Storage, double>(lanes, p, work, where, left);
+  bool where = lanes.here(), open = where;
+  for (int attempt = 0; attempt < 2 && lanes.any(where); ++attempt) {
+    open = tiny::invert<Storage, double>(lanes, p, work, attempt > 0, where, open);
+    where = p.jacobi ? where : open;
   }
 }
 

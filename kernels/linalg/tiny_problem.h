@@ -1,4 +1,5 @@
-// A batch of tiny matrices to be inverted: the arguments, how each is read, and the results.
+// A batch of tiny matrices to be inverted or solved with: the arguments, how each is read, and the
+// results.
 //
 // X is A, or Aᵀ where A is wide, times the power of two that brings its largest element near 1.
 #pragma once
@@ -10,20 +11,28 @@
 
 namespace fusedstep {
 
-// `count` matrices A `[rows, columns]` without gaps, float32 or float64, and their results.
+// One number for all matrices, or one for each.
+struct Tolerance {
+  double all = 0;
+  const double* each = nullptr;
+  int64_t stride = 1;
+};
+
+// `count` matrices A `[rows, columns]` without gaps, float32 or float64, and their results. All
+// matrices here have A's dtype.
 struct TinyPinv {
   const void* A;
   Dtype dtype;
   int rows, columns;
   int64_t count;
-  const double* atol;
-  const double* rtol;
-  int64_t atol_stride, rtol_stride;  // 0: the same for all
-  bool jacobi;                       // without trying QR
-  void* P;                           // [columns, rows], of A's dtype
-  int64_t* rank;                     // singular values above max(atol, rtol * the largest)
-  int32_t* code;
-  double* rcond;  // smallest over largest of those, or a lower bound
+  Tolerance atol, rtol;
+  bool jacobi;              // without trying QR
+  const void* B = nullptr;  // [rows, right_sides] of each; null: A⁺ itself is wanted
+  int right_sides = 0;      // that is, columns of B
+  void* result;             // A⁺ [columns, rows], or A⁺ B [columns, right_sides]
+  int64_t* rank = nullptr;  // singular values above max(atol, rtol * the largest); null where
+  int32_t* code = nullptr;  // nobody asks, as the next two
+  double* rcond = nullptr;  // smallest over largest of those, or a lower bound
 };
 
 namespace tiny {
@@ -35,7 +44,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 constexpr double kDone = 0, kNotFinite = 1, kFailed = 2;  // the codes
 
-// The places of X's elements in A and of X⁺'s in P. X is `long_side` x `k`.
+// The places of X's elements in A and of X⁺'s in A⁺. X is `long_side` x `k`.
 struct Shape {
   int long_side, k, size;
   bool wide;
@@ -104,7 +113,8 @@ FUSEDSTEP_HD Facts<Real> load(const Team& team, const TinyPinv& p, const Square&
   for (int j = team.first(); j < p.columns; j += team.step()) {
     Real most = {};
     for (int i = 0; i < p.rows; ++i) {
-      const Real value = team.template load<Storage>(p.A, shape.size, i * p.columns + j);
+      const Real value =
+          team.template load<Storage>(p.A, shape.size, Place<Real>{} + (i * p.columns + j));
       x(shape.wide ? j : i, shape.wide ? i : j) = value;
       most = larger(most, value - value == Real{} ? magnitude(value) : infinite);
     }
@@ -131,33 +141,62 @@ FUSEDSTEP_HD Facts<Real> load(const Team& team, const TinyPinv& p, const Square&
 // One matrix's tolerance for X, whose largest singular value is `largest`.
 template <typename Real, typename Team>
 FUSEDSTEP_HD Real tolerance(const Team& team, const TinyPinv& p, Real scale, Real largest) {
-  const Real atol = team.template load<double>(p.atol, p.atol_stride, 0);
-  const Real rtol = team.template load<double>(p.rtol, p.rtol_stride, 0);
-  return nan_max(atol * scale, rtol * largest);
+  const auto of_matrix = [&](const Tolerance& t) {
+    return t.each == nullptr ? filled<Real>(t.all)
+                             : Real(team.template load<double>(t.each, t.stride, Place<Real>{}));
+  };
+  return nan_max(of_matrix(p.atol) * scale, of_matrix(p.rtol) * largest);
 }
 
-// P, of the matrices in `where`; NaN except for those in `good`. element(i, j) is that of Pᵀ in row
-// i and column order[j].
-template <typename Storage, typename Real, typename Team, typename Cells, typename Element>
+// A⁺ of the matrices in `where`, from X⁺ᵀ in `x` with its columns in an order; NaN except for those
+// in `good`.
+template <typename Storage, typename Real, typename Team, typename Work>
 FUSEDSTEP_HD void store_inverse(const Team& team, const TinyPinv& p, Mask<Real> where,
-                                Mask<Real> good, Real scale, const Cells& order,
-                                const Element& element) {
+                                Mask<Real> good, Real scale, const Work& work) {
   const Shape shape(p);
   for (int j = 0; j < shape.k; ++j) {
-    const auto row = converted<Place<Real>>(Real(order[j]));
+    const auto row = converted<Place<Real>>(Real(work.v[j]));
     for (int i = team.first(); i < shape.long_side; i += team.step()) {
-      const Real value = element(i, j) * scale + 0.0;  // no zero is negative
-      team.store(static_cast<Storage*>(p.P), shape.size, shape.place_in_inverse(row, i),
+      const Real value = work.x(i, j) * scale + 0.0;  // no zero is negative
+      team.store(static_cast<Storage*>(p.result), shape.size, shape.place_in_inverse(row, i),
                  good ? value : filled<Real>(kNan<double>), where);
     }
   }
 }
 
-// Results other than P.
+// A⁺ B likewise, column by column of B by way of u.
+template <typename Storage, typename Real, typename Team, typename Work>
+FUSEDSTEP_HD void store_solution(const Team& team, const TinyPinv& p, Mask<Real> where,
+                                 Mask<Real> good, Real scale, const Work& work) {
+  const Shape shape(p);
+  const auto place_of = [&](int j) { return converted<Place<Real>>(Real(work.v[j])); };
+  for (int c = 0; c < p.right_sides; ++c) {
+    team.sync();
+    for (int i = team.first(); i < rounded_to_four(p.rows); i += team.step()) {
+      Real value = {};
+      if (i < p.rows) {
+        const auto row = shape.wide ? place_of(i) : Place<Real>{} + i;
+        value = team.template load<Storage>(p.B, p.rows * p.right_sides, row * p.right_sides + c);
+      }
+      work.u[i] = value;
+    }
+    team.sync();
+    for (int i = team.first(); i < p.columns; i += team.step()) {
+      const auto factors = shape.wide ? work.x.row(i) : work.x.column(i);
+      const Real sum = dot<Real>(factors, work.u, rounded_to_four(p.rows));
+      const auto row = shape.wide ? Place<Real>{} + i : place_of(i);
+      team.store(static_cast<Storage*>(p.result), p.columns * p.right_sides,
+                 row * p.right_sides + c, good ? sum * scale + 0.0 : filled<Real>(kNan<double>),
+                 where);
+    }
+  }
+}
+
+// Results other than A⁺ or A⁺ B.
 template <typename Real, typename Team>
 FUSEDSTEP_HD void store_facts(const Team& team, const TinyPinv& p, Mask<Real> where,
                               Mask<Real> good, Mask<Real> finite, Real rank, Real rcond) {
-  if (team.first() == 0) {
+  if (team.first() == 0 && p.rank != nullptr) {
     const Real lack = finite ? filled<Real>(kFailed) : filled<Real>(kNotFinite);
     team.store(p.rank, 1, Place<Real>{}, good ? rank : Real{}, where);
     team.store(p.code, 1, Place<Real>{}, good ? filled<Real>(kDone) : lack, where);

@@ -131,21 +131,31 @@ FUSEDSTEP_HD void form_q(const Team& team, int rows, int columns, const Square& 
   }
 }
 
-// X⁺ᵀ = Q R⁻ᵀ over Q, a row by each lane.
+// Q R⁻ᵀ over Q, a row by each lane: zero in the columns j of which after[j] is not 0, and in those
+// from `columns` on, as if R ended there.
 template <typename Real, typename Team, typename Square, typename Cells>
-FUSEDSTEP_HD void solve_rows(const Team& team, int rows, int columns, const Square& x,
-                             const Square& l, const Cells& inverses) {
+FUSEDSTEP_HD void solve_rows(const Team& team, int rows, int k, int columns, const Square& x,
+                             const Square& l, const Cells& after, const Cells& inverses) {
   for (int j = team.first(); j < columns; j += team.step()) {
-    inverses[j] = 1.0 / l(j, j);
+    inverses[j] = after[j] > Real{} ? Real{} : 1.0 / l(j, j);
   }
   team.sync();
-  for (int i = team.first(); i < rows; i += team.step()) {
-    const auto row = x.row(i);
-    for (int j = columns - 1; j >= 0; --j) {
-      const Real solved = row[j] * inverses[j];
-      row[j] = solved;
-      for (int k = 0; k < j; ++k) {
-        row[k] = row[k] - l(j, k) * solved;
+  for (int j = columns; j < k; ++j) {
+    for (int i = team.first(); i < rows; i += team.step()) {
+      x(i, j) = Real{};
+    }
+  }
+  for (int j = columns - 1; j >= 0; --j) {
+    const auto solved = x.column(j);
+    const Real inverse = inverses[j];
+    for (int i = team.first(); i < rows; i += team.step()) {
+      solved[i] = solved[i] * inverse;
+    }
+    for (int k = 0; k < j; ++k) {
+      const auto next = x.column(k);
+      const Real factor = l(j, k);
+      for (int i = team.first(); i < rows; i += team.step()) {
+        next[i] = next[i] - factor * solved[i];
       }
     }
   }

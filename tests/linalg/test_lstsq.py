@@ -13,7 +13,7 @@ from tests.support.tensors import LAYOUTS, laid_out, name_of
 
 F64 = torch.float64
 both = pytest.mark.parametrize("dtype", [torch.float32, F64], ids=name_of)
-SHAPES = [(30, 8), (8, 30), (12, 12)]
+SHAPES = [(30, 8), (8, 30), (12, 12), (50, 8), (8, 50), (40, 40)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
@@ -158,7 +158,7 @@ def test_derivatives_use_the_factors_of_the_solution(monkeypatch) -> None:
     calls = []
     honest = drivers.cholesky_twice
     monkeypatch.setattr(drivers, "cholesky_twice", lambda *a: calls.append(1) or honest(*a))
-    A, B = leaf(5, 3), leaf(5, 2, seed=1)
+    A, B = leaf(35, 3), leaf(35, 2, seed=1)
     grads = torch.autograd.grad(lstsq(A, B).sin().sum(), (A, B), create_graph=True)
     torch.autograd.grad(sum(g.square().sum() for g in grads), (A, B))
     assert len(calls) == 1

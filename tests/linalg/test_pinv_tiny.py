@@ -16,6 +16,8 @@ from tests.support.on_host import on_cpu
 from tests.support.tensors import assert_same_bits, name_of
 
 op = torch.ops.fusedstep.pinv_tiny
+alike = op.alike
+lstsq_op = torch.ops.fusedstep.lstsq_tiny.default
 F64 = torch.float64
 SHAPES = ((1, 1), (32, 1), (1, 32), (5, 3), (8, 8), (9, 16), (16, 16), (32, 20), (17, 32), (32, 32))
 DONE, NOT_FINITE = 0, 1
@@ -201,7 +203,67 @@ def test_tolerances_of_each_matrix(driver) -> None:
 def test_opcheck(dtype, device) -> None:
     for shape, count in (((5, 3), 4), ((3, 5), 4), ((4, 4), 0)):
         A, *tolerances = arguments(shape, dtype, device, count)
-        opcheck(op.default, (A.nan_to_num(1, 1), *tolerances, False))  # it finds NaNs to differ
+        A = A.nan_to_num(1, 1)  # it finds NaNs to differ
+        opcheck(op.default, (A, *tolerances, False))
+        opcheck(alike, (A, 0.0, 1e-6, False))
+        for columns in (2, 0):
+            opcheck(lstsq_op, (A, A.new_ones(*A.shape[:-1], columns), 0.0, 1e-6, False))
+
+
+@both
+@shapes
+@drivers
+def test_equal_tolerances_may_be_numbers(dtype, shape, driver) -> None:
+    A, _, _ = arguments(shape, dtype, "cpu")
+    atol, rtol = (torch.full((len(A),), value, dtype=F64) for value in (1e-3, 1e-6))
+    expected, *_ = op(A, atol, rtol, driver == "jacobi")
+    assert_same_bits(alike(A, 1e-3, 1e-6, driver == "jacobi"), expected, "together")
+    for i in range(len(A)):
+        assert_same_bits(alike(A[i], 1e-3, 1e-6, driver == "jacobi"), expected[i], f"{i}")
+
+
+@both
+@shapes
+@drivers
+def test_solutions_are_products_with_the_inverse(dtype, shape, driver) -> None:
+    """To the rounding of the sums; each with the same bits for any neighbours."""
+    A, _, _ = arguments(shape, dtype, "cpu")
+    B = torch.randn(len(A), shape[0], 3, generator=torch.Generator().manual_seed(1)).to(dtype)
+    X = lstsq_op(A, B, 0.0, 1e-6, driver == "jacobi")
+    P = alike(A.to(F64), 0.0, 1e-6, driver == "jacobi")
+    scale = P.norm(dim=(1, 2)) * B.to(F64).norm(dim=(1, 2))
+    error = (X.to(F64) - P @ B.to(F64)).norm(dim=(1, 2)) / scale
+    bad = P.isnan().flatten(1).any(1)
+    assert torch.equal(X.isnan().flatten(1).all(1), bad)
+    assert (error.nan_to_num(0) <= 2 * UNIT[dtype]).all()
+    for i in range(len(A)):
+        alone = lstsq_op(A[i], B[i], 0.0, 1e-6, driver == "jacobi")
+        assert_same_bits(alone, X[i], f"matrix {i}")
+    assert_same_bits(lstsq_op(A.to(F64), B.to(F64), 0.0, 1e-6, driver == "jacobi").to(dtype), X, "")
+
+
+@both
+@pytest.mark.parametrize("shape", [(32, 32), (24, 9), (9, 24), (3, 3)], ids=str)
+def test_a_deficient_rank_takes_no_rotations_and_is_as_accurate(dtype, shape) -> None:
+    """By reflections alone rcond is a bound, while Jacobi finds the ratio itself."""
+    for rank in range(1, min(shape)):
+        A = conditioned(*shape, 30.0, rank, seed=rank).to(dtype)
+        P, info = pinv(A)
+        by_rotations, about = pinv(A, "jacobi")
+        assert info.rank == about.rank == rank
+        assert info.rcond < about.rcond or rank == 1
+        truth = true_pinv(A, eps(A))
+        assert relative_error(P, truth) <= (UNIT[dtype] if dtype != F64 else 1e-13)
+        assert relative_error(by_rotations, truth) <= (UNIT[dtype] if dtype != F64 else 1e-13)
+
+
+def test_neighbours_of_every_rank_change_no_bits() -> None:
+    A = torch.stack([conditioned(12, 9, 30.0, rank, seed=rank) for rank in range(10)] * 3)
+    for dtype in (F64, torch.float32):
+        given = A.to(dtype)[torch.randperm(30, generator=torch.Generator().manual_seed(0))]
+        together = alike(given, 0.0, 1e-5, False)
+        for matrix, inverse in zip(given, together, strict=True):
+            assert_same_bits(alike(matrix, 0.0, 1e-5, False), inverse, "alone")
 
 
 @pytest.mark.parametrize(
@@ -223,6 +285,33 @@ def test_refused(position, change, message) -> None:
         op(*given, False)
 
 
+@pytest.mark.parametrize(
+    ("position", "change", "message"),
+    [
+        (0, lambda t: t.half(), "A must be a dense float32 or float64 tensor, got float16"),
+        (0, lambda t: t[0, 0], "A must have two or more dimensions, got float"),
+        (0, lambda t: t.mT, "A must be contiguous, got float"),
+        (0, lambda t: t.repeat(1, 7, 1), "A must have at most 32 rows and columns, got .*35, "),
+        (1, lambda t: t.float(), "B must be a dense float64 tensor, got float32"),
+        (1, lambda t: t[0], "B must have 3 dimensions, got float"),
+        (1, lambda t: t.mT, "B must be contiguous, got float"),
+        (1, lambda t: t.repeat(1, 1, 17), r"B must have at most 32 columns, got .*34\]"),
+        (1, lambda t: t[:3], "B must have A's sizes, but for the last, got .*3, 5, 2"),
+        (1, lambda t: t[:, :4].contiguous(), "B must have A's sizes, but for the last, got .*4, 2"),
+        (2, lambda _: -1.0, "atol must be 0 or more, got -1"),
+        (3, lambda _: math.nan, "rtol must be 0 or more, got nan"),
+    ],
+)
+def test_refused_with_numbers(position, change, message) -> None:
+    given = [arguments((5, 3), F64, "cpu", 4)[0], torch.ones(4, 5, 2, dtype=F64), 0.0, 0.0]
+    given[position] = change(given[position])
+    with pytest.raises(RuntimeError, match=f"lstsq_tiny: {message}"):
+        lstsq_op(*given, False)
+    if position != 1:
+        with pytest.raises(RuntimeError, match=f"pinv_tiny: {message}"):
+            alike(given[0], *given[2:], False)
+
+
 @pytest.mark.slow
 @both
 @pytest.mark.parametrize("jacobi", [False, True])
@@ -234,6 +323,12 @@ def test_the_cuda_op_on_the_host(on_simt, dtype, jacobi) -> None:
             expected = op(*given)
         for name, actual, of_cpu in zip(names, op(*given), expected, strict=True):
             assert_same_bits(actual, of_cpu, name)
+        A = given[0]
+        B = torch.randn(*A.shape[:-1], 2, generator=torch.Generator().manual_seed(1)).to(dtype)
+        with on_cpu():
+            P, X = alike(A, 0.0, 1e-6, jacobi), lstsq_op(A, B, 0.0, 1e-6, jacobi)
+        assert_same_bits(alike(A, 0.0, 1e-6, jacobi), P, "P")
+        assert_same_bits(lstsq_op(A, B, 0.0, 1e-6, jacobi), X, "X")
     on_simt.fail_next("cudaLaunchKernelEx")
     with pytest.raises(RuntimeError, match="launching the tiny pseudo-inverses"):
         op(*arguments((7, 3), dtype, "cpu", 4), jacobi)
@@ -249,3 +344,7 @@ def test_a_gpu_gives_the_bits_of_the_cpu(dtype, shape, jacobi) -> None:
         on_gpu = op(*arguments(shape, dtype, "cuda", count), jacobi)
         for name, ours, theirs in zip(("P", "rank", "code", "rcond"), on_gpu, on_cpu, strict=True):
             assert_same_bits(ours.cpu(), theirs, f"{name} of {count}")
+        A = arguments(shape, dtype, "cpu", count)[0]
+        B = torch.randn(*A.shape[:-1], 2, generator=torch.Generator().manual_seed(1)).to(dtype)
+        ours, theirs = (lstsq_op(*t, 0.0, 1e-6, jacobi) for t in ((A.cuda(), B.cuda()), (A, B)))
+        assert_same_bits(ours.cpu(), theirs, f"X of {count}")

@@ -14,16 +14,18 @@
 namespace fusedstep {
 namespace {
 
+constexpr int kRightSides = 3;
+
 // Arrays of exact size, so that the sanitizer sees every access out of bounds.
 template <typename Storage>
 struct Example {
   int rows, columns;
   int64_t count;
-  std::unique_ptr<Storage[]> A;
+  std::unique_ptr<Storage[]> A, B;
   std::vector<double> atol, rtol;
 
   struct Results {
-    std::vector<Storage> P;
+    std::vector<Storage> P;  // or A⁺ B
     std::vector<int64_t> rank;
     std::vector<int32_t> code;
     std::vector<double> rcond;
@@ -35,8 +37,10 @@ struct Example {
       : rows(rows_), columns(columns_), count(count_), atol(count_), rtol(count_) {
     const int size = rows * columns, rank = std::max(1, std::min(rows, columns) / 2);
     A = std::make_unique<Storage[]>(static_cast<size_t>(count * size));
+    B = std::make_unique<Storage[]>(static_cast<size_t>(count * rows * kRightSides));
     std::mt19937_64 random(seed);
     std::normal_distribution<double> normal;
+    std::generate_n(B.get(), count * rows * kRightSides, [&] { return normal(random); });
     for (int64_t i = 0; i < count; ++i) {
       Storage* a = A.get() + i * size;
       const int64_t kind = i % 8;
@@ -67,9 +71,9 @@ struct Example {
   }
 
   template <typename F>
-  Results by(bool jacobi, F&& run) const {
+  Results by(bool jacobi, bool solve, F&& run) const {
     const auto size = static_cast<size_t>(count);
-    Results r{.P = std::vector<Storage>(size * rows * columns, 7),
+    Results r{.P = std::vector<Storage>(size * columns * (solve ? kRightSides : rows), 7),
               .rank = std::vector<int64_t>(size, -1),
               .code = std::vector<int32_t>(size, -1),
               .rcond = std::vector<double>(size, -1)};
@@ -78,12 +82,12 @@ struct Example {
                  .rows = rows,
                  .columns = columns,
                  .count = count,
-                 .atol = atol.data(),
-                 .rtol = rtol.data(),
-                 .atol_stride = 1,
-                 .rtol_stride = 1,
+                 .atol = {.each = atol.data()},
+                 .rtol = {.each = rtol.data()},
                  .jacobi = jacobi,
-                 .P = r.P.data(),
+                 .B = solve ? B.get() : nullptr,
+                 .right_sides = solve ? kRightSides : 0,
+                 .result = r.P.data(),
                  .rank = r.rank.data(),
                  .code = r.code.data(),
                  .rcond = r.rcond.data()});
@@ -105,23 +109,26 @@ bool same(const Results& a, const Results& b) {
 template <typename Storage>
 void check_shape(int rows, int columns, int64_t count, int seeds) {
   const Example<Storage> example(rows, columns, count, rows * 100 + columns);
-  for (const bool jacobi : {false, true}) {
+  for (const auto& [jacobi, solve] : {std::pair(false, false), {true, false}, {false, true}}) {
     const auto expected =
-        example.by(jacobi, [&](const TinyPinv& p) { cpu::tiny_pinv(p, 0, count); });
+        example.by(jacobi, solve, [&](const TinyPinv& p) { cpu::tiny_pinv(p, 0, count); });
     for (int64_t i = 0; i < count; ++i) {  // what the kinds are for
       const int64_t kind = i % 8;
       CHECK(expected.code[i] == (kind == 3 ? 1 : 0));
       CHECK((expected.rank[i] == 0) == (kind == 2 || kind == 3));
       CHECK(std::isnan(expected.rcond[i]) == (kind == 3));
-      CHECK(std::isnan(expected.P[(i + 1) * rows * columns - 1]) == (kind == 3));
+      const auto after = (i + 1) * static_cast<int64_t>(expected.P.size()) / count;
+      CHECK(std::isnan(expected.P[after - 1]) == (kind == 3));
     }
-    CHECK(same(expected, example.by(jacobi, [&](const TinyPinv& p) {
-      for (int64_t end = count; end > 0; end -= 3) {  // other neighbours of each matrix
-        cpu::tiny_pinv(p, std::max<int64_t>(0, end - 3), end);
-      }
-    })));
+    for (const int64_t some : {1, 5}) {  // alone, and with other neighbours
+      CHECK(same(expected, example.by(jacobi, solve, [&](const TinyPinv& p) {
+        for (int64_t end = count; end > 0; end -= some) {
+          cpu::tiny_pinv(p, std::max<int64_t>(0, end - some), end);
+        }
+      })));
+    }
     simt::for_seeds(seeds, [&](int) {
-      CHECK(same(expected, example.by(jacobi, [&](const TinyPinv& p) {
+      CHECK(same(expected, example.by(jacobi, solve, [&](const TinyPinv& p) {
         CHECK(cuda::tiny_pinv(p, nullptr) == cudaSuccess);
       })));
     });

@@ -1,4 +1,4 @@
-"""Minimum-norm least squares of any rank: the function, the op behind it, its derivatives."""
+"""Minimum-norm least squares of any rank: the function, the ops behind it, its derivatives."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from fusedstep import _C
 from fusedstep.checks import refuse
-from fusedstep.linalg._pinv import register_vmap
+from fusedstep.fakes import register_fake
+from fusedstep.linalg._pinv import pinv_now, pinv_op, register_vmap
 from fusedstep.linalg.arguments import (
+    COMPUTED,
+    Limits,
     broadcast_shapes,
     require_matrices,
     require_method,
@@ -20,7 +24,7 @@ from fusedstep.linalg.arguments import (
 from fusedstep.linalg.complex_matrices import complex_pinv
 from fusedstep.linalg.drivers import Method, factorise
 from fusedstep.linalg.numerics import Tolerance
-from fusedstep.linalg.transforms import BothModes, reverse_only
+from fusedstep.linalg.transforms import BothModes, records_gradient, reverse_only, unwatched
 
 
 def lstsq(
@@ -50,8 +54,7 @@ def lstsq(
         rtol: Singular values of A not above rtol times the largest count as zero: a number of 0 or
             more, or a tensor that broadcasts with A's batch. Default: eps * max(m, n), as in
             `pinv`.
-        driver: "auto", "cholesky", "eigh", "qr_svd" or "jacobi", as in `pinv`. "auto" does not use
-            the small-matrix kernel. None is "auto".
+        driver: "auto", "cholesky", "eigh", "qr_svd" or "jacobi", as in `pinv`. None is "auto".
         synchronize: False: do not read results on the host, as in `pinv`.
 
     Returns:
@@ -87,10 +90,12 @@ def lstsq(
         refuse(function, "B", f"be on A's device {A.device}", B.device)
     if B.shape[-2] != A.shape[-2]:
         refuse(function, "B", f"have A's {A.shape[-2]} rows", tuple(given.shape))
-    if not _broadcast(A, B):
+    if B.shape[:-2] != A.shape[:-2] and not _broadcast(A, B):
         refuse(function, "B", f"broadcast with A's batch {tuple(A.shape[:-2])}", tuple(B.shape))
-    tolerance = tolerances(function, A, None, rtol, rcond)
-    X = _solution(A, B, tolerance, driver, synchronize).to(A.dtype)
+    limits = tolerances(function, A, None, rtol, rcond)
+    X = _solution(A, B, limits, Method(False, driver, synchronize))
+    if X.dtype != A.dtype:
+        X = X.to(A.dtype)
     return X.squeeze(-1) if vectors else X
 
 
@@ -118,29 +123,64 @@ def _broadcast(A: Tensor, B: Tensor) -> bool:
     return True
 
 
-def _solution(A: Tensor, B: Tensor, tolerance: Tolerance, driver: str, synchronize: bool) -> Tensor:
-    """A⁺ B in double precision."""
-    batch = broadcast_shapes(A.shape[:-2], tolerance.rtol.shape)
+def _solution(A: Tensor, B: Tensor, limits: Limits, method: Method) -> Tensor:
+    """A⁺ B, in double precision or rounded once."""
     if A.is_complex():
-        P = complex_pinv(A.expand(*batch, *A.shape[-2:]), tolerance, False)
+        P = complex_pinv(A.expand(*limits.batch(A), *A.shape[-2:]), limits.of_each(A), False)
         return P @ B.to(P.dtype)
-    A = A if A.dtype == torch.float64 else A.to(torch.float32)
-    A = A.expand(*batch, *A.shape[-2:])
-    per_matrix = (t.expand(batch) for t in tolerance)
-    left, right = pinv_factors(A.detach(), *per_matrix, False, driver, synchronize)
-    batch = broadcast_shapes(batch, B.shape[:-2])
+    if A.dtype not in COMPUTED:
+        A, B = A.to(torch.float32), B.to(torch.float32)
+    now, tiny = unwatched(A, B), method.takes_tiny(*A.shape[-2:])
+    wanted = not now or records_gradient(A, B)
+    if not wanted and tiny and limits.are_numbers and _fits_lstsq_tiny(A, B):
+        return _lstsq_tiny(A, B, limits, method)
+    A = A.expand(*limits.batch(A), *A.shape[-2:])
+    factors = _factors(A.detach(), limits, method, now)
+    batch = broadcast_shapes(A.shape[:-2], B.shape[:-2])
     A, B = (t.expand(*batch, *t.shape[-2:]) for t in (A, B.to(torch.float64)))
-    X: Tensor = _solver().apply(A, B, left, right)
+    X: Tensor = _solver().apply(A, B, *factors) if wanted else _product(*factors, B)
     return X
 
 
-@torch.library.custom_op("fusedstep::pinv_factors", mutates_args=())
-def pinv_factors(
+def _fits_lstsq_tiny(A: Tensor, B: Tensor) -> bool:
+    """Whether each matrix has its own few right-hand sides: it is inverted for each set."""
+    return A.shape[:-2] == B.shape[:-2] and B.shape[-1] <= _C.TINY
+
+
+def _lstsq_tiny(A: Tensor, B: Tensor, limits: Limits, method: Method) -> Tensor:
+    """A⁺ B by the kernel of small matrices: one op, for tolerances that are numbers."""
+    A, B = (t.detach().contiguous() for t in (A, B))
+    X: Tensor = torch.ops.fusedstep.lstsq_tiny.default(A, B, *limits, method.driver == "jacobi")
+    return X
+
+
+@register_fake("lstsq_tiny")
+def _(A: Tensor, B: Tensor, atol: float, rtol: float, jacobi: bool) -> Tensor:
+    return A.new_empty(*A.shape[:-2], A.shape[-1], B.shape[-1])
+
+
+def _factors(A: Tensor, limits: Limits, method: Method, now: bool) -> tuple[Tensor, ...]:
+    """Float64 tensors whose product is A⁺: itself for small matrices, else two."""
+    arguments = (*limits.of_each(A), *method)
+    if method.takes_tiny(*A.shape[-2:]):
+        return (pinv_now if now else pinv_op)(A.to(torch.float64), *arguments)[:1]
+    return (factors_now if now else pinv_factors)(A, *arguments)
+
+
+def _product(*tensors: Tensor) -> Tensor:
+    """Of matrices, from the last on: that is the right-hand side."""
+    *factors, result = tensors
+    for factor in reversed(factors):
+        result = factor @ result
+    return result
+
+
+def factors_now(
     A: Tensor, atol: Tensor, rtol: Tensor, hermitian: bool, driver: str, synchronize: bool
 ) -> tuple[Tensor, Tensor]:
     """The arguments of `pinv_op`; left `[*, n, k]` and right `[*, k, m]`, float64, k = min(m, n).
 
-    Their product is A⁺. Opaque to torch.compile.
+    Their product is A⁺.
     """
     if A.numel() == 0:
         left, right = _factors_of(A)
@@ -164,6 +204,8 @@ def _factors_of(A: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return factor(n, k) if m >= n else factor(k, n).mT, factor(m, k).mT
 
 
+# The same for torch.compile, to which it is opaque, and for transforms.
+pinv_factors = torch.library.custom_op("fusedstep::pinv_factors", factors_now, mutates_args=())
 pinv_factors.register_fake(_factors_of)
 register_vmap(pinv_factors)
 
@@ -182,8 +224,8 @@ class _Solve(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(A: Tensor, B: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        return left @ (right @ B)
+    def forward(A: Tensor, B: Tensor, *factors: Tensor) -> Tensor:
+        return _product(*factors, B)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -191,13 +233,13 @@ class _Solve(Function):
         ctx.save_for_forward(*inputs, output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        A, B, X, left, right = _in_float64(ctx.saved_tensors)
-        solve, adjoint = _both_ways(A, left, right)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        A, B, X, factors = _in_float64(ctx.saved_tensors)
+        solve, adjoint = _both_ways(A, factors)
         grad_B = adjoint(grad)  # A⁺ᵀ Ḡ
         grad_A = (B - A @ X) @ solve(grad_B).mT - grad_B @ X.mT
         grad_A = grad_A + adjoint(X) @ (grad - A.mT @ grad_B).mT
-        return grad_A.to(ctx.saved_tensors[0].dtype), grad_B, None, None
+        return grad_A.to(ctx.saved_tensors[0].dtype), grad_B, *(None for _ in factors)
 
 
 class _SolveBothModes(BothModes, _Solve):
@@ -206,8 +248,8 @@ class _SolveBothModes(BothModes, _Solve):
     @staticmethod
     def tangent(saved: tuple[Tensor, ...], *tangents: Any) -> Tensor:
         dA, dB, *_ = tangents
-        A, B, X, left, right = _in_float64(saved)
-        solve, adjoint = _both_ways(A, left, right)
+        A, B, X, factors = _in_float64(saved)
+        solve, adjoint = _both_ways(A, factors)
         dB = torch.zeros_like(B) if dB is None else dB
         if dA is None:
             return solve(dB)
@@ -218,18 +260,18 @@ class _SolveBothModes(BothModes, _Solve):
         return dX
 
 
-def _in_float64(saved: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """A, B, X, left, right, all in float64: B - A X cancels, and TF32 would round it."""
-    A, B, left, right, X = saved
-    return A.to(torch.float64), B, X, left, right
+def _in_float64(saved: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """A, B, X and the factors, all in float64: B - A X cancels, and TF32 would round it."""
+    A, B, *factors, X = saved
+    return A.to(torch.float64), B, X, factors
 
 
 def _both_ways(
-    A: Tensor, left: Tensor, right: Tensor
+    A: Tensor, factors: list[Tensor]
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Z -> A⁺ Z and Z -> A⁺ᵀ Z, differentiable in A and Z."""
     solver = _solver()
     return (
-        lambda Z: solver.apply(A, Z, left, right),
-        lambda Z: solver.apply(A.mT, Z, right.mT, left.mT),
+        lambda Z: solver.apply(A, Z, *factors),
+        lambda Z: solver.apply(A.mT, Z, *(factor.mT for factor in reversed(factors))),
     )

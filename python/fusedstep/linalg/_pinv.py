@@ -12,7 +12,8 @@ from torch.autograd import Function
 from fusedstep.checks import refuse, require_bool
 from fusedstep.fakes import register_fake
 from fusedstep.linalg.arguments import (
-    broadcast_shapes,
+    COMPUTED,
+    Limits,
     require_matrices,
     require_method,
     require_out,
@@ -21,7 +22,7 @@ from fusedstep.linalg.arguments import (
 from fusedstep.linalg.complex_matrices import complex_info, complex_pinv
 from fusedstep.linalg.drivers import Method, factorise
 from fusedstep.linalg.numerics import Tolerance
-from fusedstep.linalg.transforms import BothModes, reverse_only
+from fusedstep.linalg.transforms import BothModes, records_gradient, reverse_only, unwatched
 
 CHUNK_BYTES = 2**22  # of A in float64, on a CPU: the steps after the first find it in a cache
 
@@ -100,7 +101,7 @@ def pinv(
         driver: How to factorize; "auto" if A is complex. If `hermitian`, "auto" or "eigh"; both use
             A's own eigenvalues. Otherwise one of
 
-            - "auto", for m, n <= 32: QR if that proves full rank, else "jacobi". For larger
+            - "auto", for m, n <= 32: QR if that proves the rank, else "jacobi". For larger
               matrices: a Cholesky factorization of the smaller of AᵀA and AAᵀ, if that proves full
               rank; CholeskyQR2 for float64, and for float32 with a condition number above 2e4.
               Otherwise "qr_svd" for float64 and "eigh" for float32; but "qr_svd" if the kept
@@ -151,33 +152,57 @@ def pinv(
     require_bool(function, "return_info", return_info)
     if hermitian and A.shape[-1] != A.shape[-2]:
         refuse(function, "A", "be square where hermitian=True", tuple(A.shape))
-    tolerance = tolerances(function, A, atol, rtol, rcond)
-    batch = broadcast_shapes(A.shape[:-2], *(t.shape for t in tolerance))
+    limits = tolerances(function, A, atol, rtol, rcond)
     if out is not None:
-        require_out(function, out, A, (*batch, A.shape[-1], A.shape[-2]))
+        require_out(function, out, A, (*limits.batch(A), A.shape[-1], A.shape[-2]))
+    info: tuple[Tensor, ...] = ()
     if A.is_complex():
-        wide = A.expand(*batch, *A.shape[-2:])
-        P = complex_pinv(wide, tolerance, hermitian)
-        info = complex_info(wide, tolerance, hermitian) if return_info else ()
+        wide = A.expand(*limits.batch(A), *A.shape[-2:])
+        P = complex_pinv(wide, limits.of_each(A), hermitian)
+        info = complex_info(wide, limits.of_each(A), hermitian) if return_info else ()
     else:
-        wide = A if A.dtype == torch.float64 else A.to(torch.float32)
-        wide = wide.expand(*batch, *A.shape[-2:])
-        if hermitian:
-            wide = wide.tril() + wide.tril(-1).mT
-        per_matrix = (t.expand(batch) for t in tolerance)
-        P, *info = pinv_op(wide.detach(), *per_matrix, hermitian, driver, synchronize)
-        P = (_Backward if reverse_only() else _BothModes).apply(wide, P)
-    P = P.to(A.dtype)
+        wide = A if A.dtype in COMPUTED else A.to(torch.float32)
+        P, info = _inverse(wide, limits, Method(hermitian, driver, synchronize), return_info)
+    if P.dtype != A.dtype:
+        P = P.to(A.dtype)
     if out is not None:
         P = (out if out.shape == P.shape else out.resize_(P.shape)).copy_(P)
     return (P, PinvInfo(*info)) if return_info else P
 
 
-@torch.library.custom_op("fusedstep::pinv", mutates_args=())
-def pinv_op(
+def _inverse(
+    A: Tensor, limits: Limits, method: Method, return_info: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A⁺ of float32 or float64 A, differentiable, and where wanted its information."""
+    now = unwatched(A)
+    info: tuple[Tensor, ...] = ()
+    if now and not return_info and limits.are_numbers and method.takes_tiny(*A.shape[-2:]):
+        P = pinv_tiny(A, limits, method)
+    else:
+        A = A.expand(*limits.batch(A), *A.shape[-2:])
+        if method.hermitian:
+            A = A.tril() + A.tril(-1).mT
+        arguments: tuple[Any, ...] = (A.detach(), *limits.of_each(A), *method)
+        P, *of_each = (pinv_now if now else pinv_op)(*arguments)
+        info = tuple(of_each)
+    if not now:
+        P = (_Backward if reverse_only() else _BothModes).apply(A, P)
+    elif records_gradient(A):
+        P = _BothModes.apply(A, P)
+    return P, info
+
+
+def pinv_tiny(A: Tensor, limits: Limits, method: Method) -> Tensor:
+    """A⁺ by the kernel of small matrices: one op, for tolerances that are numbers."""
+    jacobi = method.driver == "jacobi"
+    P: Tensor = torch.ops.fusedstep.pinv_tiny.alike(A.detach().contiguous(), *limits, jacobi)
+    return P
+
+
+def pinv_now(
     A: Tensor, atol: Tensor, rtol: Tensor, hermitian: bool, driver: str, synchronize: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A `[*, m, n]`, float32 or float64; atol, rtol `[*]`, float64. Opaque to torch.compile.
+    """A `[*, m, n]`, float32 or float64; atol, rtol `[*]`, float64.
 
     Returns A⁺ `[*, n, m]` of A's dtype, and for each matrix the rank (int64), the convergence code
     (int32) and rcond (float64).
@@ -200,6 +225,10 @@ def pinv_op(
         for whole, values in zip(into, (left @ right, *info), strict=True):
             whole[part] = values
     return results
+
+
+# The same for torch.compile, to which it is opaque, and for transforms.
+pinv_op = torch.library.custom_op("fusedstep::pinv", pinv_now, mutates_args=())
 
 
 def register_vmap(op: Any) -> None:
@@ -234,6 +263,11 @@ pinv_op.register_fake(_results_of)
 @register_fake("pinv_tiny")
 def _(A: Tensor, atol: Tensor, rtol: Tensor, jacobi: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _results_of(A)
+
+
+@register_fake("pinv_tiny.alike")
+def _(A: Tensor, atol: float, rtol: float, jacobi: bool) -> Tensor:
+    return A.new_empty(*A.shape[:-2], A.shape[-1], A.shape[-2])
 
 
 class _Backward(Function):

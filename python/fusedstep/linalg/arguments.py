@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,11 @@ from fusedstep.checks import DTYPES, refuse, require_bool, require_dense, requir
 from fusedstep.linalg.drivers import HERMITIAN_NAMES, NAMES
 from fusedstep.linalg.numerics import Tolerance
 
+COMPUTED = (torch.float32, torch.float64)  # half precision becomes float32 first
 TAKEN = (*DTYPES, torch.complex64, torch.complex128)
+
+# For the default rtol: float32's for half precision too.
+EPS = {dtype: torch.finfo(dtype if dtype.itemsize >= 8 else torch.float32).eps for dtype in TAKEN}
 
 broadcast_shapes: Callable[..., torch.Size] = torch.broadcast_shapes  # torch's has no types
 
@@ -53,8 +57,36 @@ def require_out(function: str, out: Any, A: Tensor, shape: tuple[int, ...]) -> N
         refuse(function, "out", "be None where a gradient is required", "a tensor")
 
 
-def tolerances(function: str, A: Tensor, atol: Any, rtol: Any, rcond: Any = None) -> Tolerance:
-    """`atol` and `rtol` as float64 tensors on A's device, with torch's defaults.
+class Limits(NamedTuple):
+    """The two tolerances: each a number for all matrices, or a float64 tensor on their device."""
+
+    atol: float | Tensor
+    rtol: float | Tensor
+
+    @property
+    def are_numbers(self) -> bool:
+        """Whether they are the same for all matrices, and known on the host."""
+        return isinstance(self.atol, float) and isinstance(self.rtol, float)
+
+    def batch(self, A: Tensor) -> torch.Size:
+        """The batch of A, broadcast with those of the tolerances."""
+        return broadcast_shapes(A.shape[:-2], *(t.shape for t in self if isinstance(t, Tensor)))
+
+    def of_each(self, A: Tensor) -> Tolerance:
+        """Tensors with one value for each matrix of that batch."""
+        batch = self.batch(A)
+        return Tolerance(
+            *(
+                t.expand(batch)
+                if isinstance(t, Tensor)
+                else torch.full((), t, dtype=torch.float64, device=A.device).expand(batch)
+                for t in self
+            )
+        )
+
+
+def tolerances(function: str, A: Tensor, atol: Any, rtol: Any, rcond: Any = None) -> Limits:
+    """`atol` and `rtol` with torch's defaults.
 
     `rcond` is NumPy's name of rtol. atol: 0. rtol: 0 if `atol` is positive, else eps * max(m, n),
     with float64's eps for double precision and float32's for all other dtypes: 128 times bfloat16's
@@ -65,19 +97,18 @@ def tolerances(function: str, A: Tensor, atol: Any, rtol: Any, rcond: Any = None
         if atol is not None or rtol is not None:
             refuse(function, "rcond", "be None where atol or rtol is given", rcond)
         named, rtol = "rcond", rcond
-    atol = _tolerance(function, "atol", 0.0 if atol is None else atol, A)
-    if rtol is None:
-        double = A.dtype in (torch.float64, torch.complex128)
-        wide = torch.float64 if double else torch.float32
-        default = torch.full_like(atol, torch.finfo(wide).eps * max(A.shape[-2:]))
-        return Tolerance(atol, default.masked_fill(atol > 0, 0.0))
-    return Tolerance(atol, _tolerance(function, named, rtol, A))
+    atol = 0.0 if atol is None else _tolerance(function, "atol", atol, A)
+    if rtol is not None:
+        return Limits(atol, _tolerance(function, named, rtol, A))
+    default = EPS[A.dtype] * max(A.shape[-2:])
+    if isinstance(atol, Tensor):
+        return Limits(atol, torch.full_like(atol, default).masked_fill(atol > 0, 0.0))
+    return Limits(atol, 0.0 if atol > 0 else default)
 
 
-def _tolerance(function: str, argument: str, value: Any, A: Tensor) -> Tensor:
+def _tolerance(function: str, argument: str, value: Any, A: Tensor) -> float | Tensor:
     if not isinstance(value, Tensor):
-        number = require_number(function, argument, value)
-        return torch.full((), number, dtype=torch.float64, device=A.device)
+        return require_number(function, argument, value)
     if value.is_complex():
         refuse(function, argument, "be real", value.dtype, TypeError)
     if value.device != A.device and value.dim() > 0:

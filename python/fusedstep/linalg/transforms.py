@@ -1,4 +1,4 @@
-"""What torch.func needs of an autograd.Function of batched matrices to nest its transforms."""
+"""Whether torch watches a computation, and what nests the transforms of torch.func."""
 
 from __future__ import annotations
 
@@ -6,8 +6,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
 from torch._C._functorch import maybe_current_level, maybe_get_level
 from torch.autograd import Function, forward_ad
+
+PLAIN = {Tensor, torch.nn.Parameter}
+
+
+def unwatched(*tensors: Tensor) -> bool:
+    """Whether functions may compute with the tensors' values at once, in eager mode.
+
+    Nothing compiles, maps or differentiates them in forward mode, no mode records ops, and none is
+    a fake or of another subclass. Gradients may be required.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or maybe_current_level() is not None
+        or forward_ad._current_level >= 0
+        or _len_torch_dispatch_stack() > 0
+    ):
+        return False
+    return PLAIN.issuperset(map(type, tensors))
+
+
+def records_gradient(*tensors: Tensor) -> bool:
+    """Whether reverse mode needs what is computed from the tensors."""
+    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
 
 
 class BothModes(Function):

@@ -97,7 +97,7 @@ void truncation() {
   }
 }
 
-// Matrices of full rank, of which Jacobi must take over every third, and one that is not finite.
+// Matrices of full rank, of one less every third, and one that is not finite.
 void tiny_inverses(Dtype dtype, int rows, int columns, bool jacobi) {
   constexpr int64_t kCount = 13;
   Numbers numbers;
@@ -114,7 +114,6 @@ void tiny_inverses(Dtype dtype, int rows, int columns, bool jacobi) {
     a[rows * columns] = store_as<T>(std::numeric_limits<double>::infinity());
   });
   Array P = zeros(dtype, A.size);
-  const double atol = 0, rtol = 1e-6;
   int64_t rank[kCount];
   int32_t code[kCount];
   double rcond[kCount];
@@ -123,12 +122,10 @@ void tiny_inverses(Dtype dtype, int rows, int columns, bool jacobi) {
                   .rows = rows,
                   .columns = columns,
                   .count = kCount,
-                  .atol = &atol,
-                  .rtol = &rtol,
-                  .atol_stride = 0,
-                  .rtol_stride = 0,
+                  .atol = {},
+                  .rtol = {.all = 1e-6},
                   .jacobi = jacobi,
-                  .P = P.data(),
+                  .result = P.data(),
                   .rank = rank,
                   .code = code,
                   .rcond = rcond},
