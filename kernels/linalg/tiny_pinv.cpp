@@ -79,6 +79,20 @@ FUSEDSTEP_CLONES void invert(const TinyPinv& p, const int64_t* matrices, int64_t
   }
 }
 
+// The same; where they are few each is done with alone, by QR and by Jacobi.
+template <typename Storage, int side>
+void invert_some(const TinyPinv& p, const int64_t* matrices, int64_t count, bool again,
+                 bool* left) {
+  if (count > kFew) {
+    invert<Storage, side>(p, matrices, count, again, left);
+    return;
+  }
+  for (int64_t w = 0; w < count; ++w) {
+    tiny_pinv_alone(p, matrices[w]);
+    left[w] = false;
+  }
+}
+
 template <typename Storage, int side>
 void invert_range(const TinyPinv& p, int64_t begin, int64_t end) {
   for (; begin < end; begin += kAtOnce) {
@@ -91,13 +105,7 @@ void invert_range(const TinyPinv& p, int64_t begin, int64_t end) {
     bool left[kMatrices];
     for (int64_t i = 0; i < count; i += kMatrices) {
       const int64_t some = std::min<int64_t>(kMatrices, count - i);
-      if (some <= kFew) {
-        for (int64_t w = 0; w < some; ++w) {
-          tiny_pinv_alone(p, matrices[i + w]);
-        }
-        break;
-      }
-      invert<Storage, side>(p, matrices + i, some, false, left);
+      invert_some<Storage, side>(p, matrices + i, some, false, left);
       for (int64_t w = 0; w < some; ++w) {
         if (left[w]) {
           matrices[rest++] = matrices[i + w];
@@ -109,13 +117,7 @@ void invert_range(const TinyPinv& p, int64_t begin, int64_t end) {
     }
     for (int64_t i = 0; i < rest; i += kMatrices) {
       const int64_t some = std::min<int64_t>(kMatrices, rest - i);
-      if (some <= kFew) {
-        for (int64_t w = 0; w < some; ++w) {
-          tiny_pinv_alone(p, matrices[i + w]);
-        }
-        break;
-      }
-      invert<Storage, side>(p, matrices + i, some, true, left);
+      invert_some<Storage, side>(p, matrices + i, some, true, left);
     }
   }
 }
