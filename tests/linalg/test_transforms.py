@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 
 from fusedstep import lstsq, pinv
+from fusedstep.linalg import _lstsq, _pinv
+from tests.support.tensors import assert_same_bits
 
 F64 = torch.float64
 OURS, TORCHS = (pinv, lstsq), (torch.linalg.pinv, lambda A, B: torch.linalg.pinv(A) @ B)
@@ -96,3 +99,39 @@ def test_compiled_code_under_dual_numbers_has_right_tangents() -> None:
     compiled = torch.compile(pinv, backend="aot_eager")
     torch.testing.assert_close(compiled(A), pinv(A))
     torch.testing.assert_close(tangent(compiled, A), tangent(torch.linalg.pinv, A))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 40, 3)], ids=str)
+def test_only_what_watches_goes_through_the_opaque_ops(monkeypatch, shape) -> None:
+    """Eager code, with or without a gradient, calls the same functions without torch's wrapper."""
+    used = []
+
+    def watch(module, name):
+        honest = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: used.append(name) or honest(*given))
+
+    watch(_pinv, "pinv_op")
+    watch(_lstsq, "pinv_op")
+    watch(_lstsq, "pinv_factors")
+    A, B = random(*shape, seed=0), random(*shape[:-1], 2, seed=1)
+    P, X = pinv(A), lstsq(A, B)
+    A.requires_grad_()
+    assert_same_bits(pinv(A), P)
+    torch.testing.assert_close(lstsq(A, B), X)
+    assert not used
+    A = A.detach()
+    tiny = max(shape) <= 32
+    for compute, expected, name in (
+        (lambda A: vmap(pinv)(A[None])[0], P, "pinv_op"),
+        (lambda A: vmap(lstsq)(A[None], B[None])[0], X, "pinv_op" if tiny else "pinv_factors"),
+    ):
+        torch.testing.assert_close(compute(A), expected)
+        assert used.pop() == name
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (40, 3)], ids=str)
+def test_fakes_have_the_shapes_of_results(shape) -> None:
+    with FakeTensorMode():
+        A, B = torch.empty(2, *shape), torch.empty(2, shape[0], 5)
+        assert pinv(A).shape == (2, 3, shape[0])
+        assert lstsq(A, B).shape == (2, 3, 5)
