@@ -124,7 +124,7 @@ def _broadcast(A: Tensor, B: Tensor) -> bool:
 
 
 def _solution(A: Tensor, B: Tensor, limits: Limits, method: Method) -> Tensor:
-    """A⁺ B, in double precision or rounded once."""
+    """A⁺ B, in double precision or rounded once; by one op where nothing watches or records."""
     if A.is_complex():
         P = complex_pinv(A.expand(*limits.batch(A), *A.shape[-2:]), limits.of_each(A), False)
         return P @ B.to(P.dtype)
@@ -133,7 +133,8 @@ def _solution(A: Tensor, B: Tensor, limits: Limits, method: Method) -> Tensor:
     now, tiny = unwatched(A, B), method.takes_tiny(*A.shape[-2:])
     wanted = not now or records_gradient(A, B)
     if not wanted and tiny and limits.are_numbers and _fits_lstsq_tiny(A, B):
-        return _lstsq_tiny(A, B, limits, method)
+        given = A.contiguous(), B.contiguous(), *limits, method.driver == "jacobi"
+        return torch.ops.fusedstep.lstsq_tiny.default(*given)  # type: ignore[no-any-return]
     A = A.expand(*limits.batch(A), *A.shape[-2:])
     factors = _factors(A.detach(), limits, method, now)
     batch = broadcast_shapes(A.shape[:-2], B.shape[:-2])
@@ -145,13 +146,6 @@ def _solution(A: Tensor, B: Tensor, limits: Limits, method: Method) -> Tensor:
 def _fits_lstsq_tiny(A: Tensor, B: Tensor) -> bool:
     """Whether each matrix has its own few right-hand sides: it is inverted for each set."""
     return A.shape[:-2] == B.shape[:-2] and B.shape[-1] <= _C.TINY
-
-
-def _lstsq_tiny(A: Tensor, B: Tensor, limits: Limits, method: Method) -> Tensor:
-    """A⁺ B by the kernel of small matrices: one op, for tolerances that are numbers."""
-    A, B = (t.detach().contiguous() for t in (A, B))
-    X: Tensor = torch.ops.fusedstep.lstsq_tiny.default(A, B, *limits, method.driver == "jacobi")
-    return X
 
 
 @register_fake("lstsq_tiny")

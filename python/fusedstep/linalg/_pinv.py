@@ -195,7 +195,8 @@ def _inverse(
 def pinv_tiny(A: Tensor, limits: Limits, method: Method) -> Tensor:
     """A⁺ by the kernel of small matrices: one op, for tolerances that are numbers."""
     jacobi = method.driver == "jacobi"
-    P: Tensor = torch.ops.fusedstep.pinv_tiny.alike(A.detach().contiguous(), *limits, jacobi)
+    given = A.detach() if A.requires_grad else A
+    P: Tensor = torch.ops.fusedstep.pinv_tiny.alike(given.contiguous(), *limits, jacobi)
     return P
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fusedstep.checks import DTYPES, refuse, require_bool, require_dense, require_number
 from fusedstep.linalg.drivers import HERMITIAN_NAMES, NAMES
 from fusedstep.linalg.numerics import Tolerance
+from fusedstep.linalg.transforms import PLAIN
 
 COMPUTED = (torch.float32, torch.float64)  # half precision becomes float32 first
 TAKEN = (*DTYPES, torch.complex64, torch.complex128)
@@ -23,7 +24,9 @@ broadcast_shapes: Callable[..., torch.Size] = torch.broadcast_shapes  # torch's 
 
 def require_matrices(function: str, argument: str, tensor: Any) -> None:
     """A plain dense tensor of two or more dimensions on a CPU or a CUDA device, not of integers."""
-    require_dense(function, argument, tensor, TAKEN)
+    usual = type(tensor) in PLAIN and tensor.dtype in COMPUTED
+    if not (usual and tensor.is_cpu and tensor.layout is torch.strided):
+        require_dense(function, argument, tensor, TAKEN)
     if tensor.dim() < 2:
         refuse(function, argument, "have two or more dimensions", tuple(tensor.shape))
 

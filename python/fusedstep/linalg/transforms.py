@@ -31,7 +31,7 @@ def unwatched(*tensors: Tensor) -> bool:
 
 def records_gradient(*tensors: Tensor) -> bool:
     """Whether reverse mode needs what is computed from the tensors."""
-    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 class BothModes(Function):
