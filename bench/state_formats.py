@@ -75,10 +75,10 @@ def gradients(steps: int, seed: int, console: Console) -> np.ndarray:
 
 
 def by_levels(levels: np.ndarray, stochastic: bool, zero: bool, block: int = 128) -> Store:
-    """A format of ascending `levels` of magnitude from 0 to 1, times each block's largest.
+    """A format of ascending `levels` of magnitude up to 1, times each block's largest.
 
     Rounds to the nearest level, or up with the probability that keeps the mean. Without `zero`
-    nothing but 0 becomes 0.
+    nothing but 0 becomes the first level.
     """
 
     def store(x: np.ndarray, random: np.ndarray) -> np.ndarray:
@@ -93,6 +93,13 @@ def by_levels(levels: np.ndarray, stochastic: bool, zero: bool, block: int = 128
         return (np.sign(rows) * levels[code] * scale).astype(np.float32).ravel()
 
     return store
+
+
+def tapered_levels(octaves: int, first: int, last: int) -> np.ndarray:
+    """Small floats with one bit of mantissa less after every `octaves`; 0 is among them for 2."""
+    levels = quantize.tapered(octaves, first, last)
+    levels -= levels[0] * (octaves == 2)
+    return levels / levels[-1]
 
 
 def power_levels(count: int, exponent: int) -> np.ndarray:
@@ -154,6 +161,7 @@ def first_formats() -> Iterator[Format]:
         "linear": power_levels(127, 1),
         "softsign": softsign_levels(127),
         "square root": power_levels(127, 2),
+        "tapered, 2 octaves": tapered_levels(2, 2, 129),
         "3 exponent, 4 mantissa bits": minifloat_levels(127, 4),
         "dynamic exponent": dynamic_levels(signed=True),
     }
@@ -164,7 +172,7 @@ def first_formats() -> Iterator[Format]:
         store = by_levels(shapes[name], stochastic=True, zero=True, block=256)
         yield Format(f"{name}, blocks of 256", "stochastic", store)
     yield Format("bfloat16", "stochastic", to_bfloat16)
-    yield Format("CHOSEN: square root", "stochastic", to_signed)
+    yield Format("CHOSEN: tapered, 2 octaves", "stochastic", to_signed)
 
 
 def second_formats() -> Iterator[Format]:
@@ -172,6 +180,9 @@ def second_formats() -> Iterator[Format]:
         "linear": power_levels(255, 1),
         "square root": power_levels(255, 2),
         "fourth root": power_levels(255, 4),
+        "tapered, 2 octaves": tapered_levels(2, 2, 257),
+        "tapered, 4 octaves": tapered_levels(4, 4, 256),
+        "tapered, 8 octaves": tapered_levels(8, 8, 256),
         "4 exponent, 4 mantissa bits": minifloat_levels(255, 4),
         "dynamic exponent": dynamic_levels(signed=False),
     }
@@ -180,13 +191,13 @@ def second_formats() -> Iterator[Format]:
         yield Format(f"{name}, zero allowed", "nearest", second=store)
     for name, levels in shapes.items():
         for rounding in ("nearest", "stochastic"):
-            store = by_levels(levels, rounding == "stochastic", zero=False)
+            store = by_levels(levels, rounding == "stochastic", zero=levels[0] > 0)
             yield Format(name, rounding, second=store)
     for name in ("square root", "fourth root"):
         store = by_levels(shapes[name], stochastic=True, zero=False, block=256)
         yield Format(f"{name}, blocks of 256", "stochastic", second=store)
     yield Format("bfloat16", "stochastic", second=to_bfloat16)
-    yield Format("CHOSEN: fourth root", "stochastic", second=to_unsigned)
+    yield Format("CHOSEN: tapered, 4 octaves", "stochastic", second=to_unsigned)
     yield Format("both bfloat16", "stochastic", to_bfloat16, to_bfloat16)
     yield Format("CHOSEN, both", "stochastic", to_signed, to_unsigned)
 

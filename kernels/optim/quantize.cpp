@@ -8,21 +8,19 @@ namespace {
 
 template <typename Code>
 void encode(const float* x, int64_t size, Code* codes, float* scales) {
-  uint16_t halfway[kBlock];
-  std::fill_n(halfway, kBlock, uint16_t{0x8000});
-  for (int64_t i = 0; i < size; i += kBlock) {
-    const int n = static_cast<int>(std::min<int64_t>(kBlock, size - i));
-    const float scale = block_scale(largest_of(x + i, n));
-    encode_block(x + i, 1 / scale, halfway, codes + i, n);
-    scales[i / kBlock] = scale;
+  uint16_t halfway[kTile];
+  std::fill_n(halfway, kTile, uint16_t{0x8000});
+  for (int64_t i = 0; i < size; i += kTile) {
+    const int n = static_cast<int>(std::min<int64_t>(kTile, size - i));
+    encode_tile(x + i, halfway, codes + i, scales + i / kBlock, n);
   }
 }
 
 template <typename Code>
 void decode(const Code* codes, const float* scales, int64_t size, float* x) {
-  for (int64_t i = 0; i < size; i += kBlock) {
-    const int n = static_cast<int>(std::min<int64_t>(kBlock, size - i));
-    decode_block(codes + i, scales[i / kBlock], x + i, n);
+  for (int64_t i = 0; i < size; i += kTile) {
+    const int n = static_cast<int>(std::min<int64_t>(kTile, size - i));
+    decode_tile(codes + i, scales + i / kBlock, x + i, n);
   }
 }
 

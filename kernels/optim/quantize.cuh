@@ -2,7 +2,6 @@
 // and back. They exist for float32 computations alone; for others the functions do nothing.
 #pragma once
 
-#include "kernels/common/reduce.h"
 #include "kernels/common/vector.cuh"
 #include "kernels/common/warp.cuh"
 #include "kernels/optim/master.h"
@@ -57,71 +56,102 @@ __device__ void split_pack([[maybe_unused]] const T (&from)[n], [[maybe_unused]]
   }
 }
 
-// Rounds to bfloat16 stochastically, by the random bits of the pack.
+// The random words of a pack.
+template <int n>
+struct RandomPack {
+  uint32_t words[n / kRandomGroup];
+};
+
+template <int n>
+__device__ RandomPack<n> random_pack(const RandomKey& key, int64_t element) {
+  const auto first = static_cast<uint32_t>(element / kRandomGroup);
+  RandomPack<n> pack;
+#pragma unroll
+  for (int i = 0; i < n / kRandomGroup; ++i) {
+    pack.words[i] = random_word(key, first + i);
+  }
+  return pack;
+}
+
+template <int n>
+__device__ RandomPack<n> exchange_bytes(RandomPack<n> pack) {
+#pragma unroll
+  for (uint32_t& word : pack.words) {
+    word = fusedstep::exchange_bytes(word);
+  }
+  return pack;
+}
+
+template <int n>
+__device__ uint32_t random16(const RandomPack<n>& pack, int j) {
+  return fusedstep::random16(pack.words[j / kRandomGroup], j % kRandomGroup);
+}
+
+// Rounds to bfloat16 stochastically.
 template <typename T, int n>
-__device__ void round_pack([[maybe_unused]] const T (&from)[n], [[maybe_unused]] const Words& words,
-                           [[maybe_unused]] Raw& to) {
+__device__ void round_pack([[maybe_unused]] const T (&from)[n],
+                           [[maybe_unused]] const RandomPack<n>& random, [[maybe_unused]] Raw& to) {
   if constexpr (sizeof(T) == sizeof(float)) {
-    static_assert(n == kRandomGroup);
     BFloat16 rounded[n];
 #pragma unroll
     for (int j = 0; j < n; ++j) {
-      rounded[j] = round_to_bfloat16_stochastically(from[j], random16(words, j));
+      rounded[j] = round_to_bfloat16_stochastically(from[j], random16(random, j));
     }
     memcpy(&to, rounded, sizeof(rounded));
   }
 }
 
 // The largest magnitude of a block, a NaN above all; its neighbouring threads hold the packs.
+// Magnitudes have the same order as integers, of which a GPU takes a maximum in one instruction.
 template <typename T, int n>
 __device__ float largest_of_block(const T (&values)[n], int count) {
   constexpr int kThreadsOfBlock = kBlock / n;
   static_assert(kThreadsOfBlock <= kWarp);
-  float largest = 0;
+  int32_t largest = 0;
+  const auto take = [&](int32_t magnitude) { largest = magnitude > largest ? magnitude : largest; };
 #pragma unroll
   for (int j = 0; j < n; ++j) {
     if (j < count) {
-      largest = accumulate<Norm::kInf>(largest, static_cast<float>(values[j]));
+      take(bit_cast<int32_t>(static_cast<float>(values[j])) & 0x7fffffff);
     }
   }
 #pragma unroll
   for (int other = kThreadsOfBlock / 2; other > 0; other /= 2) {
-    largest = nan_max(largest, __shfl_xor_sync(kEveryLane, largest, other));
+    take(__shfl_xor_sync(kEveryLane, largest, other));
   }
-  return largest;
+  return bit_cast<float>(largest);
 }
 
-// Codes of either sign are int8_t, those of what is never negative uint8_t.
 template <typename Code, typename T, int n>
 __device__ void decode_pack(const Raw& from, float scale, T (&to)[n]) {
   Code codes[n];
   memcpy(codes, &from, sizeof(codes));
 #pragma unroll
   for (int j = 0; j < n; ++j) {
-    if constexpr (std::is_signed_v<Code>) {
-      to[j] = decode_signed(codes[j], scale);
-    } else {
-      to[j] = decode_unsigned(codes[j], scale);
-    }
+    to[j] = Codes<Code>::decode(codes[j], scale);
   }
 }
 
+// By all threads of a warp together; returns the block's scale.
 template <typename Code, typename T, int n>
-__device__ void encode_pack([[maybe_unused]] const T (&from)[n], [[maybe_unused]] float scale,
-                            [[maybe_unused]] const Words& words, [[maybe_unused]] Raw& to) {
+__device__ float encode_pack([[maybe_unused]] const T (&from)[n], [[maybe_unused]] int count,
+                             [[maybe_unused]] const RandomPack<n>& random,
+                             [[maybe_unused]] Raw& to) {
   if constexpr (sizeof(T) == sizeof(float)) {
-    const float inverse = 1 / scale;
-    Code codes[n];
+    const float largest = largest_of_block(from, count);
+    const float scale = block_scale(largest);
+    Code codes[n] = {};
+    if (has_codes(largest)) {
+      const float inverse = Codes<Code>::kTop / scale;
 #pragma unroll
-    for (int j = 0; j < n; ++j) {
-      if constexpr (std::is_signed_v<Code>) {
-        codes[j] = encode_signed(from[j], inverse, random16(words, j));
-      } else {
-        codes[j] = encode_unsigned(from[j], inverse, random16(words, j));
+      for (int j = 0; j < n; ++j) {
+        codes[j] = Codes<Code>::encode(from[j], inverse, random16(random, j));
       }
     }
     memcpy(&to, codes, sizeof(codes));
+    return scale;
   }
+  return 0;
 }
 
 }  // namespace fusedstep::cuda

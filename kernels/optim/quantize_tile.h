@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 
 #include "kernels/optim/master.h"
 #include "kernels/optim/quantize.h"
@@ -15,8 +16,15 @@ namespace fusedstep::cpu {
 // The random bits of the elements [at, at + n), n at most kTile.
 FUSEDSTEP_CLONES inline void fill_random(const RandomStream& stream, int64_t at, int n,
                                          uint16_t* bits) {
-  const int groups = (n + kRandomGroup - 1) / kRandomGroup;
-  random_tile(stream, static_cast<uint64_t>(at) / kRandomGroup, groups, bits);
+  static_assert(std::endian::native == std::endian::little, "a word's low half comes first");
+  using Aliasing = uint32_t __attribute__((may_alias));
+  auto* const words = reinterpret_cast<Aliasing*>(bits);
+  const RandomKey key = random_key(stream, static_cast<uint64_t>(at));
+  const auto first = static_cast<uint32_t>(at / kRandomGroup);
+  FUSEDSTEP_IVDEP
+  for (int i = 0; i < (n + 1) / kRandomGroup; ++i) {
+    words[i] = random_word(key, first + i);
+  }
 }
 
 FUSEDSTEP_CLONES inline void exchange_tile(uint16_t* bits, int n) {
@@ -61,57 +69,58 @@ FUSEDSTEP_CLONES inline void round_tile(const float* from, const uint16_t* bits,
 
 // The largest magnitude, a NaN above all: as integers magnitudes have the same order, and a plain
 // maximum of integers becomes vector instructions, twenty times as fast as nan_max.
-FUSEDSTEP_CLONES inline float largest_of(const float* from, int n) {
+FUSEDSTEP_HD float largest_of(const float* from, int n) {
   int32_t largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
+  for (int i = 0; i < n; ++i) {
     const int32_t magnitude = bit_cast<int32_t>(from[i]) & 0x7fffffff;
     largest = magnitude > largest ? magnitude : largest;
   }
   return bit_cast<float>(largest);
 }
 
-FUSEDSTEP_CLONES inline void decode_block(const int8_t* codes, float scale, float* to, int n) {
+template <typename Code>
+FUSEDSTEP_HD void decode_block(const Code* codes, float scale, float* to, int n) {
   for (int i = 0; i < n; ++i) {
-    to[i] = decode_signed(codes[i], scale);
+    to[i] = Codes<Code>::decode(codes[i], scale);
   }
 }
 
-FUSEDSTEP_CLONES inline void decode_block(const uint8_t* codes, float scale, float* to, int n) {
-  for (int i = 0; i < n; ++i) {
-    to[i] = decode_unsigned(codes[i], scale);
+// Returns the scale.
+template <typename Code>
+FUSEDSTEP_HD float encode_block(const float* from, const uint16_t* bits, Code* codes, int n) {
+  const float largest = largest_of(from, n);
+  const float scale = block_scale(largest);
+  if (!has_codes(largest)) {
+    std::fill_n(codes, n, Code{0});
+    return scale;
   }
-}
-
-FUSEDSTEP_CLONES inline void encode_block(const float* from, float inverse, const uint16_t* bits,
-                                          int8_t* codes, int n) {
+  const float inverse = Codes<Code>::kTop / scale;
   FUSEDSTEP_IVDEP
   for (int i = 0; i < n; ++i) {
-    codes[i] = encode_signed(from[i], inverse, bits[i]);
+    codes[i] = Codes<Code>::encode(from[i], inverse, bits[i]);
   }
+  return scale;
 }
 
-FUSEDSTEP_CLONES inline void encode_block(const float* from, float inverse, const uint16_t* bits,
-                                          uint8_t* codes, int n) {
-  FUSEDSTEP_IVDEP
-  for (int i = 0; i < n; ++i) {
-    codes[i] = encode_unsigned(from[i], inverse, bits[i]);
+// Block by block; the size of a whole one is a constant, which spares its loops their ends.
+template <typename Code>
+FUSEDSTEP_CLONES void decode_tile(const Code* codes, const float* scales, float* to, int n) {
+  for (; n >= kBlock; n -= kBlock, codes += kBlock, to += kBlock) {
+    decode_block(codes, *scales++, to, kBlock);
+  }
+  if (n > 0) {
+    decode_block(codes, *scales, to, n);
   }
 }
 
 template <typename Code>
-void decode_tile(const Code* codes, const float* scales, float* to, int n) {
-  for (int i = 0; i < n; i += kBlock) {
-    decode_block(codes + i, scales[i / kBlock], to + i, std::min(kBlock, n - i));
+FUSEDSTEP_CLONES void encode_tile(const float* from, const uint16_t* bits, Code* codes,
+                                  float* scales, int n) {
+  for (; n >= kBlock; n -= kBlock, from += kBlock, bits += kBlock, codes += kBlock) {
+    *scales++ = encode_block(from, bits, codes, kBlock);
   }
-}
-
-template <typename Code>
-void encode_tile(const float* from, const uint16_t* bits, Code* codes, float* scales, int n) {
-  for (int i = 0; i < n; i += kBlock) {
-    const int some = std::min(kBlock, n - i);
-    const float scale = block_scale(largest_of(from + i, some));
-    encode_block(from + i, 1 / scale, bits + i, codes + i, some);
-    scales[i / kBlock] = scale;
+  if (n > 0) {
+    *scales = encode_block(from, bits, codes, n);
   }
 }
 

@@ -16,21 +16,21 @@ namespace fusedstep::cuda {
 template <typename T, bool uniform>
 constexpr int kStepBlocks = (uniform ? 3 : 2) - (sizeof(T) == sizeof(double) ? 1 : 0);
 
-// All arrays of a chunk, and its random numbers.
+// All arrays of a chunk, and the keys of its random numbers.
 template <typename T, bool uniform, int kStates>
 struct ChunkArrays {
+  static constexpr int n = kPack<T, uniform>;
   ChunkParam<T, uniform> param;
   ChunkArray<T, uniform> grad;
   ChunkState<T, uniform> states[kStates > 0 ? kStates : 1];
   int64_t begin;
-  uint64_t seed;
-  uint32_t position, step;
-  bool draws;  // a state is rounded stochastically
+  static constexpr int kKeys = 1 + (kStates + 1) / 2;
+  RandomKey keys[kKeys];  // for the parameter, then for each two states
+  bool draws;             // a state is rounded stochastically
 
-  // Of the pack at element `at`; `slot`: 0 for the parameter, 1 + k for the states k and k + 1.
-  __device__ Words random(uint32_t slot, int at) const {
-    const RandomStream stream{seed, random_array(position, slot), step};
-    return random_words(stream, static_cast<uint64_t>(begin + at) / kRandomGroup);
+  // Of the pack at element `at`.
+  __device__ RandomPack<n> random(int key, int at) const {
+    return random_pack<n>(keys[key], begin + at);
   }
 };
 
@@ -43,15 +43,20 @@ __device__ ChunkArrays<T, uniform, kStates> arrays_of(const Row& row, void* grad
       .grad = ChunkArray<T, uniform>(grads, row.grad_dtype, begin),
       .states = {},
       .begin = begin,
-      .seed = group.seed,
-      .position = static_cast<uint32_t>(row.position),
-      .step = step,
+      .keys = {},
       .draws = false,
   };
 #pragma unroll
   for (int k = 0; k < kStates; ++k) {
     arrays.states[k] = ChunkState<T, uniform>(row, k, begin);
     arrays.draws = arrays.draws || arrays.states[k].rounds();
+  }
+  if (arrays.draws || arrays.param.stochastic) {
+    for (int key = 0; key < arrays.kKeys; ++key) {
+      const int slot = key == 0 ? 0 : 2 * key - 1;  // 1 + k for the states k and k + 1
+      const uint32_t array = random_array(static_cast<uint32_t>(row.position), slot);
+      arrays.keys[key] = random_key({group.seed, array, step}, static_cast<uint64_t>(begin));
+    }
   }
   return arrays;
 }
@@ -100,13 +105,13 @@ __device__ void update_chunk(const Arrays& arrays, int size, const Coefficients&
       arrays.param.store(p, at, count, [&] { return arrays.random(0, at); });
     }
     arrays.param.advance_average(p, at, count);
-    Words words = {};
+    RandomPack<n> random = {};
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
       if (!uniform && arrays.draws) {
-        words = k % 2 == 0 ? arrays.random(1 + k, at) : exchange_bytes(words);
+        random = k % 2 == 0 ? arrays.random(1 + k / 2, at) : exchange_bytes(random);
       }
-      arrays.states[k].store(s[k], at, count, words);
+      arrays.states[k].store(s[k], at, count, random);
     }
   }
 }

@@ -142,9 +142,9 @@ struct ChunkParam {
     }
   }
 
-  // `words()`: the random bits of the pack.
-  template <typename Words>
-  __device__ void store(T (&p)[n], int at, int count, Words&& words) const {
+  // `random()`: the random bits of the pack.
+  template <typename Random>
+  __device__ void store(T (&p)[n], int at, int count, Random&& random) const {
     Raw raw;
     if constexpr (uniform) {
       param.narrow(p, raw);
@@ -158,7 +158,7 @@ struct ChunkParam {
       }
       master.store(raw_master, at, count);
     } else if (stochastic) {
-      round_pack(p, words(), raw);
+      round_pack(p, random(), raw);
     } else {
       param.narrow(p, raw);
     }
@@ -220,20 +220,18 @@ struct ChunkState {
   // Whether it is stored with fewer bits, rounded stochastically.
   __device__ bool rounds() const { return !uniform && state.stored != state.kComputed; }
 
-  // By all threads of a warp together; `words`: the random bits of the pack.
-  __device__ void store(const T (&values)[n], int at, int count, const Words& words) const {
+  // By all threads of a warp together; `random`: the random bits of the pack.
+  __device__ void store(const T (&values)[n], int at, int count,
+                        const RandomPack<n>& random) const {
     Raw raw;
     if constexpr (uniform) {
       state.narrow(values, raw);
     } else if (state.stored == Dtype::kBFloat16) {
-      round_pack(values, words, raw);
+      round_pack(values, random, raw);
     } else if (scales != nullptr) {
-      const float scale = block_scale(largest_of_block(values, count));
-      if (state.stored == Dtype::kInt8) {
-        encode_pack<int8_t>(values, scale, words, raw);
-      } else {
-        encode_pack<uint8_t>(values, scale, words, raw);
-      }
+      const float scale = state.stored == Dtype::kInt8
+                              ? encode_pack<int8_t>(values, count, random, raw)
+                              : encode_pack<uint8_t>(values, count, random, raw);
       if (at % kBlock == 0 && count > 0) {
         *scale_of(at) = scale;
       }

@@ -73,8 +73,8 @@ def test_elements_tensors_and_steps_are_rounded_independently() -> None:
         before = [p.detach().float() for p in (a, b)]
         optimizer.step()
         up += [(p.detach().float() < q).double() for p, q in zip((a, b), before, strict=True)]
-    up.append(up[0].roll(1))  # neighbours
-    up.append(up[0].roll(8))  # and those that share a call of the generator with their neighbours
+    up.append(up[0].roll(1))  # neighbours, of which each two share a word of the generator
+    up.append(up[0].roll(2))  # and those that have the same half of the next word
     correlations = torch.corrcoef(torch.stack(up)) - torch.eye(len(up))
     assert correlations.abs().max() < 5 / SIZE**0.5
 

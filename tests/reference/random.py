@@ -1,27 +1,18 @@
-"""The random bits of kernels/optim/random.h: Philox4x32-10 of (seed, step, array, element)."""
+"""The random bits of kernels/optim/random.h: a hash of (seed, step, array, element)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-GROUP = 8  # elements that share a call of the generator
-_LOW = np.uint64(0xFFFFFFFF)
-_HALF = np.uint64(32)
+GROUP = 2  # elements that share a word
 
 
-def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """The generator: `counter` [..., 4] uint32 to random uint32 of that shape.
-
-    Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3.
-    """
-    a, b, c, d = np.moveaxis(counter.astype(np.uint64), -1, 0)
-    for i in range(10):
-        key0 = np.uint64((key[0] + i * 0x9E3779B9) & 0xFFFFFFFF)
-        key1 = np.uint64((key[1] + i * 0xBB67AE85) & 0xFFFFFFFF)
-        product_a, product_c = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
-        a, b = (product_c >> _HALF) ^ b ^ key0, product_c & _LOW
-        c, d = (product_a >> _HALF) ^ d ^ key1, product_a & _LOW
-    return np.stack([a, b, c, d], axis=-1).astype(np.uint32)
+def mix64(x: int) -> int:
+    """The finalizer of SplitMix64: Steele, Lea and Flood 2014."""
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
 
 
 def random_array(tensor: int, slot: int) -> int:
@@ -29,15 +20,26 @@ def random_array(tensor: int, slot: int) -> int:
     return tensor << 3 | slot
 
 
+def random_words(key: int, groups: np.ndarray) -> np.ndarray:
+    """uint32 words of the groups of these numbers (uint32), by a key of 64 bits."""
+    start, twist = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
+    x = groups * np.uint32(0x9E3779B9) + start
+    x = (x ^ x >> 16) * np.uint32(0x7FEB352D)
+    x = (x ^ x >> 15 ^ twist) * np.uint32(0x846CA68B)
+    return x ^ x >> 16
+
+
 def random16(seed: int, array: int, step: int, begin: int, size: int) -> np.ndarray:
     """The bits of elements [begin, begin + size) of an array at update `step`: [size] uint16."""
-    first, last = begin // GROUP, -(-(begin + size) // GROUP)
-    groups = np.arange(first, last, dtype=np.uint64)
-    counter = np.empty((groups.size, 4), np.uint32)
-    counter[:, 0], counter[:, 1] = groups & _LOW, groups >> _HALF
-    counter[:, 2], counter[:, 3] = array, step
-    words = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
-    halves = np.stack([words & 0xFFFF, words >> 16], axis=-1).astype(np.uint16)
+    first, end = begin // GROUP, -(-(begin + size) // GROUP)
+    stream, words, at = mix64(mix64(seed) ^ (array << 32 | step)), [], first
+    while at < end:  # a key for each 2^32 groups
+        window, stop = at >> 32, min(end, (at >> 32) + 1 << 32)
+        groups = np.arange(at - (window << 32), stop - (window << 32), dtype=np.uint64)
+        words.append(random_words(mix64((stream + window) % 2**64), groups.astype(np.uint32)))
+        at = stop
+    all_words = np.concatenate([np.empty(0, np.uint32), *words])
+    halves = np.stack([all_words & 0xFFFF, all_words >> 16], axis=-1).astype(np.uint16)
     return halves.reshape(-1)[begin - first * GROUP :][:size]
 
 

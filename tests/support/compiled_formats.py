@@ -45,25 +45,17 @@ def pointer(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def philox(loops: str, counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """As the reference's."""
-    words = np.empty_like(counters)
-    library(loops).philox_words(
-        pointer(counters), ctypes.c_uint32(key[0]), ctypes.c_uint32(key[1]), pointer(words),
-        ctypes.c_int64(len(counters)),
-    )  # fmt: skip
-    return words
-
-
-def random_bits(loops: str, how: str, seed: int, array: int, step: int, first: int, groups: int):
-    """16 bits for each element of some groups, by random_by_tile or random_by_group."""
-    bits = np.full(groups * 8 + 8, 0xABCD, np.uint16)
+def random_bits(
+    loops: str, how: str, seed: int, array: int, step: int, begin: int, size: int
+) -> np.ndarray:
+    """16 bits for each of the elements [begin, begin + size), by random_by_tile or _by_group."""
+    bits = np.full(size + size % 2 + 8, 0xABCD, np.uint16)
     getattr(library(loops), how)(
         ctypes.c_uint64(seed), ctypes.c_uint32(array), ctypes.c_uint32(step),
-        ctypes.c_uint64(first), ctypes.c_int(groups), pointer(bits),
+        ctypes.c_int64(begin), ctypes.c_int(size), pointer(bits),
     )  # fmt: skip
-    assert (bits[groups * 8 :] == 0xABCD).all(), "written past the end"
-    return bits[: groups * 8]
+    assert (bits[size + size % 2 :] == 0xABCD).all(), "written past the end"
+    return bits[:size]
 
 
 def elementwise(loops: str, name: str, inputs: list[np.ndarray], outputs: list[type]):
@@ -74,27 +66,19 @@ def elementwise(loops: str, name: str, inputs: list[np.ndarray], outputs: list[t
     return results
 
 
-def _blocks(size: int) -> list[slice]:
-    return [slice(begin, min(begin + BLOCK, size)) for begin in range(0, size, BLOCK)]
-
-
-def encode(loops: str, x: np.ndarray, random16: np.ndarray, dtype: type) -> np.ndarray:
-    """Codes of float32 `x`: signed ones for np.int8, unsigned ones for np.uint8."""
-    codes = np.empty(x.size, dtype)
-    function: Callable = getattr(library(loops), f"encode_{_SIGN[codes.dtype]}_block")
-    for block in _blocks(x.size):
-        largest = ctypes.c_float(np.abs(x[block]).max())
-        size = block.stop - block.start
-        arrays = pointer(random16[block]), pointer(codes[block])
-        function(pointer(x[block]), largest, *arrays, ctypes.c_int(size))
-    return codes
+def encode(
+    loops: str, x: np.ndarray, random16: np.ndarray, dtype: type
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales of float32 `x`: signed codes for np.int8, unsigned ones for np.uint8."""
+    codes, scales = np.empty(x.size, dtype), np.empty(-(-x.size // BLOCK), np.float32)
+    function: Callable = getattr(library(loops), f"encode_{_SIGN[codes.dtype]}")
+    function(*map(pointer, (x, random16, codes, scales)), ctypes.c_int(x.size))
+    return codes, scales
 
 
 def decode(loops: str, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """float32 from codes, signed or unsigned by their type."""
     x = np.empty(codes.size, np.float32)
-    function: Callable = getattr(library(loops), f"decode_{_SIGN[codes.dtype]}_block")
-    for block, scale in zip(_blocks(codes.size), scales, strict=True):
-        size = block.stop - block.start
-        function(pointer(codes[block]), ctypes.c_float(scale), pointer(x[block]), size)
+    function: Callable = getattr(library(loops), f"decode_{_SIGN[codes.dtype]}")
+    function(*map(pointer, (codes, scales, x)), ctypes.c_int(codes.size))
     return x

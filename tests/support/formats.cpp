@@ -1,34 +1,25 @@
 // The generator and the number formats of kernels/common behind a C interface, for
 // tests/support/compiled_formats.py.
-#include "kernels/optim/quantize.h"
-#include "kernels/optim/random.h"
-#include "kernels/optim/remainder.h"
+#include "kernels/optim/quantize_tile.h"
 
 using namespace fusedstep;
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT void philox_words(const uint32_t* counters, uint32_t key0, uint32_t key1, uint32_t* words,
-                         int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t* c = counters + 4 * i;
-    const Words x = philox({c[0], c[1], c[2], c[3]}, key0, key1);
-    words[4 * i] = x.a, words[4 * i + 1] = x.b, words[4 * i + 2] = x.c, words[4 * i + 3] = x.d;
-  }
-}
-
-EXPORT FUSEDSTEP_CLONES void random_by_tile(uint64_t seed, uint32_t array, uint32_t step,
-                                            uint64_t first_group, int groups, uint16_t* bits) {
-  random_tile({seed, array, step}, first_group, groups, bits);
+// The 16 bits of the elements [at, at + n), `at` even, as a CPU's loop draws them.
+EXPORT void random_by_tile(uint64_t seed, uint32_t array, uint32_t step, int64_t at, int n,
+                           uint16_t* bits) {
+  cpu::fill_random({seed, array, step}, at, n, bits);
 }
 
 // As the thread that owns a group would on a GPU.
-EXPORT void random_by_group(uint64_t seed, uint32_t array, uint32_t step, uint64_t first_group,
-                            int groups, uint16_t* bits) {
-  for (int g = 0; g < groups; ++g) {
-    const Words words = random_words({seed, array, step}, first_group + g);
+EXPORT void random_by_group(uint64_t seed, uint32_t array, uint32_t step, int64_t at, int n,
+                            uint16_t* bits) {
+  for (int i = 0; i < n; i += kRandomGroup) {
+    const RandomKey key = random_key({seed, array, step}, at + i);
+    const uint32_t word = random_word(key, static_cast<uint32_t>((at + i) / kRandomGroup));
     for (int j = 0; j < kRandomGroup; ++j) {
-      bits[kRandomGroup * g + j] = static_cast<uint16_t>(random16(words, j));
+      bits[i + j] = static_cast<uint16_t>(random16(word, j));
     }
   }
 }
@@ -78,34 +69,23 @@ EXPORT FUSEDSTEP_CLONES int64_t count_lost_floats() {
   return lost;
 }
 
-EXPORT FUSEDSTEP_CLONES void encode_signed_block(const float* x, float largest,
-                                                 const uint16_t* random, int8_t* codes, int n) {
-  const float inverse = 1.0f / block_scale(largest);
-  for (int i = 0; i < n; ++i) {
-    codes[i] = encode_signed(x[i], inverse, random[i]);
-  }
+// Whole tensors, block by block.
+EXPORT void encode_signed(const float* x, const uint16_t* random, int8_t* codes, float* scales,
+                          int n) {
+  cpu::encode_tile(x, random, codes, scales, n);
 }
 
-EXPORT FUSEDSTEP_CLONES void decode_signed_block(const int8_t* codes, float scale, float* x,
-                                                 int n) {
-  for (int i = 0; i < n; ++i) {
-    x[i] = decode_signed(codes[i], scale);
-  }
+EXPORT void encode_unsigned(const float* x, const uint16_t* random, uint8_t* codes, float* scales,
+                            int n) {
+  cpu::encode_tile(x, random, codes, scales, n);
 }
 
-EXPORT FUSEDSTEP_CLONES void encode_unsigned_block(const float* x, float largest,
-                                                   const uint16_t* random, uint8_t* codes, int n) {
-  const float inverse = 1.0f / block_scale(largest);
-  for (int i = 0; i < n; ++i) {
-    codes[i] = encode_unsigned(x[i], inverse, random[i]);
-  }
+EXPORT void decode_signed(const int8_t* codes, const float* scales, float* x, int n) {
+  cpu::decode_tile(codes, scales, x, n);
 }
 
-EXPORT FUSEDSTEP_CLONES void decode_unsigned_block(const uint8_t* codes, float scale, float* x,
-                                                   int n) {
-  for (int i = 0; i < n; ++i) {
-    x[i] = decode_unsigned(codes[i], scale);
-  }
+EXPORT void decode_unsigned(const uint8_t* codes, const float* scales, float* x, int n) {
+  cpu::decode_tile(codes, scales, x, n);
 }
 
 EXPORT const int block_size;

@@ -52,7 +52,8 @@ class Options:
             gradients; what is refused for `max_norm` is refused here, too.
         state_dtype: Dtype of the optimizer's state. None: float32, or float64 for float64
             parameters. `torch.bfloat16`: rounded stochastically. `"int8"`: 8-bit codes with a
-            float32 scale for every 128 elements in memory, kept in an entry `<name>_scale`. float64
+            float32 scale for every 128 elements in memory, kept in an entry `<name>_scale`; a
+            second moment that is less than 6e-8 of the largest of them counts as that. float64
             parameters support neither; DTensors and FSDP1 do not support `"int8"`. A parameter
             group may override it.
         master: Where a bfloat16 parameter keeps the float32 value that is updated. `"float32"`: in
