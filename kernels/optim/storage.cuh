@@ -18,12 +18,15 @@ struct ChunkArray {
   char* data;
   bool aligned;  // for packs
   Dtype stored;
+  uint8_t width;  // bytes of an element
 
   ChunkArray() = default;
   __device__ ChunkArray(void* array, Dtype dtype, int64_t begin)
-      : data(static_cast<char*>(array)), stored(dtype) {
-    data += begin * width_of(this->dtype());
-    aligned = aligned_for(data, width_of(this->dtype()) * n);
+      : data(static_cast<char*>(array)),
+        stored(dtype),
+        width(static_cast<uint8_t>(width_of(this->dtype()))) {
+    data += begin * width;
+    aligned = aligned_for(data, width * n);
   }
 
   __device__ Dtype dtype() const { return uniform ? kComputed : stored; }
@@ -31,12 +34,12 @@ struct ChunkArray {
 
   // Elements [at, at + count) of the chunk, as they are.
   __device__ void load(int at, int count, Raw& raw) const {
-    const char* const from = data + at * width_of(dtype());
+    const char* const from = data + at * (uniform ? sizeof(T) : width);
     const bool whole = aligned && count == n;
     if constexpr (uniform) {
       load_pack<T, n>(from, whole, count, raw);
     } else {
-      switch (width_of(dtype())) {
+      switch (width) {
         case 8:
           if constexpr (sizeof(T) == 8) {
             return load_pack<double, n>(from, whole, count, raw);
@@ -54,12 +57,12 @@ struct ChunkArray {
   }
 
   __device__ void store(const Raw& raw, int at, int count) const {
-    char* const to = data + at * width_of(dtype());
+    char* const to = data + at * (uniform ? sizeof(T) : width);
     const bool whole = aligned && count == n;
     if constexpr (uniform) {
       store_pack<T, n>(raw, whole, count, to);
     } else {
-      switch (width_of(dtype())) {
+      switch (width) {
         case 8:
           if constexpr (sizeof(T) == 8) {
             store_pack<double, n>(raw, whole, count, to);
