@@ -18,8 +18,13 @@ from python.buildtools.flags import CXX_FLAGS
 from tests.reference.quantize import BLOCK
 
 ROOT = Path(__file__).resolve().parents[2]
-# The loops as the CPU at hand runs them best, and one element after the other.
-LOOPS = {"vector": [], "scalar": ["-DFUSEDSTEP_CLONES=", "-fno-tree-vectorize"]}
+# The loops as the CPU at hand runs them best, as any of its kind does, and one element after the
+# other.
+LOOPS = {
+    "vector": [],
+    "baseline": ["-DFUSEDSTEP_CLONES="],
+    "scalar": ["-DFUSEDSTEP_CLONES=", "-fno-tree-vectorize", "-fno-tree-slp-vectorize"],
+}
 
 _SIGN = {np.dtype(np.int8): "signed", np.dtype(np.uint8): "unsigned"}
 
