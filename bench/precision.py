@@ -54,6 +54,10 @@ MODES = {
     "int8 state": Mode(options={"state_dtype": "int8"}, held_to=WANTED),
     "bfloat16, float32 master": Mode(torch.bfloat16, {"master": "float32"}),
     "bfloat16, remainder": Mode(torch.bfloat16, {"master": "remainder"}),
+    "bfloat16, correction": Mode(torch.bfloat16, {"master": "correction"}),
+    "bfloat16, correction, int8 state": Mode(
+        torch.bfloat16, {"master": "correction", "state_dtype": "int8"}
+    ),
     "bfloat16, stochastic": Mode(torch.bfloat16, {"stochastic_rounding": True}),
     "bfloat16, to nearest": Mode(torch.bfloat16),
 }

@@ -45,6 +45,13 @@ FORMS = (
         8,
         CODED,
     ),
+    Form(
+        "bfloat16, correction, int8 state",
+        BF16,
+        {"master": "correction", "state_dtype": "int8"},
+        6,
+        CODED,
+    ),
 )
 ROUNDED = FORMS[3]  # stochastically, parameters and state
 SMALLEST = FORMS[-1]

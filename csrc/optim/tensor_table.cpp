@@ -42,9 +42,9 @@ void check_array(const char* function, int64_t i, const Tensor& array, int64_t r
   if (role == kStep) {
     arg.scalar(Dtype::kFloat32, param);
   } else if (role == kMaster) {
-    arg.must(
-        row.param_dtype == Dtype::kBFloat16 && (dtype == Dtype::kFloat32 || dtype == Dtype::kInt16),
-        "be float32 or int16, of a bfloat16 parameter");
+    arg.must(row.param_dtype == Dtype::kBFloat16 &&
+                 (dtype == Dtype::kFloat32 || dtype == Dtype::kInt16 || dtype == Dtype::kUInt8),
+             "be float32, int16 or uint8, of a bfloat16 parameter");
   } else if (is_scale(role)) {
     arg.must(dtype == Dtype::kFloat32, "be float32");
   } else if (role < kScale && !wide) {

@@ -13,8 +13,8 @@
 
 namespace fusedstep {
 
-// Parameters and gradients are of the floating-point types; the integers hold codes (quantize.h)
-// and remainders (remainder.h).
+// Parameters and gradients are of the floating-point types; the integers hold codes (quantize.h),
+// remainders (remainder.h) and corrections (correction.h).
 enum class Dtype : uint8_t {
   kNone,
   kFloat32,

@@ -1,9 +1,11 @@
-// Packs of the smaller storage forms (kernels/optim/quantize.h, remainder.h), to the compute type
-// and back. They exist for float32 computations alone; for others the functions do nothing.
+// Packs of the smaller storage forms (kernels/optim/{quantize,remainder,correction}.h), to the
+// compute type and back. They exist for float32 computations alone; for others the functions do
+// nothing.
 #pragma once
 
 #include "kernels/common/vector.cuh"
 #include "kernels/common/warp.cuh"
+#include "kernels/optim/correction.h"
 #include "kernels/optim/master.h"
 #include "kernels/optim/quantize.h"
 #include "kernels/optim/random.h"
@@ -24,18 +26,38 @@ __device__ void take_over_pack([[maybe_unused]] const Raw& param, [[maybe_unused
   }
 }
 
-template <typename T, int n>
-__device__ void join_pack([[maybe_unused]] const Raw& nearest,
-                          [[maybe_unused]] const Raw& remainder, [[maybe_unused]] T (&to)[n]) {
+// Remainders are uint16_t, corrections uint8_t.
+template <typename Low, typename T, int n>
+__device__ void join_pack([[maybe_unused]] const Raw& nearest, [[maybe_unused]] const Raw& rest,
+                          [[maybe_unused]] T (&to)[n]) {
   if constexpr (sizeof(T) == sizeof(float)) {
     BFloat16 high[n];
-    uint16_t low[n];
+    Low low[n];
     memcpy(high, &nearest, sizeof(high));
-    memcpy(low, &remainder, sizeof(low));
+    memcpy(low, &rest, sizeof(low));
 #pragma unroll
     for (int j = 0; j < n; ++j) {
       to[j] = join(high[j], low[j]);
     }
+  }
+}
+
+// Rounds the values themselves to 24 bits, too, by the random bits of the pack.
+template <typename Random, typename T, int n>
+__device__ void correct_pack([[maybe_unused]] T (&values)[n], [[maybe_unused]] const Random& random,
+                             [[maybe_unused]] Raw& nearest, [[maybe_unused]] Raw& correction) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    BFloat16 high[n];
+    uint8_t low[n];
+#pragma unroll
+    for (int j = 0; j < n; ++j) {
+      values[j] = round_to_24_bits_stochastically(values[j], random16(random, j) & 0xffu);
+      const Halves halves = split(values[j]);
+      high[j] = halves.nearest;
+      low[j] = correction_of(halves);
+    }
+    memcpy(&nearest, high, sizeof(high));
+    memcpy(&correction, low, sizeof(low));
   }
 }
 

@@ -1,10 +1,12 @@
-// Tiles of the smaller storage forms (kernels/optim/quantize.h, remainder.h), to float and back.
+// Tiles of the smaller storage forms (kernels/optim/{quantize,remainder,correction}.h), to float
+// and back.
 // A tile begins at a multiple of kBlock, its random bits at a multiple of kRandomGroup.
 #pragma once
 
 #include <algorithm>
 #include <bit>
 
+#include "kernels/optim/correction.h"
 #include "kernels/optim/master.h"
 #include "kernels/optim/quantize.h"
 #include "kernels/optim/random.h"
@@ -49,6 +51,13 @@ FUSEDSTEP_CLONES inline void join_tile(const BFloat16* nearest, const uint16_t* 
   }
 }
 
+FUSEDSTEP_CLONES inline void join_tile(const BFloat16* nearest, const uint8_t* correction,
+                                       float* to, int n) {
+  for (int i = 0; i < n; ++i) {
+    to[i] = join(nearest[i], correction[i]);
+  }
+}
+
 FUSEDSTEP_CLONES inline void split_tile(const float* from, BFloat16* nearest, uint16_t* remainder,
                                         int n) {
   FUSEDSTEP_IVDEP
@@ -56,6 +65,18 @@ FUSEDSTEP_CLONES inline void split_tile(const float* from, BFloat16* nearest, ui
     const Halves halves = split(from[i]);
     nearest[i] = halves.nearest;
     remainder[i] = halves.remainder;
+  }
+}
+
+// Rounds the tile itself to 24 bits, too.
+FUSEDSTEP_CLONES inline void correct_tile(float* values, const uint16_t* bits, BFloat16* nearest,
+                                          uint8_t* correction, int n) {
+  FUSEDSTEP_IVDEP
+  for (int i = 0; i < n; ++i) {
+    values[i] = round_to_24_bits_stochastically(values[i], bits[i] & 0xffu);
+    const Halves halves = split(values[i]);
+    nearest[i] = halves.nearest;
+    correction[i] = correction_of(halves);
   }
 }
 

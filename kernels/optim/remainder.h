@@ -22,9 +22,12 @@ FUSEDSTEP_HD Halves split(float x) {
           static_cast<uint16_t>(nan ? 0u : bits)};
 }
 
+// Where somebody has written another bfloat16, the remainder changes it by at most half of its last
+// bit. No number comes out only where zero or infinity was written, and stays.
 FUSEDSTEP_HD float join(BFloat16 nearest, uint16_t remainder) {
   const uint32_t high = nearest.bits - static_cast<uint32_t>(remainder >> 15);
-  return bit_cast<float>(high << 16 | remainder);
+  const float joined = bit_cast<float>(high << 16 | remainder);
+  return joined == joined ? joined : widen(nearest);
 }
 
 }  // namespace fusedstep

@@ -136,7 +136,9 @@ struct ChunkParam {
 
   __device__ void widen(const Raw& raw, const Raw& raw_master, T (&to)[n]) const {
     if (!uniform && master.stored == Dtype::kInt16) {
-      join_pack(raw, raw_master, to);
+      join_pack<uint16_t>(raw, raw_master, to);
+    } else if (!uniform && master.stored == Dtype::kUInt8) {
+      join_pack<uint8_t>(raw, raw_master, to);
     } else if (!uniform && master.exists()) {
       master.widen(raw_master, to);
       take_over_pack(raw, to);
@@ -155,6 +157,8 @@ struct ChunkParam {
       Raw raw_master;
       if (master.stored == Dtype::kInt16) {
         split_pack(p, raw, raw_master);
+      } else if (master.stored == Dtype::kUInt8) {
+        correct_pack(p, random(), raw, raw_master);
       } else {
         param.narrow(p, raw);
         master.narrow(p, raw_master);

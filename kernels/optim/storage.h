@@ -50,6 +50,10 @@ struct Storage {
           join_tile(array<BFloat16>(row.param, at), array<uint16_t>(row.arrays[kMaster], at),
                     buffer, n);
           return buffer;
+        case Dtype::kUInt8:
+          join_tile(array<BFloat16>(row.param, at), array<uint8_t>(row.arrays[kMaster], at), buffer,
+                    n);
+          return buffer;
         default:
           break;
       }
@@ -62,6 +66,11 @@ struct Storage {
     if constexpr (kSingle) {
       if (row.dtypes[kMaster] == Dtype::kInt16) {
         split_tile(p, array<BFloat16>(row.param, at), array<uint16_t>(row.arrays[kMaster], at), n);
+      } else if (row.dtypes[kMaster] == Dtype::kUInt8) {
+        alignas(64) uint16_t bits[kTile];
+        fill_random(random(0), at, n, bits);
+        correct_tile(p, bits, array<BFloat16>(row.param, at),
+                     array<uint8_t>(row.arrays[kMaster], at), n);
       } else if (rounds_stochastically()) {
         alignas(64) uint16_t bits[kTile];
         fill_random(random(0), at, n, bits);

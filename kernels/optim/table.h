@@ -23,7 +23,7 @@ constexpr int kMaxStates = 3;
 enum Role : int {
   kState = 0,                // and the next two: the rule's states, in its order
   kScale = kMaxStates,       // and the next two: a float32 for each block of an 8-bit state
-  kMaster = 2 * kMaxStates,  // float32, or what a bfloat16 parameter lacks of it (remainder.h)
+  kMaster = 2 * kMaxStates,  // float32, or what a bfloat16 lacks of it (remainder.h, correction.h)
   kAverage,                  // the parameter's moving average, in the compute type
   kStep,                     // one float32: updates done so far
   kNumRoles,

@@ -236,6 +236,7 @@ def test_bytes_of_the_forms_are_those_that_no_step_can_avoid() -> None:
     assert bytes_of["bfloat16, float32 master"] == 30
     assert bytes_of["bfloat16, remainder"] == 28
     assert 16 < bytes_of["bfloat16, remainder, int8 state"] < 16.2
+    assert 14 < bytes_of["bfloat16, correction, int8 state"] < 14.2
 
 
 def test_timings_become_rows_and_figures(monkeypatch, tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def test_bytes_are_those_of_the_tensors(comparison, finished) -> None:
     assert 2 + 8 / 128 <= state["int8 state"] < 2.2  # a shorter block has a whole scale
     assert state["bfloat16, float32 master"] == pytest.approx(8 + 4)
     assert state["bfloat16, remainder"] == pytest.approx(8 + 2)
+    assert state["bfloat16, correction"] == pytest.approx(8 + 1)
+    assert 3 + 8 / 128 <= state["bfloat16, correction, int8 state"] < 3.2
     assert state["bfloat16, stochastic"] == pytest.approx(8)
     assert {name: 2.0 if name.startswith("bfloat16, ") else 4.0 for name in found} == params
 

@@ -147,15 +147,20 @@ def through_rank_0(
 @check(2)
 def remainders_and_narrow_state_go_through_collectives(ranks: Ranks) -> None:
     """Neither gloo nor NCCL sends int16; FSDP1 sends no integers, and one dtype a parameter."""
-    options = {"master": "remainder", "state_dtype": torch.bfloat16, "ema_decay": 0.9}
+    narrow = {"state_dtype": torch.bfloat16, "ema_decay": 0.9}
+    remainder, correction = narrow | {"master": "remainder"}, narrow | {"master": "correction"}
     flat, slices = older(use_orig_params=False), older(use_orig_params=True)
-    for case, (kind, wrap, way) in enumerate(
+    for case, (kind, wrap, way, options) in enumerate(
         (
-            (fusedstep.AdamW, shard, through_rank_0),
-            (fusedstep.AdamW, shard, through_files),
-            (fusedstep.Adagrad, shard, through_files),
-            (fusedstep.AdamW, flat, through_rank_0),
-            (fusedstep.AdamW, slices, through_files),
+            (fusedstep.AdamW, shard, through_rank_0, remainder),
+            (fusedstep.AdamW, shard, through_files, remainder),
+            (fusedstep.Adagrad, shard, through_files, remainder),
+            (fusedstep.AdamW, flat, through_rank_0, remainder),
+            (fusedstep.AdamW, slices, through_files, remainder),
+            (fusedstep.AdamW, shard, through_rank_0, correction),
+            (fusedstep.SGD, shard, through_files, correction),
+            (fusedstep.AdamW, flat, through_rank_0, correction),
+            (fusedstep.AdamW, slices, through_files, correction),
         )
     ):
         models = [wrap(make_model(torch.bfloat16)) for _ in range(2)]
@@ -191,6 +196,13 @@ def replicas_round_with_the_same_random_numbers(ranks: Ranks) -> None:
     assert_same_on_all_ranks(param.to_local(), "the parameter")
     assert_same_on_all_ranks(optimizer.state[param]["exp_avg"].to_local(), "exp_avg")
     assert len(param.to_local().unique()) > 1  # some elements were rounded up, some down
+    other = fusedstep.AdamW([param], lr=1e-3, master="correction")
+    for _ in range(3):
+        other.step()
+    correction = other.state[param]["correction"]
+    assert correction.placements == param.placements
+    assert_same_on_all_ranks(correction.to_local(), "the correction")
+    assert len(correction.to_local().unique()) > 1
 
 
 @check(2)

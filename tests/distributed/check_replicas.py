@@ -60,7 +60,10 @@ def each_rank_has_some_of_the_parameters(ranks: Ranks) -> None:
 @check(2)
 def consolidated_state_is_divided_again(ranks: Ranks) -> None:
     """It puts entries of a checkpoint directly into the optimizer's state."""
-    for options in ({"master": "remainder", "ema_decay": 0.5}, {"state_dtype": "int8"}):
+    for options in (
+        {"master": "remainder", "ema_decay": 0.5},
+        {"master": "correction", "state_dtype": "int8"},
+    ):
         (model, optimizer), (other, loading) = divided(**options), divided(**options)
         x = torch.randn(4, 5, generator=torch.Generator().manual_seed(ranks.rank)).bfloat16()
         for step in range(4):

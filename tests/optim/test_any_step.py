@@ -135,7 +135,8 @@ def test_any_hyperparameters(name: str) -> None:
 
 
 # How a bfloat16 parameter is kept.
-KEPT = [{}, {"master": "float32"}, {"master": "remainder"}, {"stochastic_rounding": True}]
+MASTERS = ("float32", "remainder", "correction")
+KEPT = [{}, *({"master": master} for master in MASTERS), {"stochastic_rounding": True}]
 
 
 @settings(bounded, max_examples=100)

@@ -114,6 +114,9 @@ OTHER_MODES = {
     "remainder": (
         {"master": "remainder"}, {"master": "float32"}, r"\['remainder'\] must be absent",
     ),
+    "correction": (
+        {"master": "correction"}, {"master": "remainder"}, r"\['correction'\] must be absent",
+    ),
     "average": ({"ema_decay": 0.9}, {}, r"\['ema'\] must be absent unless ema_decay is set"),
 }  # fmt: skip
 

@@ -50,6 +50,7 @@ def test_every_rule_has_the_bits_of_the_cpu(on_simt: Any, kind: Kind) -> None:
     "mode",
     [
         {"state_dtype": "int8", "master": "remainder", "ema_decay": 0.9},
+        {"state_dtype": "int8", "master": "correction", "ema_decay": 0.9, "seed": 2**40 + 3},
         {"state_dtype": torch.bfloat16, "stochastic_rounding": True, "seed": 2**40 + 3},
     ],
     ids=lambda mode: " ".join(mode),

@@ -68,10 +68,10 @@ def test_parameters_that_never_stepped_stand_for_themselves() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"master": "float32"}, {"master": "remainder"}], ids=["none", "float32", "16"]
+    "master", [None, "float32", "remainder", "correction"], ids=["none", "float32", "16", "8"]
 )
-def test_swapped_in_and_back(options: dict[str, Any]) -> None:
-    params, optimizer = stepped(**options)
+def test_swapped_in_and_back(master: str | None) -> None:
+    params, optimizer = stepped(master=master)
     before = [p.detach().clone() for p in params]
     state = copy.deepcopy([dict(optimizer.state[p]) for p in params[:2]])
     with optimizer.swap_ema():

@@ -179,7 +179,7 @@ def test_trajectory_is_that_of_float32_parameters(kind: Kind, master: str) -> No
     assert differs  # else bfloat16 alone would have done
 
 
-@pytest.mark.parametrize("master", ["float32", "remainder"])
+@pytest.mark.parametrize("master", ["float32", "remainder", "correction"])
 def test_updates_too_small_for_bfloat16_add_up(master: str) -> None:
     param = torch.ones(200, dtype=torch.bfloat16, requires_grad=True)
     plain = torch.ones(200, dtype=torch.bfloat16, requires_grad=True)
@@ -196,8 +196,9 @@ def test_updates_too_small_for_bfloat16_add_up(master: str) -> None:
     assert (plain == 1).all()
 
 
-def test_ties_are_rounded_away_from_zero_by_the_remainder_alone() -> None:
-    for master, expected in (("float32", 1.0), ("remainder", 1 + 2.0**-7)):
+def test_ties_are_rounded_away_from_zero_where_the_parameter_is_a_part() -> None:
+    away = 1 + 2.0**-7
+    for master, expected in (("float32", 1.0), ("remainder", away), ("correction", away)):
         param = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
         param.grad = -torch.ones_like(param)
         fusedstep.SGD([param], lr=2.0**-8, master=master).step()
@@ -217,9 +218,9 @@ def test_loading_weights_before_the_first_step_counts() -> None:
         np.testing.assert_array_equal(optimizer.state[param]["master"].numpy(), 3)
 
 
-@pytest.mark.parametrize("master", ["float32", "remainder"])
+@pytest.mark.parametrize("master", ["float32", "remainder", "correction"])
 def test_weights_written_after_a_step_take_effect(master: str) -> None:
-    """As by load_state_dict of the model; elements that were not written keep their float32."""
+    """As by load_state_dict of the model; elements that were not written keep their value."""
     (param,) = make_params((3_000,), **BFLOAT16)
     shadow = Shadow(fusedstep.SGD([param], lr=0.1, master=master, ema_decay=0.5))
     for step in range(4):

@@ -144,3 +144,16 @@ def test_stochastic_rounding_is_for_adamws_groups() -> None:
             ValueError,
         ):  # fmt: skip
             fusedstep.Muon([{"params": make_params((8, 16), dtype=HALF), **group}], **options)
+
+
+def test_a_correction_which_is_rounded_stochastically_is_too() -> None:
+    matrices, vectors = make_params((8, 16), dtype=HALF), make_params((300,), dtype=HALF)
+    must = "be None, 'float32' or 'remainder' where use_muon"
+    with refuses("Muon", "param_groups[0]['master']", must, "'correction'", ValueError):
+        fusedstep.Muon(matrices, master="correction")
+    others = {"params": vectors, "use_muon": False, "master": "correction"}
+    optimizer = fusedstep.Muon([{"params": matrices, "master": "remainder"}, others])
+    set_grads([*matrices, *vectors])
+    optimizer.step()
+    assert optimizer.state[matrices[0]].keys() >= {"remainder"}
+    assert optimizer.state[vectors[0]].keys() >= {"correction"}

@@ -18,6 +18,7 @@ from tests.support.tensors import make_params, name_of
 
 HALF = torch.bfloat16
 nan, inf = math.nan, math.inf
+MASTER = "be None, 'float32', 'remainder' or 'correction'"
 NUMBER, BETA = "be 0 or more", "be at least 0 and below 1"
 SEED, ORDER = f"be at least 0 and below {2**64}", "be 2, 1 or inf"
 # Options, the argument that is refused, what it must be, what it is.
@@ -35,12 +36,14 @@ VALUES: list[tuple[dict[str, Any], str, str, str, type[Exception]]] = [
     ({"state_dtype": "int4"}, "state_dtype", "be None, torch.bfloat16 or 'int8'", "'int4'",
      ValueError),
     ({"state_dtype": torch.float16}, "state_dtype", "be None, .*", "torch.float16", ValueError),
-    ({"master": "float64"}, "master", "be None, 'float32' or 'remainder'", "'float64'", ValueError),
+    ({"master": "float64"}, "master", MASTER, "'float64'", ValueError),
     ({"master": torch.float32}, "master", "be None, .*", "torch.float32", ValueError),
     ({"master": ["float32"]}, "master", "be None, .*", ".*", ValueError),
     ({"stochastic_rounding": 2}, "stochastic_rounding", "be True or False", "2", TypeError),
     ({"stochastic_rounding": True, "master": "remainder"}, "stochastic_rounding",
      "be False when master='remainder' is set", "True", ValueError),
+    ({"stochastic_rounding": True, "master": "correction"}, "stochastic_rounding",
+     "be False when master='correction' is set", "True", ValueError),
     ({"seed": -1}, "seed", SEED, "-1", ValueError),
     ({"seed": 2**64}, "seed", SEED, str(2**64), ValueError),
     ({"seed": 1.0}, "seed", "be an int", "float 1.0", TypeError),
@@ -120,6 +123,7 @@ def test_float32_state_is_the_default() -> None:
 DTYPES = [
     ({"master": "float32"}, torch.float32, "be bfloat16 where master='float32'"),
     ({"master": "remainder"}, torch.float16, "be bfloat16 where master='remainder'"),
+    ({"master": "correction"}, torch.float32, "be bfloat16 where master='correction'"),
     ({"stochastic_rounding": True}, torch.float64, "be bfloat16 where stochastic_rounding=True"),
     ({"state_dtype": "int8"}, torch.float64, "not be float64 where state_dtype='int8'"),
     ({"state_dtype": HALF}, torch.float64, "not be float64 where state_dtype=torch.bfloat16"),
@@ -159,7 +163,7 @@ def test_a_group_whose_dtype_the_mode_does_not_fit_is_not_added(
 def test_a_group_with_a_mode_that_does_not_exist_is_not_added() -> None:
     optimizer = fusedstep.AdamW(make_params((3,), dtype=HALF), master="remainder")
     for key, value, must in (
-        ("master", "half", "be None, 'float32' or 'remainder'"),
+        ("master", "half", MASTER),
         ("state_dtype", "int4", "be None, torch.bfloat16 or 'int8'"),
         ("stochastic_rounding", True, "be False when master='remainder' is set"),
     ):

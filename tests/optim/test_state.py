@@ -43,6 +43,10 @@ ENTRIES: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {
         "exp_avg": (torch.float32, (2, 150)), "exp_avg_sq": (torch.float32, (2, 150)),
         "remainder": (torch.int16, (2, 150)),
     },
+    "correction": {
+        "exp_avg": (torch.float32, (2, 150)), "exp_avg_sq": (torch.float32, (2, 150)),
+        "correction": (torch.uint8, (2, 150)),
+    },
     "master": {
         "exp_avg": (torch.float32, (2, 150)), "exp_avg_sq": (torch.float32, (2, 150)),
         "master": (torch.float32, (2, 150)),
@@ -68,6 +72,7 @@ def test_steps_are_counted_where_random_numbers_need_it(kind: Kind) -> None:
         (torch.bfloat16, {"stochastic_rounding": True}, True),
         (torch.float32, {"state_dtype": "int8"}, kind.name == "Lion"),
         (torch.bfloat16, {"master": "remainder", "ema_decay": 0.5}, False),
+        (torch.bfloat16, {"master": "correction"}, True),
     ]:
         params = make_params((5,), dtype=dtype)
         optimizer = kind.ours(params, **options)
@@ -82,6 +87,7 @@ def test_steps_are_counted_where_random_numbers_need_it(kind: Kind) -> None:
     [
         ({}, 8.0), ({"state_dtype": torch.bfloat16}, 4.0), ({"state_dtype": "int8"}, 2 + 8 / 128),
         ({"state_dtype": "int8", "master": "remainder"}, 4 + 8 / 128),
+        ({"state_dtype": "int8", "master": "correction"}, 3 + 8 / 128),
         ({"master": "float32"}, 12.0), ({"ema_decay": 0.9}, 12.0),
     ],
 )  # fmt: skip

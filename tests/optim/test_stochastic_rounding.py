@@ -26,10 +26,13 @@ def rounded(seed: int, **options: Any) -> list[Tensor]:
 
 
 SEEDS = [0, 1, 2**32, 2**63, 2**64 - 1]
-FORMS = [{"stochastic_rounding": True}, {"state_dtype": torch.bfloat16}, {"state_dtype": "int8"}]
+FORMS = [
+    {"stochastic_rounding": True}, {"master": "correction"},
+    {"state_dtype": torch.bfloat16}, {"state_dtype": "int8"},
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("options", FORMS, ids=["parameters", "bfloat16", "int8"])
+@pytest.mark.parametrize("options", FORMS, ids=["parameters", "correction", "bfloat16", "int8"])
 def test_the_seed_makes_the_numbers(options: dict[str, Any]) -> None:
     runs = {seed: rounded(seed, **options) for seed in SEEDS}
     for a, b in zip(runs[0], rounded(0, **options), strict=True):

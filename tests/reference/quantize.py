@@ -1,4 +1,4 @@
-"""The number formats of kernels/optim/quantize.h and remainder.h, as bits and codes."""
+"""The number formats of kernels/optim/{quantize,remainder,correction}.h, as bits and codes."""
 
 from __future__ import annotations
 
@@ -31,9 +31,29 @@ def split(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def join(nearest: np.ndarray, remainder: np.ndarray) -> np.ndarray:
-    """The float32 that was split."""
+    """The float32 that was split; the bfloat16 itself where that is no number."""
     high = nearest.astype(np.uint32) - (remainder >> 15)
-    return (high << 16 | remainder).view(np.float32)
+    joined = (high << 16 | remainder).view(np.float32)
+    return np.where(np.isnan(joined), (nearest.astype(np.uint32) << 16).view(np.float32), joined)
+
+
+def round_to_24_bits_stochastically(x: np.ndarray, random8: np.ndarray) -> np.ndarray:
+    """float32 `x` rounded to 24 bits with 8 random bits for each element."""
+    bits = _bits(x)
+    beyond = (bits & 0x7FFFFFFF) > 0x7F7FFF00
+    rounded = (bits + np.where(beyond, 0x80, random8).astype(np.uint32)) & np.uint32(0xFFFFFF00)
+    return np.where(np.isnan(x), x, rounded.view(np.float32))
+
+
+def split_in_24(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest bfloat16's bits, uint16, and the correction, uint8, of a float of 24 bits."""
+    nearest, remainder = split(x)
+    return nearest, (remainder >> 8).astype(np.uint8)
+
+
+def join_in_24(nearest: np.ndarray, correction: np.ndarray) -> np.ndarray:
+    """The float of 24 bits that was split."""
+    return join(nearest, correction.astype(np.uint16) << 8)
 
 
 def tapered(octaves: int, first: int, last: int) -> np.ndarray:

@@ -103,7 +103,7 @@ struct Spec {
   int32_t group = 0;
   int step = 0;
   States states = States::kComputed;
-  Dtype master = Dtype::kNone;  // float32 or int16, of bfloat16 parameters
+  Dtype master = Dtype::kNone;  // float32, int16 or uint8, of bfloat16 parameters
   bool average = false;
 
   Dtype state_dtype(int k) const {
@@ -158,7 +158,8 @@ inline std::vector<Spec> random_specs(std::mt19937_64& random, int count, int gr
     spec.states = static_cast<States>(random() % 3);
     spec.average = random() % 3 == 0;
     if (spec.param_dtype == Dtype::kBFloat16 && random() % 2) {
-      spec.master = random() % 2 ? Dtype::kFloat32 : Dtype::kInt16;
+      static const Dtype masters[] = {Dtype::kFloat32, Dtype::kInt16, Dtype::kUInt8};
+      spec.master = masters[random() % std::size(masters)];
     }
   }
   return specs;
@@ -268,7 +269,9 @@ class Problem {
     if (spec.master != Dtype::kNone) {
       set(row, kMaster, spec.master, fill(spec.master, spec.size, spec.state_offset, [&] {
             const double x = random_value(random, Values::kNormal);
-            return spec.master == Dtype::kInt16 ? std::fmod(x * 9000, 32767) : x;
+            return spec.master == Dtype::kInt16   ? std::fmod(x * 9000, 32767)
+                   : spec.master == Dtype::kUInt8 ? std::abs(std::fmod(x * 90, 255))
+                                                  : x;
           }));
     }
     if (spec.average) {

@@ -97,7 +97,7 @@ void test_storage(const Entry& rule) {
   std::mt19937_64 random(6);
   for (const Dtype param : {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16}) {
     for (const States states : {States::kComputed, States::kBFloat16, States::kCoded}) {
-      for (const Dtype master : {Dtype::kNone, Dtype::kFloat32, Dtype::kInt16}) {
+      for (const Dtype master : {Dtype::kNone, Dtype::kFloat32, Dtype::kInt16, Dtype::kUInt8}) {
         if (master != Dtype::kNone && param != Dtype::kBFloat16) continue;
         std::vector<Spec> specs;
         for (const int64_t size : {3000, 128, 5}) {

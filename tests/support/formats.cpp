@@ -53,6 +53,24 @@ EXPORT FUSEDSTEP_CLONES void join_all(const uint16_t* nearest, const uint16_t* r
   }
 }
 
+// The rounded float of 24 bits, and its parts.
+EXPORT FUSEDSTEP_CLONES void correct_all(const float* x, const uint8_t* random, float* rounded,
+                                         uint16_t* nearest, uint8_t* corrections, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    rounded[i] = round_to_24_bits_stochastically(x[i], random[i]);
+    const Halves halves = split(rounded[i]);
+    nearest[i] = halves.nearest.bits;
+    corrections[i] = correction_of(halves);
+  }
+}
+
+EXPORT FUSEDSTEP_CLONES void join_corrections(const uint16_t* nearest, const uint8_t* corrections,
+                                              float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    x[i] = join(BFloat16{nearest[i]}, corrections[i]);
+  }
+}
+
 // How many of all 2^32 floats do not come back from their halves bit for bit, NaNs left out.
 EXPORT FUSEDSTEP_CLONES int64_t count_lost_floats() {
   int64_t lost = 0;

@@ -22,9 +22,14 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "int8 state of float16": ({"state_dtype": "int8", "ema_decay": 0.5}, {"dtype": torch.float16}),
     "master": ({"master": "float32"}, BFLOAT16),
     "remainder": ({"master": "remainder"}, BFLOAT16),
+    "correction": ({"master": "correction", "seed": 2**40 + 3}, BFLOAT16),
     "stochastic": ({"stochastic_rounding": True, "seed": 2**63 + 2**31 + 5}, BFLOAT16),
     "remainder, int8 state, average": (
         {"master": "remainder", "state_dtype": "int8", "ema_decay": 0.9},
+        BFLOAT16,
+    ),
+    "correction, int8 state, average": (
+        {"master": "correction", "state_dtype": "int8", "ema_decay": 0.9},
         BFLOAT16,
     ),
     "stochastic, bfloat16 state, average": (

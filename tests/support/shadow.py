@@ -117,6 +117,8 @@ class Shadow:
                 states[name] = self.values[param].copy()
             elif name == "remainder":
                 states[name] = np.zeros(param.numel(), np.uint16)
+            elif name == "correction":
+                states[name] = np.zeros(param.numel(), np.uint8)
             elif array.role < Role.SCALE:
                 values = np.full(param.numel(), first, self.values[param].dtype)
                 kinds = {torch.bfloat16: np.uint16, torch.int8: np.int8, torch.uint8: np.uint8}
@@ -132,12 +134,14 @@ class Shadow:
         self.states[param].update(zip((name, scale_name(name)), stored, strict=False))
 
     def _value(self, param: Tensor) -> np.ndarray:
-        """What a parameter's update starts from: with its master or remainder if it has one."""
+        """What a parameter's update starts from: with its master, if it has one in any form."""
         value, states = self.values[param], self.states[param]
         if "master" in states:
             return master_or_written(states["master"], value)
         if "remainder" in states:
             return quantize.join(bfloat16_bits(value), states["remainder"])
+        if "correction" in states:
+            return quantize.join_in_24(bfloat16_bits(value), states["correction"])
         return value
 
     def _rest(self, param: Tensor) -> None:
@@ -166,6 +170,11 @@ class Shadow:
             states["master"] = value
         if "remainder" in states:
             nearest, states["remainder"] = quantize.split(value)
+            self.values[param] = widen(nearest)
+        elif "correction" in states:
+            random8 = self._random(param, 0) & 0xFF
+            value = quantize.round_to_24_bits_stochastically(value, random8)
+            nearest, states["correction"] = quantize.split_in_24(value)
             self.values[param] = widen(nearest)
         elif spec.mode.stochastic_rounding:
             bits = quantize.round_to_bfloat16_stochastically(value, self._random(param, 0))

@@ -45,6 +45,7 @@ FORMS = [
     Form(param=BF16, grad=BF16, state=BF16, stochastic=True),
     Form(param=BF16, master=torch.float32, average=True),
     Form(param=BF16, grad=BF16, state=torch.int8, master=torch.int16),
+    Form(param=BF16, grad=BF16, state=torch.int8, master=torch.uint8, average=True),
 ]
 
 
@@ -90,8 +91,8 @@ class StoredTable:
             arrays[Role.STATE + k] = torch.zeros_like(param, dtype=dtype)
         if form.master == torch.float32:
             arrays[Role.MASTER] = param.float()
-        elif form.master == torch.int16:
-            arrays[Role.MASTER] = torch.zeros_like(param, dtype=torch.int16)
+        elif form.master is not None:
+            arrays[Role.MASTER] = torch.zeros_like(param, dtype=form.master)
         if form.average:
             arrays[Role.AVERAGE] = param.to(computed, copy=True)
         arrays[Role.STEP] = param.new_zeros((), dtype=torch.float32)

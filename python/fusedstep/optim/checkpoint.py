@@ -35,7 +35,8 @@ State = Mapping[str, Any]  # a parameter's entries
 
 # Entries that exist only with an option.
 OF_MODES = {
-    "master": "master='float32'", "remainder": "master='remainder'", "ema": "ema_decay is set",
+    "master": "master='float32'", "remainder": "master='remainder'",
+    "correction": "master='correction'", "ema": "ema_decay is set",
 }  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def restored(param: Tensor, saved: State, loaded: State, spec: StateSpec) -> dic
             continue
         dtype = now.dtype if name == "step" else value.dtype
         if array is not None and value.is_floating_point() and name != "step":
-            if array.dtype in CODES:
+            if array.is_coded:
                 entries[name], entries[scale_name(name)] = encoded(param, value, array.dtype)
                 continue
             dtype = array.dtype

@@ -71,8 +71,8 @@ class Muon(FusedOptimizer, TorchsMuon):
     State has torch's names, so checkpoints can be exchanged with torch.optim.Muon. In addition, a
     direction is kept for each matrix, in bfloat16. Parameters and gradients are float32, float64,
     bfloat16 or float16; their dtypes may differ. Sparse gradients are refused. State is float32, or
-    float64 for float64 parameters, unless `state_dtype` is set. `stochastic_rounding` requires
-    `use_muon=False`. DTensors raise a TypeError.
+    float64 for float64 parameters, unless `state_dtype` is set. `stochastic_rounding` and
+    `master="correction"` require `use_muon=False`. DTensors raise a TypeError.
 
     Args:
         params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups. Muon's
@@ -162,10 +162,15 @@ class Muon(FusedOptimizer, TorchsMuon):
 
     def _require_matrices(self, index: int) -> None:
         name, group = type(self).__name__, self.param_groups[index]
-        if group["use_muon"] and self.options.mode.of(group).stochastic_rounding:
+        if group["use_muon"]:
             # Two launches round directions and parameters; one step count cannot be the key of
             # both.
-            refuse(name, label(index, "stochastic_rounding"), "be False where use_muon", True)
+            mode = self.options.mode.of(group)
+            if mode.stochastic_rounding:
+                refuse(name, label(index, "stochastic_rounding"), "be False where use_muon", True)
+            if mode.master == "correction":
+                must = "be None, 'float32' or 'remainder' where use_muon"
+                refuse(name, label(index, "master"), must, repr(mode.master))
         labels = parameter_labels(group, f"param_groups[{index}]['params']")
         for where, param in zip(labels, group["params"], strict=True):
             if is_dtensor(param):  # the matrix products need all of it

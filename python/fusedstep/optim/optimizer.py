@@ -348,11 +348,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Context manager: the parameters hold their moving averages, rounded to their dtype.
 
         On exit, with or without an exception, the parameters get their own values back, bit for
-        bit. Writes inside the block are lost. Masters and remainders are not touched. Uses memory
-        for one extra copy of the parameters. `step()` and `state_dict()` raise a RuntimeError
-        inside the block; the model's `state_dict()` holds the averages there, so a checkpoint to
-        resume from must be taken outside. A copy of the optimizer made inside has the averages as
-        its parameters. Buffers, such as those of batch normalization, are not averaged.
+        bit. Writes inside the block are lost. Masters, remainders and corrections are not touched.
+        Uses memory for one extra copy of the parameters. `step()` and `state_dict()` raise a
+        RuntimeError inside the block; the model's `state_dict()` holds the averages there, so a
+        checkpoint to resume from must be taken outside. A copy of the optimizer made inside has the
+        averages as its parameters. Buffers, such as those of batch normalization, are not averaged.
 
         On entry and on exit, the copies that forwards made of the parameters are forgotten: those
         gathered by FSDP, cast by autocast, and cached by `torch.nn.utils.parametrize.cached`. All

@@ -23,7 +23,7 @@ from fusedstep.optim.implementation import OURS
 
 NONFINITE = ("propagate", "skip", "error")
 STATE_DTYPES = (None, torch.bfloat16, "int8")
-MASTERS = (None, "float32", "remainder")
+MASTERS = (None, "float32", "remainder", "correction")
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,12 @@ class Options:
         master: Where a bfloat16 parameter keeps the float32 value that is updated. `"float32"`: in
             a copy, 4 bytes per element. `"remainder"`: as the low 16 bits, 2 bytes per element; the
             parameter is the nearest bfloat16, with ties away from zero; `state_dict()` has them as
-            two uint8 tensors. Direct writes to the parameter, such as loading weights into the
-            model, take effect in both; a remainder stays, which changes the value by at most half
-            of a bfloat16's last bit. None: no float32 value is kept; updates round to the nearest
-            bfloat16. Parameters of another dtype, float16 included, have no master. A parameter
-            group may override it.
+            two uint8 tensors. `"correction"`: as the first 8 of those bits, 1 byte per element; the
+            value has 24 bits, to which an update is rounded stochastically. Direct writes to the
+            parameter, such as loading weights into the model, take effect in all; a remainder or a
+            correction stays, which changes the value by at most half of a bfloat16's last bit.
+            None: no float32 value is kept; updates round to the nearest bfloat16. Parameters of
+            another dtype, float16 included, have no master. A parameter group may override it.
         stochastic_rounding: Round bfloat16 parameters without a master stochastically, so that
             updates smaller than half of a bfloat16's last bit are not lost. A parameter group may
             override it.
@@ -169,7 +170,8 @@ def require_mode(function: str, mode: Mode, where: str = "{}") -> Mode:
         must = "be None, torch.bfloat16 or 'int8'"
         refuse(function, where.format("state_dtype"), must, repr(state_dtype))
     if master not in MASTERS:
-        refuse(function, where.format("master"), "be None, 'float32' or 'remainder'", repr(master))
+        must = "be None, 'float32', 'remainder' or 'correction'"
+        refuse(function, where.format("master"), must, repr(master))
     stochastic = require_flag(function, where.format("stochastic_rounding"), stochastic)
     if stochastic and master is not None:
         must = f"be False when master={master!r} is set"

@@ -15,6 +15,8 @@ WHOLE = "remainder"  # as the kernels read and write it: int16, which neither gl
 # Its bytes. The dot: a flattened checkpoint of torch's looks entries up by their names in memory,
 # and returns what is listed below such a name as a dictionary, {"high": ..., "low": ...}.
 HALVES = (f"{WHOLE}.high", f"{WHOLE}.low")
+# Entries of integers, which FSDP1 has in float32. A correction has 8 bits, as all others send them.
+INTEGERS = {WHOLE: torch.int16, "correction": torch.uint8}
 
 
 def sendable_state_dict(
@@ -46,7 +48,11 @@ def sendable(param: Tensor, entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def _narrow(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype in (torch.int16, torch.bfloat16)
+    return isinstance(value, Tensor) and value.dtype in (*INTEGERS.values(), torch.bfloat16)
+
+
+def _is_float32(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
 def _without(entries: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -54,13 +60,14 @@ def _without(entries: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def received(function: str, label: str, entries: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Entries with the remainder whole; `entries` itself if it is whole or there is none.
+    """Entries with the remainder whole and integers as such; `entries` itself if they are so.
 
     Refuses halves that do not match.
     """
     whole = entries.get(WHOLE)
-    if isinstance(whole, Tensor) and whole.dtype == torch.float32:
-        return {**entries, WHOLE: whole.to(torch.int16)}
+    floats = {name for name in INTEGERS if _is_float32(entries.get(name))}
+    if floats:
+        return {k: v.to(INTEGERS[k]) if k in floats else v for k, v in entries.items()}
     if isinstance(whole, Mapping):
         nested = {f"{WHOLE}.{half}": value for half, value in whole.items()}
         entries = _without(entries, WHOLE) | nested

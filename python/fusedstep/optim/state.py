@@ -36,6 +36,11 @@ class Array:
     name: str
     dtype: torch.dtype
 
+    @property
+    def is_coded(self) -> bool:
+        """Whether it is a state of 8-bit codes, which have scales."""
+        return self.role < Role.SCALE and self.dtype in CODES
+
 
 class StateSpec(NamedTuple):
     """What state the parameters of a group have; equal specs need the same arrays."""
@@ -81,11 +86,14 @@ def arrays_of(param: Tensor, spec: StateSpec) -> list[Array]:
         arrays.append(Array(Role.MASTER, "master", torch.float32))
     elif mode.master == "remainder":
         arrays.append(Array(Role.MASTER, "remainder", torch.int16))
+    elif mode.master == "correction":
+        arrays.append(Array(Role.MASTER, "correction", torch.uint8))
     if spec.average:
         arrays.append(Array(Role.AVERAGE, "ema", computed))
     # The number of the step is a key of the random numbers.
-    rounds = mode.stochastic_rounding or (mode.state_dtype is not None and states)
-    if "step" in spec.names or rounds:
+    rounds_param = mode.stochastic_rounding or mode.master == "correction"
+    rounds_states = mode.state_dtype is not None and states
+    if "step" in spec.names or rounds_param or rounds_states:
         arrays.append(Array(Role.STEP, "step", torch.float32))
     return arrays
 
@@ -114,9 +122,9 @@ def require_state(
         require_entry_like(function, where, param, value)
         floating = array.role != Role.MASTER or array.dtype.is_floating_point
         if value.dtype != array.dtype and not (floating and value.is_floating_point()):
-            kinds = f"{array.dtype} or floating-point" if array.dtype in CODES else array.dtype
+            kinds = f"{array.dtype} or floating-point" if array.is_coded else array.dtype
             refuse(function, where, f"be {kinds}", value.dtype, TypeError)
-        if value.dtype in CODES:
+        if array.is_coded and value.dtype in CODES:
             _require_scales(function, label, array.name, value, state)
 
 
@@ -149,7 +157,7 @@ def prepare_state(
     for array in arrays:
         if array.role == Role.STEP:
             _prepare_step(param, state, first)
-        elif array.dtype in CODES:
+        elif array.is_coded:
             _prepare_codes(param, state, array, first)
         elif not Role.SCALE <= array.role < Role.MASTER:  # those came with the codes
             _prepare_array(param, state, array, first)
