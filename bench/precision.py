@@ -136,7 +136,9 @@ def draw(comparison: Comparison, found: Results, path: Path) -> None:
         memory.barh(at, row.parameter_bytes, color=f"C{at}", alpha=0.4)
         memory.barh(at, row.state_bytes, left=row.parameter_bytes, color=f"C{at}")
     losses.set(xlabel="step", title="Validation loss, difference to float32 in percent")
-    losses.legend(frameon=False, fontsize=8)
+    losses.legend(
+        frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1)
+    )
     memory.set_yticks(range(len(found)), list(found))
     memory.invert_yaxis()
     memory.set(xlabel="bytes a parameter", title="Parameters (pale) and state")
@@ -168,7 +170,7 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     make_folder(options.out)
     console = Console(highlight=False)
-    console.width = max(console.width, 110)  # a narrow terminal wraps; a log file need not
+    console.width = max(console.width, 120)  # a narrow terminal wraps; a log file need not
     recipe = replace(SIZES["small"], steps=options.steps, seed=options.seed)
     corpus = tokenise(read_documents(None), TOKENS["small"], console.print)
     updates = {name: mode.update for name, mode in MODES.items()}

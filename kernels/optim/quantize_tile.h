@@ -63,19 +63,22 @@ FUSEDSTEP_CLONES inline void split_tile(const float* from, BFloat16* nearest, ui
   FUSEDSTEP_IVDEP
   for (int i = 0; i < n; ++i) {
     const Halves halves = split(from[i]);
-    nearest[i] = halves.nearest;
+    nearest[i].bits = halves.nearest.bits;  // copies of structs are not vectorised
     remainder[i] = halves.remainder;
   }
 }
 
-// Rounds the tile itself to 24 bits, too.
+// Rounds the tile itself to 24 bits, too. Two loops of two widths each are twice as fast as one.
 FUSEDSTEP_CLONES inline void correct_tile(float* values, const uint16_t* bits, BFloat16* nearest,
                                           uint8_t* correction, int n) {
   FUSEDSTEP_IVDEP
   for (int i = 0; i < n; ++i) {
     values[i] = round_to_24_bits_stochastically(values[i], bits[i] & 0xffu);
+  }
+  FUSEDSTEP_IVDEP
+  for (int i = 0; i < n; ++i) {
     const Halves halves = split(values[i]);
-    nearest[i] = halves.nearest;
+    nearest[i].bits = halves.nearest.bits;
     correction[i] = correction_of(halves);
   }
 }

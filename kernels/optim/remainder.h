@@ -18,8 +18,9 @@ FUSEDSTEP_HD Halves split(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
   // Where the low half is 0x8000 or more, the nearest bfloat16 is the next one away from zero.
-  return {{static_cast<uint16_t>(nan ? 0x7fffu : (bits + 0x8000u) >> 16)},
-          static_cast<uint16_t>(nan ? 0u : bits)};
+  const uint32_t rounded = nan ? 0x7fff0000u : bits + 0x8000u;
+  const uint32_t low = nan ? 0u : bits;
+  return {{static_cast<uint16_t>(rounded >> 16)}, static_cast<uint16_t>(low)};
 }
 
 // Where somebody has written another bfloat16, the remainder changes it by at most half of its last

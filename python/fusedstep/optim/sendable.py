@@ -38,7 +38,7 @@ def sendable(param: Tensor, entries: dict[str, Any]) -> dict[str, Any]:
     only one dtype for each parameter: there, all entries become float32, which is exact.
     """
     if is_flattened(param):
-        return {k: v.float() if _narrow(v) else v for k, v in entries.items()}
+        return {k: v.float() if _is_narrow(k, v) else v for k, v in entries.items()}
     whole = entries.get(WHOLE)
     if not isinstance(whole, Tensor) or whole.dtype != torch.int16:
         return entries
@@ -47,8 +47,8 @@ def sendable(param: Tensor, entries: dict[str, Any]) -> dict[str, Any]:
     return _without(entries, WHOLE) | dict(zip(HALVES, halves, strict=True))
 
 
-def _narrow(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype in (*INTEGERS.values(), torch.bfloat16)
+def _is_narrow(name: str, value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in (INTEGERS.get(name), torch.bfloat16)
 
 
 def _is_float32(value: Any) -> bool:
