@@ -135,9 +135,9 @@ void run(const TableWork& work) {
   }
   if (work.step) {
     const Clip& clip = work.step->clip;
-    auto* const step_chunks = find_rule<cpu::StepChunks>(work.step->rule)->step;
-    for_shares(layout, [&](Position begin, Position end) { step_chunks(table, clip, begin, end); });
-    cpu::advance_steps(table, static_cast<int64_t>(layout.rows.size()), clip);
+    const auto& rule = *find_rule<cpu::StepChunks>(work.step->rule);
+    for_shares(layout, [&](Position begin, Position end) { rule.step(table, clip, begin, end); });
+    cpu::advance_steps(table, static_cast<int64_t>(layout.rows.size()), rule.group_bytes, clip);
   }
 }
 

@@ -62,13 +62,15 @@ struct GroupHead {
   double maximize;
   double ema_decay;            // of the moving average of the parameters
   double stochastic_rounding;  // of parameters, to bfloat16
+  double counted;              // 1: an earlier pass of this step has counted the update
   const float* lr_tensor;      // where it is not null, the rate is read there at every step
   uint64_t seed;               // of all stochastic rounding
 
   static constexpr auto fields() {
     return std::array{Field{"lr", &GroupHead::lr}, Field{"maximize", &GroupHead::maximize},
                       Field{"ema_decay", &GroupHead::ema_decay},
-                      Field{"stochastic_rounding", &GroupHead::stochastic_rounding}};
+                      Field{"stochastic_rounding", &GroupHead::stochastic_rounding},
+                      Field{"counted", &GroupHead::counted}};
   }
 };
 
@@ -188,11 +190,16 @@ namespace fusedstep::cpu {
 using StepChunks = void(const Table& table, const Clip& clip, Position begin, Position end);
 
 // Counts the update in every tensor's step; after all chunks, since all of them read the old count.
-inline void advance_steps(const Table& table, int64_t num_rows, const Clip& clip) {
+// `group_bytes`: of the rule.
+inline void advance_steps(const Table& table, int64_t num_rows, size_t group_bytes,
+                          const Clip& clip) {
   if (!decide(clip).skip) {
+    const auto* const groups = static_cast<const std::byte*>(table.groups);
     for (int64_t i = 0; i < num_rows; ++i) {
-      if (float* const step = table.rows[i].step()) {
-        *step += 1;
+      const Row& row = table.rows[i];
+      const std::byte* const group = groups + row.group * group_bytes;
+      if (row.step() != nullptr && reinterpret_cast<const GroupHead*>(group)->counted == 0) {
+        *row.step() += 1;
       }
     }
   }

@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<T, uniform>)
           row, table.grads[chunk.row], group.head, static_cast<uint32_t>(update.step), chunk.begin);
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0 && group.head.counted == 0) {
       advance_step(row, finished + chunk.row);
     }
     // Mixed arrays take so many registers that what all threads share stays in shared memory.

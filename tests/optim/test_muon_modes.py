@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import fusedstep
+from tests.reference.quantize import round_to_24_bits_stochastically, split_in_24
+from tests.reference.random import random16, random_array
 from tests.support.modes import forward_copy
 from tests.support.refusals import refuses
 from tests.support.tensors import assert_same_bits, copies, make_params, set_grads
@@ -37,6 +39,33 @@ def test_a_master_has_the_trajectory_of_float32_matrices(master: str) -> None:
             assert_same_bits(
                 ours.state[p]["momentum_buffer"], exact.state[q]["momentum_buffer"], "momentum"
             )
+
+
+@pytest.mark.parametrize("state_dtype", [None, HALF, "int8"], ids=["float32", "bfloat16", "int8"])
+def test_a_correction_is_rounded_by_the_count_after_the_first_pass(state_dtype: Any) -> None:
+    """Momentum and directions do not depend on the parameters: a float32 master shows the rest."""
+    params = make_params(*MATRICES, dtype=HALF)
+    ours = fusedstep.Muon(params, lr=1e-3, master="correction", state_dtype=state_dtype, seed=3)
+    exact = fusedstep.Muon(
+        copies(params), lr=1e-3, master="float32", state_dtype=state_dtype, seed=3
+    )
+    for step in range(3):
+        twins = exact.param_groups[0]["params"]
+        for optimizer in (ours, exact):
+            set_grads(optimizer.param_groups[0]["params"], seed=step)
+            optimizer.step()
+        for i, (p, q) in enumerate(zip(params, twins, strict=True)):
+            state = ours.state[p]
+            assert float(state["step"]) == step + 1
+            random = random16(3, random_array(i, 0), step + 2, 0, p.numel()) & 0xFF
+            master = exact.state[q]["master"]
+            value = round_to_24_bits_stochastically(master.flatten().numpy(), random)
+            nearest, correction = split_in_24(value)
+            assert_same_bits(p.detach().view(torch.int16).flatten(),
+                             torch.from_numpy(nearest).view(torch.int16))  # fmt: skip
+            assert_same_bits(state["correction"].flatten(), torch.from_numpy(correction))
+            master.copy_(torch.from_numpy(value).view(master.shape))  # where both go on from
+            q.data.copy_(master)
 
 
 @pytest.mark.parametrize("options", [{}, {"master": "remainder"}], ids=["plain", "remainder"])
@@ -144,16 +173,3 @@ def test_stochastic_rounding_is_for_adamws_groups() -> None:
             ValueError,
         ):  # fmt: skip
             fusedstep.Muon([{"params": make_params((8, 16), dtype=HALF), **group}], **options)
-
-
-def test_a_correction_which_is_rounded_stochastically_is_too() -> None:
-    matrices, vectors = make_params((8, 16), dtype=HALF), make_params((300,), dtype=HALF)
-    must = "be None, 'float32' or 'remainder' where use_muon"
-    with refuses("Muon", "param_groups[0]['master']", must, "'correction'", ValueError):
-        fusedstep.Muon(matrices, master="correction")
-    others = {"params": vectors, "use_muon": False, "master": "correction"}
-    optimizer = fusedstep.Muon([{"params": matrices, "master": "remainder"}, others])
-    set_grads([*matrices, *vectors])
-    optimizer.step()
-    assert optimizer.state[matrices[0]].keys() >= {"remainder"}
-    assert optimizer.state[vectors[0]].keys() >= {"correction"}

@@ -42,14 +42,15 @@ inline double norm_in_harness(const Table& table, Norm norm, const float* grad_s
 
 inline void step_on_cpu(std::string_view rule, const Problem& problem, const void* groups,
                         const Clip& clip) {
-  auto* const step_chunks = find_rule<cpu::StepChunks>(rule)->step;
+  const auto& entry = *find_rule<cpu::StepChunks>(rule);
   const Table table = problem.table(groups);
   constexpr int kWorkers = 3;  // whose shares begin within chunks
   for (int w = 0; w < kWorkers; ++w) {
-    step_chunks(table, clip, share_begin(problem.layout(), w, kWorkers),
-                share_begin(problem.layout(), w + 1, kWorkers));
+    entry.step(table, clip, share_begin(problem.layout(), w, kWorkers),
+               share_begin(problem.layout(), w + 1, kWorkers));
   }
-  cpu::advance_steps(table, static_cast<int64_t>(problem.layout().rows.size()), clip);
+  cpu::advance_steps(table, static_cast<int64_t>(problem.layout().rows.size()), entry.group_bytes,
+                     clip);
 }
 
 inline void step_in_harness(std::string_view rule, const Problem& problem, const void* groups,

@@ -53,8 +53,9 @@ extern "C" double clip_and_adam(void* param, void* grad, void* const* states, fl
   cpu::norm_chunks(table, kind, 0, table.num_chunks, partials.data());
   const double norm = cpu::fold_partials(kind, partials.data(), table.num_chunks, nullptr);
   const Clip clip{&norm, nullptr, nullptr, max_norm, false};
-  find_rule<cpu::StepChunks>("adam")->step(table, clip, {0}, {table.num_chunks});
-  cpu::advance_steps(table, 1, clip);
+  const auto& adam = *find_rule<cpu::StepChunks>("adam");
+  adam.step(table, clip, {0}, {table.num_chunks});
+  cpu::advance_steps(table, 1, adam.group_bytes, clip);
   return norm;
 }
 

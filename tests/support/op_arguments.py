@@ -13,8 +13,9 @@ from fusedstep.optim.state import Role
 from tests.support.tensors import make_params
 
 ADAMW = {
-    "lr": 1e-3, "maximize": 0.0, "ema_decay": 0.0, "stochastic_rounding": 0.0, "beta1": 0.9,
-    "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2, "decoupled": 1.0, "amsgrad": 0.0,
+    "lr": 1e-3, "maximize": 0.0, "ema_decay": 0.0, "stochastic_rounding": 0.0, "counted": 0.0,
+    "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2, "decoupled": 1.0,
+    "amsgrad": 0.0,
 }  # fmt: skip
 
 

@@ -71,8 +71,8 @@ class Muon(FusedOptimizer, TorchsMuon):
     State has torch's names, so checkpoints can be exchanged with torch.optim.Muon. In addition, a
     direction is kept for each matrix, in bfloat16. Parameters and gradients are float32, float64,
     bfloat16 or float16; their dtypes may differ. Sparse gradients are refused. State is float32, or
-    float64 for float64 parameters, unless `state_dtype` is set. `stochastic_rounding` and
-    `master="correction"` require `use_muon=False`. DTensors raise a TypeError.
+    float64 for float64 parameters, unless `state_dtype` is set. `stochastic_rounding` requires
+    `use_muon=False`. DTensors raise a TypeError.
 
     Args:
         params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups. Muon's
@@ -162,15 +162,9 @@ class Muon(FusedOptimizer, TorchsMuon):
 
     def _require_matrices(self, index: int) -> None:
         name, group = type(self).__name__, self.param_groups[index]
-        if group["use_muon"]:
-            # Two launches round directions and parameters; one step count cannot be the key of
-            # both.
-            mode = self.options.mode.of(group)
-            if mode.stochastic_rounding:
-                refuse(name, label(index, "stochastic_rounding"), "be False where use_muon", True)
-            if mode.master == "correction":
-                must = "be None, 'float32' or 'remainder' where use_muon"
-                refuse(name, label(index, "master"), must, repr(mode.master))
+        if group["use_muon"] and self.options.mode.of(group).stochastic_rounding:
+            # The first launch would round the directions so, too.
+            refuse(name, label(index, "stochastic_rounding"), "be False where use_muon", True)
         labels = parameter_labels(group, f"param_groups[{index}]['params']")
         for where, param in zip(labels, group["params"], strict=True):
             if is_dtensor(param):  # the matrix products need all of it
@@ -227,7 +221,7 @@ class Muon(FusedOptimizer, TorchsMuon):
         of_kinds = []
         for (g, (m, n)), group in zip(table.kinds, groups, strict=True):
             ratio = RATIOS[group["adjust_lr_fn"] or "original"](m, n) if m and n else 0.0
-            of_kinds.append(step.values[g] | {"descent": 1.0, "ratio": ratio})
+            of_kinds.append(step.values[g] | {"descent": 1.0, "counted": 1.0, "ratio": ratio})
         norm = None if norm is None else norm.to(table.place.device)
         step.run_rule(table, groups, of_kinds, norm)  # clipped and unscaled in the first pass
 
@@ -267,7 +261,7 @@ class _DirectionTable(Table):
             for entry in chain.from_iterable(matrices)
         }
         here = [
-            spec._replace(mode=Mode(spec.mode.state_dtype), average=False) if of_muon else spec
+            _of_direction(spec) if of_muon else spec
             for spec, of_muon in zip(specs, matrices, strict=True)
         ]
         self._represented = [
@@ -320,6 +314,13 @@ class _DirectionTable(Table):
         self.descent.release()
 
 
+def _of_direction(spec: StateSpec) -> StateSpec:
+    """What the first pass needs: the momentum, and the count if either pass rounds by it."""
+    counts = ("step",) if spec.mode.rounds_params else ()
+    names, mode = (*counts, *spec.names), Mode(spec.mode.state_dtype)
+    return StateSpec(names, spec.never_negative, mode, average=False)
+
+
 class _DescentTable(Table):
     """The table of the second pass: matrices, with their orthogonal directions as gradients.
 
@@ -342,7 +343,7 @@ class _DescentTable(Table):
             for entry in group:
                 by_kind.setdefault((g, entry.param.shape), []).append(entry)
         self.kinds = list(by_kind)  # of each group here: the optimizer's group and the shape
-        # The first pass keeps the momentum; this one updates masters and averages.
+        # The first pass keeps momentum and count; this one updates masters and averages.
         here = [specs[g]._replace(names=()) for g, _ in self.kinds]
         self.rebuild(list(by_kind.values()), here, state, initial)
 

@@ -309,6 +309,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             values["maximize"] = flag(type(self).__name__, group, index, "maximize")
         values["ema_decay"] = options.ema_decay or 0.0
         values["stochastic_rounding"] = float(options.mode.of(group).stochastic_rounding)
+        values["counted"] = 0.0
         return values
 
     def _spec(self, group: Group) -> StateSpec:

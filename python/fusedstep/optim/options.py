@@ -151,6 +151,11 @@ class Mode(NamedTuple):
     master: str | None = None
     stochastic_rounding: bool = False
 
+    @property
+    def rounds_params(self) -> bool:
+        """Whether updates of parameters are rounded stochastically."""
+        return self.stochastic_rounding or self.master == "correction"
+
     def of(self, group: Mapping[str, Any]) -> Mode:
         """This mode with what `group` overrides."""
         if group.keys().isdisjoint(MODE_KEYS):

@@ -91,9 +91,8 @@ def arrays_of(param: Tensor, spec: StateSpec) -> list[Array]:
     if spec.average:
         arrays.append(Array(Role.AVERAGE, "ema", computed))
     # The number of the step is a key of the random numbers.
-    rounds_param = mode.stochastic_rounding or mode.master == "correction"
     rounds_states = mode.state_dtype is not None and states
-    if "step" in spec.names or rounds_param or rounds_states:
+    if "step" in spec.names or mode.rounds_params or rounds_states:
         arrays.append(Array(Role.STEP, "step", torch.float32))
     return arrays
 

@@ -15,10 +15,10 @@ std::vector<double> values_for(std::string_view field) {
     std::string_view field;
     double value;
   };
-  constexpr Values kValues[] = {{"lr", 0.01},         {"ema_decay", 0.99}, {"beta1", 0.9},
-                                {"beta2", 0.999},     {"eps", 1e-8},       {"alpha", 0.99},
-                                {"lr_decay", 0.125},  {"ratio", 0.2},      {"dampening", 0.1},
-                                {"weight_decay", 0.1}};
+  constexpr Values kValues[] = {{"lr", 0.01},          {"ema_decay", 0.99}, {"beta1", 0.9},
+                                {"beta2", 0.999},      {"eps", 1e-8},       {"alpha", 0.99},
+                                {"lr_decay", 0.125},   {"ratio", 0.2},      {"dampening", 0.1},
+                                {"weight_decay", 0.1}, {"counted", 0}};
   constexpr std::string_view kFlags[] = {"maximize", "decoupled", "amsgrad", "centered",
                                          "nesterov", "use_muon",  "descent", "stochastic_rounding"};
   if (field == "momentum") {
@@ -57,6 +57,7 @@ constexpr Form kForms[] = {
     {"uint8_state", kFloat32, kFloat16, kInt8, kUInt8, kNone},
     {"float32_master", kBFloat16, kBFloat16, kFloat32, kFloat32, kFloat32},
     {"remainder", kBFloat16, kFloat32, kInt8, kUInt8, kInt16},
+    {"correction", kBFloat16, kBFloat16, kInt8, kUInt8, kUInt8},
 };
 
 // Which state of a rule is never negative.
@@ -122,7 +123,7 @@ void step(const RuleEntry<cpu::StepChunks>& rule, const Form& form,
     const Position middle = share_begin(layout, 1, 2);
     rule.step(table, clip, middle, {layout.num_chunks()});
     rule.step(table, clip, {0}, middle);
-    cpu::advance_steps(table, static_cast<int64_t>(layout.rows.size()), clip);
+    cpu::advance_steps(table, static_cast<int64_t>(layout.rows.size()), rule.group_bytes, clip);
     hash.add_all(&norm, 1);
   }
   for (auto& own : arrays) {
