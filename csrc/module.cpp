@@ -57,6 +57,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("DEVICE") = py::capsule(&fusedstep::kCpuDevice, fusedstep::kDeviceCapsule);
   fusedstep::bind_device(m);
   fusedstep::bind_plain_list(m);
+  fusedstep::bind_step_plan(m);
   fusedstep::bind_tensor_table(m);
   m.def("rule_fields", &rule_fields, "rule"_a,
         "The names of the values that a parameter group of a rule has, in the ops' order.");

@@ -70,7 +70,7 @@ void clip_list_(int64_t address, const Tensor& norm, const Tensor& published, do
                        .copy = nullptr});
 }
 
-// After TensorTable::fits and table_refresh said true.
+// After TensorTable::open or table_refresh.
 void table_norm_(int64_t address, const Tensor& norm, double norm_type,
                  std::optional<Tensor> grad_scale) {
   constexpr const char* kFunction = "table_norm_";

@@ -1,11 +1,13 @@
-// The ops step_ and table_step_: the step of any rule.
+// The ops step_ and table_step_: the step of any rule; and fusedstep._C.StepPlan.
 #include "csrc/optim/step.h"
 
+#include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
 
 #include <numeric>
 #include <string>
 
+#include "csrc/module.h"
 #include "csrc/optim/tensor_table.h"
 
 namespace fusedstep {
@@ -55,21 +57,20 @@ void step_(const std::string& rule, const Tensors& params, const Tensors& grads,
                             .copy = nullptr});
 }
 
-// After TensorTable::fits and table_refresh said true. norm_type 0: `norm` is given, or not wanted;
-// else it is computed first.
-void table_step_(int64_t address, const std::string& rule, const Tensor& param,
-                 const std::vector<double>& groups, int64_t seed, const Tensors& lrs,
-                 const std::vector<int64_t>& lr_groups, std::optional<Tensor> norm,
-                 double norm_type, std::optional<Tensor> grad_scale,
-                 std::optional<Tensor> found_inf, double max_norm, bool skip_nonfinite) {
+// After TensorTable::open or table_refresh. norm_type 0: `norm` is given, or not wanted; else it is
+// computed first.
+void table_step_(int64_t address, int64_t plan_address, const Tensor& param, const Tensors& lrs,
+                 std::optional<Tensor> norm, double norm_type, std::optional<Tensor> grad_scale,
+                 std::optional<Tensor> found_inf) {
   constexpr const char* kFunction = "table_step_";
   auto& table = *reinterpret_cast<TensorTable*>(address);
+  const auto& plan = *reinterpret_cast<const StepPlan*>(plan_address);
   Arg(kFunction, "table", "none").must(!table.empty(), "have gradients");
   Arg(kFunction, "param", param).must(table.is_on_device_of(param), "be on the table's device");
-  const auto& entry = require_rule(kFunction, rule);
-  const RuleGroups of_rule(kFunction, entry, groups, seed, lrs, lr_groups, param);
-  check_states(kFunction, table, of_rule);
-  const StepOptions options{norm, grad_scale, found_inf, max_norm, skip_nonfinite};
+  const auto& rule = require_rule(kFunction, plan.rule);
+  const RuleGroups groups(kFunction, rule, plan.values, plan.seed, lrs, plan.lr_groups, param);
+  check_states(kFunction, table, groups);
+  const StepOptions options{norm, grad_scale, found_inf, plan.max_norm, plan.skip_nonfinite};
   options.check(kFunction, param);
   std::optional<NormWork> norm_work;
   if (norm_type > 0) {
@@ -79,14 +80,29 @@ void table_step_(int64_t address, const std::string& rule, const Tensor& param,
   }
   const Device& device = device_of(param);
   device.run({.table = table.data(),
-              .groups = of_rule.bytes(),
+              .groups = groups.bytes(),
               .norm = norm_work,
-              .step = StepWork{rule, options.clip()},
+              .step = StepWork{plan.rule, options.clip()},
               .device = param.get_device(),
               .copy = table.copy_on(device)});
 }
 
 }  // namespace
+
+void bind_step_plan(pybind11::module_& m) {
+  namespace py = pybind11;
+  py::class_<StepPlan>(m, "StepPlan")
+      .def(py::init([](std::string rule, std::vector<double> values, int64_t seed,
+                       std::vector<int64_t> lr_groups, double max_norm, bool skip_nonfinite) {
+             return StepPlan{std::move(rule),      std::move(values), seed,
+                             std::move(lr_groups), max_norm,          skip_nonfinite};
+           }),
+           py::arg("rule"), py::arg("values"), py::arg("seed"), py::arg("lr_groups"),
+           py::arg("max_norm"), py::arg("skip_nonfinite"))
+      .def_property_readonly("address",
+                             [](const StepPlan& plan) { return reinterpret_cast<int64_t>(&plan); });
+}
+
 }  // namespace fusedstep
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusedstep, m) {
@@ -103,12 +119,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedstep, m) {
       "Tensor? norm=None, Tensor? grad_scale=None, Tensor? found_inf=None, float max_norm=-1.0, "
       "bool skip_nonfinite=False) -> ()");
 
-  // What a table lists is written, after a `table_refresh` that said true; `param` is the first of
-  // its parameters.
+  // What a table lists is written, after its gradients were taken over; `plan` is the address of a
+  // fusedstep._C.StepPlan, `param` the first of the table's parameters.
   m.def(
-      "table_step_(int table, str rule, Tensor(a!) param, float[] groups, int seed, Tensor[] lrs, "
-      "int[] lr_groups, Tensor(b!)? norm, float norm_type, Tensor? grad_scale, Tensor? found_inf, "
-      "float max_norm, bool skip_nonfinite) -> ()");
+      "table_step_(int table, int plan, Tensor(a!) param, Tensor[] lrs, Tensor(b!)? norm, "
+      "float norm_type, Tensor? grad_scale, Tensor? found_inf) -> ()");
 }
 
 FUSEDSTEP_IMPL(m) {

@@ -44,6 +44,18 @@ inline const Rule& require_rule(const char* function, const std::string& name) {
   return *rule;
 }
 
+// What the steps of an optimizer have in common while nobody changes a hyperparameter or an option;
+// in Python fusedstep._C.StepPlan, made once, since the dispatcher takes its time for every
+// argument.
+struct StepPlan {
+  std::string rule;
+  std::vector<double> values;  // for each group one for each of the rule's fields, in their order
+  int64_t seed;                // the bits of an unsigned integer
+  std::vector<int64_t> lr_groups;  // groups whose rate is a tensor
+  double max_norm;                 // below 0: do not clip
+  bool skip_nonfinite;
+};
+
 class RuleGroups {
  public:
   // `values`: for each group one for each of the rule's fields, in their order. lrs[i], a float32

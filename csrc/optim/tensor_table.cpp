@@ -1,8 +1,9 @@
 // The tensor table: from tensors to rows, and what may change between steps; its ops table_assign
-// and table_refresh; and in Python fusedstep._C.TensorTable, which owns one, and same_items, by
-// which a step finds out whether an optimizer still has the same parameters.
+// and table_refresh; and in Python fusedstep._C.TensorTable, which owns one, and the functions by
+// which a step finds out whether an optimizer still has the same parameters and hyperparameters.
 #include "csrc/optim/tensor_table.h"
 
+#include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
 
 #include "csrc/checks.h"
@@ -158,38 +159,35 @@ bool TensorTable::refresh(const Tensors& grads, const std::vector<int64_t>& miss
   if (grads.size() + missing.size() != slots_.size()) {
     return false;
   }
-  std::vector<int32_t> active;
-  std::vector<Dtype> dtypes;
-  std::vector<void*> addresses;
-  active.reserve(grads.size());
-  dtypes.reserve(grads.size());
-  addresses.reserve(grads.size());
+  Active active(grads.size());
   for (size_t i = 0, skipped = 0; i < slots_.size(); ++i) {
     if (skipped < missing.size() && missing[skipped] == static_cast<int64_t>(i)) {
       ++skipped;
       continue;
     }
-    if (active.size() == grads.size()) {
+    if (active.slots.size() == grads.size()) {
       return false;  // `missing` is not ascending or names what does not exist
     }
-    const Tensor& grad = grads[active.size()];
+    const Tensor& grad = grads[active.slots.size()];
     const Slot& slot = slots_[i];
     const auto dtype = dtype_of(grad);
     if (!is_floating(dtype) || !is_strided(grad) || !is_on_device_of(grad) ||
         !same_layout(geometry_of(grad), {slot.sizes, slot.strides})) {
       return false;
     }
-    active.push_back(static_cast<int32_t>(i));
-    dtypes.push_back(*dtype);
-    addresses.push_back(grad.data_ptr());
+    active.add(i, *dtype, grad.data_ptr());
   }
-  if (active != active_ || dtypes != grad_dtypes_) {
-    lay_out(active, dtypes);
+  take_over(active);
+  return true;
+}
+
+void TensorTable::take_over(const Active& active) {
+  if (active.slots != active_ || active.dtypes != grad_dtypes_) {
+    lay_out(active.slots, active.dtypes);
   }
   for (size_t row = 0; row < data_.grads.size(); ++row) {
-    data_.grads[row] = addresses[data_.layout.order[row]];
+    data_.grads[row] = active.addresses[data_.layout.order[row]];
   }
-  return true;
 }
 
 void TensorTable::lay_out(const std::vector<int32_t>& active,
@@ -206,11 +204,28 @@ void TensorTable::lay_out(const std::vector<int32_t>& active,
   ++data_.version;
 }
 
-bool TensorTable::fits(const py::list& params, const py::list& states, const py::list& names,
-                       bool sharded) const {
+namespace {
+
+// The entry of a state under a key, or null; of a DTensor its local part.
+py::object entry_of(PyObject* state, PyObject* key, bool sharded) {
+  PyObject* const found = PyDict_GetItemWithError(state, key);
+  if (found == nullptr && PyErr_Occurred()) {
+    throw py::error_already_set();
+  }
+  const auto entry = py::reinterpret_borrow<py::object>(found);
+  return found != nullptr && sharded ? py::getattr(entry, "_local_tensor", entry) : entry;
+}
+
+}  // namespace
+
+std::optional<TensorTable::Gradients> TensorTable::open(const py::list& params,
+                                                        const py::object& grads,
+                                                        const py::list& states,
+                                                        const py::list& rows, const py::list& names,
+                                                        bool sharded) {
   const size_t count = slots_.size();
-  if (params.size() != count || states.size() != count || names.size() != count) {
-    return false;
+  if (params.size() != count || rows.size() != count || names.size() != count) {
+    return std::nullopt;
   }
   const dlpack::Device device =
       on_gpu_ ? dlpack::Device{dlpack::kCuda, device_index_} : dlpack::Device{dlpack::kCpu, 0};
@@ -219,38 +234,51 @@ bool TensorTable::fits(const py::list& params, const py::list& states, const py:
     return dlpack::view_of(tensor, &view) && view.data == data && view.device == device &&
            view.dtype == dlpack::data_type_of(dtype);
   };
+  Gradients found;
+  Active active(count);
   for (size_t i = 0; i < count; ++i) {
     const Slot& slot = slots_[i];
     const Row& row = slot.row;
     const Geometry of_param{slot.sizes, slot.strides};
+    PyObject* const param = PyList_GET_ITEM(params.ptr(), i);
     PyObject* const keys = PyList_GET_ITEM(names.ptr(), i);
-    PyObject* const state = PyList_GET_ITEM(states.ptr(), i);
-    if (!lies_at(PyList_GET_ITEM(params.ptr(), i), row.param, row.param_dtype) ||
-        !same_layout(dlpack::geometry_of(view), of_param) || !PyDict_Check(state) ||
-        PyTuple_Size(keys) != static_cast<Py_ssize_t>(slot.roles.size())) {
-      return false;
+    PyObject* const state =
+        PyList_GET_ITEM(states.ptr(), PyLong_AsSsize_t(PyList_GET_ITEM(rows.ptr(), i)));
+    if (!lies_at(param, row.param, row.param_dtype) ||
+        !same_layout(dlpack::geometry_of(view), of_param) || !PyDict_Check(state)) {
+      return std::nullopt;
     }
     for (size_t k = 0; k < slot.roles.size(); ++k) {
-      PyObject* entry = PyDict_GetItemWithError(state, PyTuple_GET_ITEM(keys, k));
-      if (entry == nullptr) {
-        if (PyErr_Occurred()) {
-          throw py::error_already_set();
-        }
-        return false;
-      }
-      py::object part;
-      if (sharded) {
-        part = py::getattr(entry, "_local_tensor", py::handle(entry));
-        entry = part.ptr();
-      }
       const int64_t role = slot.roles[k];
-      if (!lies_at(entry, row.arrays[role], row.dtypes[role]) ||
+      const py::object entry = entry_of(state, PyTuple_GET_ITEM(keys, k), sharded);
+      if (!entry || !lies_at(entry.ptr(), row.arrays[role], row.dtypes[role]) ||
           !fits_role(role, dlpack::geometry_of(view), of_param, row.size)) {
-        return false;
+        return std::nullopt;
       }
     }
+    const py::object grad =
+        grads.is_none() ? dlpack::grad_of(param)
+                        : py::reinterpret_borrow<py::object>(PyList_GET_ITEM(grads.ptr(), i));
+    if (grad.is_none()) {
+      found.second.append(i);
+      continue;
+    }
+    if (!dlpack::view_of(grad.ptr(), &view) || view.device != device ||
+        (view.data == nullptr && row.size > 0) ||
+        !same_layout(dlpack::geometry_of(view), of_param) || dlpack::is_negated(grad.ptr())) {
+      return std::nullopt;
+    }
+    const auto dtype = dlpack::dtype_of(view);
+    if (!is_floating(dtype)) {
+      return std::nullopt;
+    }
+    found.first.append(grad);
+    active.add(i, *dtype, view.data);
   }
-  return true;
+  if (!active.slots.empty()) {
+    take_over(active);
+  }
+  return found;
 }
 
 std::unique_ptr<DeviceCopy>* TensorTable::copy_on(const Device& device) {
@@ -278,17 +306,73 @@ bool table_refresh(int64_t table, const Tensors& grads, const std::vector<int64_
 // addresses the table must not keep. The caller assigns again, from plain copies that it keeps.
 bool refresh_nothing(int64_t, const Tensors&, const std::vector<int64_t>&) { return false; }
 
-// Whether two lists hold the same objects in the same order.
-bool same_items(const py::list& a, const py::list& b) {
-  if (a.size() != b.size()) {
+// Whether list[begin], list[begin + 1], ... are the items of `part`, the same objects.
+bool holds(const py::list& list, size_t begin, PyObject* part) {
+  const auto size = static_cast<size_t>(PyList_GET_SIZE(part));
+  if (begin + size > list.size()) {
     return false;
   }
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (PyList_GET_ITEM(a.ptr(), i) != PyList_GET_ITEM(b.ptr(), i)) {
+  for (size_t i = 0; i < size; ++i) {
+    if (PyList_GET_ITEM(list.ptr(), begin + i) != PyList_GET_ITEM(part, i)) {
       return false;
     }
   }
   return true;
+}
+
+// Whether parameter groups have the keys and values in `entries`, one after the other: the same
+// objects.
+bool same_entries(const py::list& groups, const py::list& entries) {
+  size_t next = 0;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    PyObject* const group = PyList_GET_ITEM(groups.ptr(), g);
+    if (!PyDict_Check(group)) {
+      return false;
+    }
+    PyObject *key, *value;
+    for (Py_ssize_t at = 0; PyDict_Next(group, &at, &key, &value); next += 2) {
+      if (next + 2 > entries.size() || PyList_GET_ITEM(entries.ptr(), next) != key ||
+          PyList_GET_ITEM(entries.ptr(), next + 1) != value) {
+        return false;
+      }
+    }
+  }
+  return next == entries.size();
+}
+
+// The values of an optimizer's state in its order and an empty one, if its groups still list the
+// same parameters, sizes[g] of them in group g, and its state has the same keys, all as objects;
+// else None.
+py::object states_of(const py::list& groups, const py::list& params,
+                     const std::vector<size_t>& sizes, const py::object& state,
+                     const py::list& keys) {
+  size_t next = 0;
+  if (groups.size() != sizes.size() || !PyDict_Check(state.ptr()) ||
+      static_cast<size_t>(PyDict_GET_SIZE(state.ptr())) != keys.size()) {
+    return py::none();
+  }
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const py::object listed = groups[g]["params"];
+    if (!PyList_Check(listed.ptr()) || py::len(listed) != sizes[g] ||
+        !holds(params, next, listed.ptr())) {
+      return py::none();
+    }
+    next += sizes[g];
+  }
+  if (next != params.size()) {
+    return py::none();
+  }
+  py::list states(keys.size() + 1);
+  PyList_SET_ITEM(states.ptr(), keys.size(), PyDict_New());
+  PyObject *key, *value;
+  Py_ssize_t at = 0;
+  for (size_t i = 0; PyDict_Next(state.ptr(), &at, &key, &value); ++i) {
+    if (PyList_GET_ITEM(keys.ptr(), i) != key) {
+      return py::none();
+    }
+    PyList_SET_ITEM(states.ptr(), i, Py_NewRef(value));
+  }
+  return states;
 }
 
 }  // namespace
@@ -298,8 +382,8 @@ void bind_tensor_table(py::module_& m) {
       .def(py::init<>())
       .def_property_readonly("address",
                              [](TensorTable& table) { return reinterpret_cast<int64_t>(&table); })
-      .def("fits", &TensorTable::fits, py::arg("params"), py::arg("states"), py::arg("names"),
-           py::arg("sharded"))
+      .def("open", &TensorTable::open, py::arg("params"), py::arg("grads"), py::arg("states"),
+           py::arg("rows"), py::arg("names"), py::arg("sharded"))
       .def_property_readonly(
           "num_rows", [](const TensorTable& table) { return table.data().layout.rows.size(); })
       .def_property_readonly(
@@ -309,7 +393,9 @@ void bind_tensor_table(py::module_& m) {
           [](const TensorTable& table) { return table.data().layout.launches.size(); })
       .def_property_readonly("layout_version",
                              [](const TensorTable& table) { return table.data().version; });
-  m.def("same_items", &same_items, py::arg("a"), py::arg("b"));
+  m.def("same_entries", &same_entries, py::arg("groups"), py::arg("entries"));
+  m.def("states_of", &states_of, py::arg("groups"), py::arg("params"), py::arg("sizes"),
+        py::arg("state"), py::arg("keys"));
 }
 
 }  // namespace fusedstep

@@ -4,6 +4,9 @@
 
 #include <pybind11/pybind11.h>
 
+#include <optional>
+#include <utility>
+
 #include "csrc/device.h"
 
 namespace fusedstep {
@@ -34,11 +37,25 @@ class TensorTable {
   // the caller has to assign anew.
   bool refresh(const Tensors& grads, const std::vector<int64_t>& missing);
 
-  // Whether parameters and arrays are where and what they were when they were assigned. Arrays are
-  // entries of the dictionaries in `states`, one for each parameter; `names` has tuples of their
-  // keys in the order of assignment. `sharded`: entries may be DTensors, whose local parts count.
-  bool fits(const pybind11::list& params, const pybind11::list& states, const pybind11::list& names,
-            bool sharded) const;
+  // The gradients that parameters have, and the numbers of the parameters that have none.
+  using Gradients = std::pair<pybind11::list, pybind11::list>;
+
+  // What Python asks at every step, in one walk over its lists, which have an entry for each
+  // parameter: whether parameters and arrays are where and what they were when they were assigned;
+  // if they are, takes over the gradients as `refresh` does. Nothing where something differs.
+  //
+  // A tensor can be exchanged for another, and its memory, shape and dtype can change while it
+  // stays the same object: `x.data = y`, `set_`, `resize_`. No counter tells of the latter, so each
+  // tensor is viewed anew; a view tells of both. Of a gradient nothing has to be as it was, but it
+  // must lie as its parameter does, and must not be a lazy negation or zero.
+  //
+  // `grads` is a list with None for a gradient that does not exist, or itself None: parameters then
+  // have gradients of their own. Arrays are entries of dictionaries: those of parameter i are in
+  // states[rows[i]] under the keys names[i], in the order of assignment. `sharded`: they may be
+  // DTensors, whose local parts count.
+  std::optional<Gradients> open(const pybind11::list& params, const pybind11::object& grads,
+                                const pybind11::list& states, const pybind11::list& rows,
+                                const pybind11::list& names, bool sharded);
 
   const TableData& data() const { return data_; }
   // By group: how many states its parameters have; below 0 where it has no parameters.
@@ -52,7 +69,26 @@ class TensorTable {
   std::unique_ptr<DeviceCopy>* copy_on(const Device& device);
 
  private:
+  // Of gradients that exist: the numbers of their slots, their dtypes and addresses.
+  struct Active {
+    std::vector<int32_t> slots;
+    std::vector<Dtype> dtypes;
+    std::vector<void*> addresses;
+
+    explicit Active(size_t count) {
+      slots.reserve(count);
+      dtypes.reserve(count);
+      addresses.reserve(count);
+    }
+    void add(size_t slot, Dtype dtype, void* address) {
+      slots.push_back(static_cast<int32_t>(slot));
+      dtypes.push_back(dtype);
+      addresses.push_back(address);
+    }
+  };
+
   void take(std::vector<Slot> slots, const Tensors& tensors);
+  void take_over(const Active& active);
   void lay_out(const std::vector<int32_t>& active, const std::vector<Dtype>& grad_dtypes);
 
   std::vector<Slot> slots_;

@@ -10,13 +10,15 @@ class TensorTable:
     def __init__(self) -> None: ...
     @property
     def address(self) -> int: ...
-    def fits(
+    def open(
         self,
         params: list[Tensor],
+        grads: list[Tensor | None] | None,
         states: list[dict[str, Any]],
+        rows: list[int],
         names: list[tuple[str, ...]],
         sharded: bool,
-    ) -> bool: ...
+    ) -> tuple[list[Tensor], list[int]] | None: ...
     @property
     def num_rows(self) -> int: ...
     @property
@@ -38,6 +40,21 @@ class PlainList:
     @property
     def address(self) -> int: ...
 
+class StepPlan:
+    """What the steps of an optimizer have in common; csrc/optim/step.h."""
+
+    def __init__(
+        self,
+        rule: str,
+        values: list[float],
+        seed: int,
+        lr_groups: list[int],
+        max_norm: float,
+        skip_nonfinite: bool,
+    ) -> None: ...
+    @property
+    def address(self) -> int: ...
+
 ROLES: dict[str, int]
 BLOCK: int
 CHUNK_SIZE: int
@@ -53,4 +70,11 @@ def has_solvers(type: str) -> bool: ...
 def no_cuda(reason: str) -> str: ...
 def build_facts() -> dict[str, str]: ...
 def rule_fields(rule: str) -> list[str]: ...
-def same_items(a: list[Any], b: list[Any]) -> bool: ...
+def same_entries(groups: list[dict[str, Any]], entries: list[Any]) -> bool: ...
+def states_of(
+    groups: list[dict[str, Any]],
+    params: list[Tensor],
+    sizes: list[int],
+    state: Any,
+    keys: list[Tensor],
+) -> list[dict[str, Any]] | None: ...

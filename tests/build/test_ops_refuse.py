@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 from tests.support.tensors import assert_same_bits
-from tests.support.op_arguments import TABLE_OPTIONS, randn, step_arguments, table_arguments, values_of
+from tests.support.op_arguments import (
+    PLAN,
+    UNCLIPPED,
+    randn,
+    step_arguments,
+    table_arguments,
+    values_of,
+)
 from torch import Tensor
 
 from fusedstep import _C
@@ -171,7 +178,7 @@ def test_table_op_refuses_wrong_positions_of_missing_gradients(missing: list[int
     assert not ops.table_refresh(table.address, grads[:2], missing)
     assert table.num_rows == 0
     with pytest.raises(RuntimeError, match=r"^table_step_: table must have gradients, got none"):
-        ops.table_step_(table.address, "adam", params[0], *TABLE_OPTIONS)
+        ops.table_step_(table.address, PLAN.address, params[0], *UNCLIPPED)
 
 
 def test_table_op_refuses_groups_with_other_states() -> None:
@@ -179,14 +186,16 @@ def test_table_op_refuses_groups_with_other_states() -> None:
     params, grads, assigned = table_arguments()
     ops.table_assign(table.address, params, *assigned)
     assert ops.table_refresh(table.address, grads, [])
-    values = values_of({"amsgrad": 1.0})
+    plan = _C.StepPlan("adam", values_of({"amsgrad": 1.0}), 0, [], -1.0, False)
     with pytest.raises(RuntimeError, match=r"^table_step_: groups\[0\] must need as many"):
-        ops.table_step_(table.address, "adam", params[0], values, *TABLE_OPTIONS[1:])
+        ops.table_step_(table.address, plan.address, params[0], *UNCLIPPED)
 
 
 @pytest.mark.parametrize("wrong", [3, "cpu", object(), torch.ones(2).__dlpack__()], ids=type)
 def test_use_device_refuses_what_is_no_device(wrong: Any) -> None:
-    with pytest.raises(TypeError, match=r"^use_device: device must be a capsule named fused.*, got"):
+    with pytest.raises(
+        TypeError, match=r"^use_device: device must be a capsule named fused.*, got"
+    ):
         _C.use_device("cpu", wrong)
 
 

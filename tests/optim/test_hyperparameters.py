@@ -14,6 +14,7 @@ from fusedstep.optim.hyperparameters import in_order, rule_fields
 from fusedstep.optim.optimizer import FusedOptimizer
 from tests.support.optimizers import Kind, every_kind
 from tests.support.refusals import Snapshot, refuses
+from tests.support.shadow import Shadow
 from tests.support.tensors import assert_same_bits, make_params, set_grads
 
 nan = math.nan
@@ -231,3 +232,58 @@ def test_a_rules_values_must_be_its_fields(
     with pytest.raises(TypeError, match=wrong):
         optimizer.step()
     before.check()
+
+
+# --- what is kept between steps -------------------------------------------------------------------
+
+
+def test_values_that_change_in_place_are_read_again() -> None:
+    """The same objects in the same groups, so nothing but their contents tells."""
+    lr, betas = torch.tensor(0.1), [0.9, 0.99]
+    params = make_params((20,))
+    shadow = Shadow(fusedstep.AdamW(params, lr=lr, betas=betas, max_norm=1.0))
+    for step in range(4):
+        set_grads(params, seed=step)
+        lr.fill_(0.1 / (step + 1))
+        betas[0] = 0.9 - 0.1 * step
+        shadow.step()
+
+
+@pytest.mark.parametrize("change", ["value", "option", "key", "checkpoint"])
+def test_what_changes_between_steps_takes_effect_at_the_next(change: str) -> None:
+    params = make_params((20,), (3, 4))
+    optimizer = fusedstep.AdamW([{"params": [p]} for p in params], lr=0.1, max_norm=10.0)
+    shadow = Shadow(optimizer)
+    for step in range(4):
+        set_grads(params, seed=step)
+        group = optimizer.param_groups[1]
+        if step == 2 and change == "value":
+            group["eps"] = 1e-3
+        if step == 2 and change == "option":
+            optimizer.max_norm = 0.1
+        if step == 2 and change == "key":  # the same values in the same order
+            optimizer.param_groups[1] = {
+                {"weight_decay": "eps", "eps": "weight_decay"}.get(key, key): value
+                for key, value in group.items()
+            }
+        if step == 2 and change == "checkpoint":
+            saved = optimizer.state_dict()
+            saved["param_groups"][1]["lr"] = 0.01
+            optimizer.load_state_dict(saved)
+        shadow.step()
+
+
+@pytest.mark.parametrize("bad", [-0.1, True])
+def test_a_value_that_equals_the_last_one_is_checked_too(bad: Any) -> None:
+    params = make_params((20,))
+    optimizer = fusedstep.AdamW(params, lr=1.0)
+    set_grads(params)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = bad
+    for _ in range(2):
+        before = params[0].detach().clone()
+        with pytest.raises(
+            (ValueError, TypeError), match=r"^AdamW: param_groups\[0\]\['lr'\] must"
+        ):
+            optimizer.step()
+        assert torch.equal(params[0], before)

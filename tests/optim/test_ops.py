@@ -12,7 +12,8 @@ from torch.library import opcheck
 import fusedstep
 from fusedstep import _C
 from tests.support.op_arguments import (
-    TABLE_OPTIONS,
+    PLAN,
+    UNCLIPPED,
     VALUES,
     arrays_of,
     fresh_arrays,
@@ -62,9 +63,10 @@ def test_opcheck_of_the_table_ops(device: torch.device) -> None:
     assert ops.table_refresh(table.address, grads, [])
     norm = scalar(0.0, device, torch.float64)
     opcheck(ops.table_norm_.default, (table.address, norm, 2.0, None))
-    opcheck(ops.table_step_.default, (table.address, "adam", params[0], *TABLE_OPTIONS))
-    clipped = (VALUES, 0, [], [], norm, 2.0, None, None, 1.0, False)
-    opcheck(ops.table_step_.default, (table.address, "adam", params[0], *clipped))
+    opcheck(ops.table_step_.default, (table.address, PLAN.address, params[0], *UNCLIPPED))
+    plan = _C.StepPlan("adam", VALUES, 0, [], 1.0, False)
+    clipped = ([], norm, 2.0, None, None)
+    opcheck(ops.table_step_.default, (table.address, plan.address, params[0], *clipped))
 
 
 def test_step_op_does_what_the_optimizer_does(device: torch.device) -> None:

@@ -321,6 +321,64 @@ def test_state_that_is_lazily_negated_or_no_dictionary() -> None:
         shadow.step()
 
 
+def test_gradients_that_are_not_what_their_memory_says() -> None:
+    """Lazy negations and zeros, in turns with plain ones, against plain gradients alone."""
+    params, others = make_params((3, 4), (3, 4)), make_params((3, 4), (3, 4))
+    ours, expected = (fusedstep.AdamW(ps, max_norm=1.0) for ps in (params, others))
+    for step in range(8):
+        set_grads(params, seed=step)
+        set_grads(others, seed=step)
+        if step % 4 == 1:
+            params[1].grad = torch._neg_view(-params[1].grad)
+        if step % 4 == 2:
+            others[1].grad = torch.zeros(3, 4)
+            params[1].grad = torch._efficientzerotensor((3, 4))
+        ours.step()
+        expected.step()
+        for param, other in zip(params, others, strict=True):
+            assert_same_bits(param, other, f"step {step}")
+
+
+REARRANGED = {
+    "data": lambda x: setattr(x, "data", x.data.view(30, 20).t()),
+    "set_": lambda x: x.set_(x.untyped_storage(), 0, (20, 30), (1, 20)),
+    "moved by set_": lambda x: x.set_(x.clone().untyped_storage(), 0, (20, 30), (30, 1)),
+}
+
+
+@pytest.mark.parametrize("rearrange", REARRANGED)
+@pytest.mark.parametrize("of", ["parameter", "exp_avg"])
+def test_elements_rearranged_in_the_same_memory(of: str, rearrange: str) -> None:
+    """The same object, at the same address but for the last, with other strides."""
+    params = make_params((20, 30), (5,))
+    shadow = Shadow(fusedstep.AdamW(params))
+    for step in range(4):
+        set_grads(params, seed=step)
+        if step == 2:
+            x = params[0] if of == "parameter" else shadow.optimizer.state[params[0]]["exp_avg"]
+            with torch.no_grad():
+                REARRANGED[rearrange](x)
+            shadow._take_over(params[0])
+        shadow.step()
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "step"])
+def test_resized_state_is_refused_until_it_is_mended(name: str) -> None:
+    params = make_params((20,))
+    optimizer = fusedstep.AdamW(params)
+    set_grads(params)
+    optimizer.step()
+    state = optimizer.state[params[0]]
+    size = tuple(state[name].shape)
+    state[name].resize_(5)
+    before = params[0].detach().clone()
+    with pytest.raises((ValueError, RuntimeError)):
+        optimizer.step()
+    assert torch.equal(params[0], before)
+    state[name].resize_(size)
+    optimizer.step()
+
+
 def test_amsgrad_switched_on_later() -> None:
     params = make_params((20,))
     shadow = Shadow(fusedstep.AdamW(params))

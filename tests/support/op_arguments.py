@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedstep import _C
 from fusedstep.optim.hyperparameters import in_order
 from fusedstep.optim.state import Role
 from tests.support.tensors import make_params
@@ -25,7 +26,8 @@ def values_of(*changed: dict[str, float]) -> list[float]:
 
 
 VALUES = values_of({})
-TABLE_OPTIONS = (VALUES, 0, [], [], None, 0.0, None, None, -1.0, False)
+PLAN = _C.StepPlan("adam", VALUES, 0, [], -1.0, False)
+UNCLIPPED = ([], None, 0.0, None, None)  # what `table_step_` takes after the parameter
 
 
 def randn(

@@ -66,7 +66,7 @@ class StoredTable:
         values = optimizer._values(group, 0)
         values["ema_decay"] = 0.9 if form.average else 0.0
         values["stochastic_rounding"] = float(form.stochastic)
-        self.values = in_order(self.rule, [values])
+        self.plan = _C.StepPlan(self.rule, in_order(self.rule, [values]), SEED, [], 1.0, False)
         names = [name for name in optimizer._state_names(group) if name != "step"]
         self.arrays = [self._arrays_of(p, names, form) for p in self.params]
         self.table = _C.TensorTable()
@@ -103,8 +103,7 @@ class StoredTable:
         norm = self.params[0].new_empty((), dtype=torch.float64)
         assert torch.ops.fusedstep.table_refresh(self.table.address, self.grads, [])
         torch.ops.fusedstep.table_step_(
-            self.table.address, self.rule, self.params[0], self.values, SEED, [], [], norm,
-            2.0, None, None, 1.0, False,
+            self.table.address, self.plan.address, self.params[0], [], norm, 2.0, None, None
         )  # fmt: skip
         self.norm = norm  # held: a captured step writes it at every replay
 

@@ -1,6 +1,6 @@
 """The values of parameter groups: checked, by name, and in the order that the ops take.
 
-They are read at every step, so the usual case comes first.
+They are read when a group has changed, which may be at every step, so the usual case comes first.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import cache
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fusedstep import _C
@@ -18,6 +19,7 @@ from fusedstep.checks import refuse, require_beta, require_flag, require_number
 
 Group = dict[str, Any]  # one of an optimizer's param_groups, or a constructor's arguments
 Values = dict[str, float]  # a value for each field of a rule, by name
+CONSTANTS = frozenset({float, int, bool, str, type(None), torch.dtype})
 
 
 def label(index: int | None, key: str) -> str:
@@ -73,6 +75,24 @@ def betas(function: str, group: Group, index: int | None) -> dict[str, float]:
     where = label(index, "betas")
     checked = [require_beta(function, f"{where}[{k}]", b) for k, b in enumerate((beta1, beta2))]
     return dict(zip(("beta1", "beta2"), checked, strict=True))
+
+
+def entries_of(groups: Sequence[Group]) -> list[Any] | None:
+    """All keys and values, one after the other; None if one may change and stay the same object.
+
+    So a tensor as rate, or a list as betas, is read again at every step.
+    """
+    entries: list[Any] = []
+    for group in groups:
+        for key, value in group.items():
+            if key not in ("params", "param_names") and not _is_constant(value):
+                return None
+            entries += (key, value)
+    return entries
+
+
+def _is_constant(value: Any) -> bool:
+    return type(value) in CONSTANTS or (type(value) is tuple and all(map(_is_constant, value)))
 
 
 def read_on_device(lr: Any) -> bool:

@@ -277,22 +277,15 @@ class _DirectionTable(Table):
         super().find_states(states)
         self.descent.find_states(states)
 
-    def fits(self, states: States) -> bool:
-        return super().fits(states) and self.descent.fits(states)
+    def _gradients(self) -> list[Tensor | None]:
+        return [param.grad for param in self._owners]
 
-    def bind_grads(self) -> bool:
-        self.descent.bind_grads()
-        return super().bind_grads()
+    def open(self, states: States) -> bool:
+        return super().open(states) and self.descent.open(states)
 
-    def refresh(self) -> bool:
-        return super().refresh() and self._refresh_descent()
-
-    def refresh_by_copies(self) -> bool:
-        return super().refresh_by_copies() and self._refresh_descent()
-
-    def _refresh_descent(self) -> bool:
-        """Before the first pass, so that nothing is refused between the two."""
-        return not self.descent.has_grads or self.descent.refresh()
+    def open_rebuilt(self) -> None:
+        super().open_rebuilt()
+        self.descent.open_rebuilt()
 
     def resting(self) -> Iterator[tuple[_C.TensorTable, Tensor]]:
         yield from super().resting()
@@ -346,11 +339,6 @@ class _DescentTable(Table):
         # The first pass keeps momentum and count; this one updates masters and averages.
         here = [specs[g]._replace(names=()) for g, _ in self.kinds]
         self.rebuild(list(by_kind.values()), here, state, initial)
-
-    @property
-    def has_grads(self) -> bool:
-        """Whether a matrix has a gradient now."""
-        return bool(self._grads)
 
     def _gradients(self) -> list[Tensor | None]:
         return [None if p.grad is None else self._directions[p] for p in self._owners]

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fusedstep import _C
 from fusedstep.checks import refuse
 from fusedstep.fakes import has_values, register_writers
 from fusedstep.optim.distributed import Place, norm_over_ranks
-from fusedstep.optim.hyperparameters import Group, Values, in_order, read_on_device, rule_fields
+from fusedstep.optim.hyperparameters import (
+    Group,
+    Values,
+    entries_of,
+    in_order,
+    read_on_device,
+    rule_fields,
+)
 from fusedstep.optim.options import Options
+from fusedstep.optim.state import StateSpec
 from fusedstep.optim.tables import Table, Tables
 
 _STEP = torch.ops.fusedstep.table_step_.default
@@ -24,16 +33,40 @@ REST = "rest"  # the rule of parameters without a gradient
 register_writers("step_", "table_step_", "table_norm_")
 
 
-class Step(NamedTuple):
-    """One step of an optimizer: what the kernels are given in addition to tables."""
+class Plan(NamedTuple):
+    """What the op needs to know of a rule's groups, made once."""
 
-    function: str  # the optimizer's name in messages
-    rule: str  # the stem of its file in kernels/optim/rules
-    options: Options
-    groups: list[Group]
-    values: list[Values]  # of each group: a value for each field of the rule
-    grad_scale: Tensor | None  # GradScaler's, as is the next
-    found_inf: Tensor | None
+    held: _C.StepPlan
+    address: int  # of the same
+    lr_groups: list[int]  # groups whose rate is a tensor that the kernels read
+
+
+class Step:
+    """What the kernels are given in addition to tables, until a group or an option changes."""
+
+    def __init__(
+        self,
+        function: str,
+        rule: str,
+        options: Options,
+        groups: list[Group],
+        values: list[Values],
+        specs: list[StateSpec],
+    ) -> None:
+        self.function = function  # the optimizer's name in messages
+        self.rule = rule  # the stem of its file in kernels/optim/rules
+        self.options = options
+        self.groups = groups
+        self.values = values  # of each group: a value for each field of the rule
+        self.specs = specs  # of each group: what state its parameters have
+        self.grad_scale: Tensor | None = None  # GradScaler's, as is the next
+        self.found_inf: Tensor | None = None
+        self._read = entries_of(groups)
+        self._plan = self._plan_of(rule, groups, values, options.max_norm)
+
+    def is_current(self, groups: list[Group]) -> bool:
+        """Whether the groups still are what this was made from."""
+        return self._read is not None and _C.same_entries(groups, self._read)
 
     def update(self, tables: Tables, active: dict[Place, Table]) -> Tensor | None:
         """Computes the norm if it is needed, and runs the rule over all tables with gradients.
@@ -43,9 +76,11 @@ class Step(NamedTuple):
             active: Those that have gradients, ready for the ops.
 
         Returns:
-            The norm before clipping, 0-d float64 on the first table's device, or None.
+            The norm before clipping, 0-d float64 on the first table's device, or None. The next
+            step overwrites it.
         """
-        self._require_capturable(active)
+        if tables.on_gpu:
+            self._require_capturable()
         options = self.options
         wants_norm = options.max_norm is not None or options.nonfinite != "propagate"
         if wants_norm and tables.flattened:
@@ -58,33 +93,49 @@ class Step(NamedTuple):
             if total is not None:
                 norm = total.to(place.device)
             elif wants_norm:
-                norm = torch.empty((), dtype=torch.float64, device=place.device)
-                norm_type = options.norm_type
-            grad_scale = _float32_on(place.device, self.grad_scale)
-            self.run_rule(
-                table, self.groups, self.values, norm, norm_type, grad_scale, options.max_norm
-            )
+                norm, norm_type = table.norm, options.norm_type
+            self._run(table, self._plan, self.groups, norm, norm_type, self.grad_scale)
             total = norm if total is None else total
         return total
 
     def run_rule(
         self,
         table: Table,
-        groups: Sequence[Mapping[str, Any]],
+        groups: Sequence[Group],
         values: Sequence[Values],
+        norm: Tensor | None,
+    ) -> None:
+        """Runs the op over one table, whose group g is groups[g] with values[g], unclipped."""
+        self._run(table, self._plan_of(self.rule, groups, values, None), groups, norm)
+
+    def _plan_of(
+        self,
+        rule: str,
+        groups: Sequence[Group],
+        values: Sequence[Values],
+        max_norm: float | None,
+    ) -> Plan:
+        lr_groups = [g for g, group in enumerate(groups) if read_on_device(group["lr"])]
+        plan = _C.StepPlan(
+            rule, in_order(rule, values), self.options.seed_bits, lr_groups,
+            -1.0 if max_norm is None else max_norm, self.options.nonfinite != "propagate",
+        )  # fmt: skip
+        return Plan(plan, plan.address, lr_groups)
+
+    def _run(
+        self,
+        table: Table,
+        plan: Plan,
+        groups: Sequence[Group],
         norm: Tensor | None,
         norm_type: float = 0.0,
         grad_scale: Tensor | None = None,
-        max_norm: float | None = None,
     ) -> None:
-        """Runs the op over one table, whose group g is groups[g] with values[g]."""
-        device, options = table.place.device, self.options
-        lr_groups = [g for g, group in enumerate(groups) if read_on_device(group["lr"])]
+        device = table.place.device
         _STEP(
-            table.handle.address, self.rule, table.params[0], in_order(self.rule, values),
-            options.seed_bits, [_float32_on(device, groups[g]["lr"]) for g in lr_groups], lr_groups,
-            norm, norm_type, grad_scale, _float32_on(device, self.found_inf),
-            -1.0 if max_norm is None else max_norm, options.nonfinite != "propagate",
+            table.address, plan.address, table.params[0],
+            [_float32_on(device, groups[g]["lr"]) for g in plan.lr_groups], norm, norm_type,
+            _float32_on(device, grad_scale), _float32_on(device, self.found_inf),
         )  # fmt: skip
         table.commit()
 
@@ -93,17 +144,19 @@ class Step(NamedTuple):
 
         `norm` is what `update` returned; None if nothing has a gradient.
         """
-        options = self.options
-        if options.ema_decay is None:
+        decay = self.options.ema_decay
+        if decay is None:
             return
-        of_group = dict.fromkeys(rule_fields(REST), 0.0) | {"ema_decay": options.ema_decay}
+        plan = self._plan_of(
+            REST, [], [dict.fromkeys(rule_fields(REST), 0.0) | {"ema_decay": decay}], None
+        )
         for table in tables.values():
             device = table.place.device
             for resting, param in table.resting():
                 _STEP(
-                    resting.address, REST, param, in_order(REST, [of_group]), 0, [], [],
+                    resting.address, plan.address, param, [],
                     None if norm is None else norm.to(device), 0.0, None,
-                    _float32_on(device, self.found_inf), -1.0, options.nonfinite != "propagate",
+                    _float32_on(device, self.found_inf),
                 )  # fmt: skip
 
     def require_finite(self, norm: Tensor | None) -> None:
@@ -136,9 +189,8 @@ class Step(NamedTuple):
             _NORM(table.handle.address, norms[place], norm_type, grad_scale)
         return norm_over_ranks(norms, norm_type)
 
-    def _require_capturable(self, active: dict[Place, Table]) -> None:
-        on_gpu = any(place.device.type == "cuda" for place in active)
-        if not on_gpu or not torch.cuda.is_current_stream_capturing():
+    def _require_capturable(self) -> None:
+        if not torch.cuda.is_current_stream_capturing():
             return
         rest = "while a CUDA graph is captured, got"
         if not all(group.get("capturable", True) for group in self.groups):

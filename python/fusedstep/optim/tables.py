@@ -2,13 +2,13 @@
 
 The life of a table:
 
-    Tables.is_current   are parameters and states still what and where they were?
-    Tables.rebuild      if not: check everything, create missing state, assign everything again
-    Table.bind_grads    note which gradients exist; a table without any is skipped
-    Table.refresh       take over the gradients' addresses; False: rebuild after all
-    (the ops)           read and write what the C++ table lists
-    Table.commit        copy back parameters with gaps, advance autograd's version counters
-    Table.release       drop all tensors, so that their memory can be freed
+    Table.open            are parameters and states still what and where they were? If so, take
+                          over the gradients' addresses
+    Tables.rebuild        if not: check everything, create missing state, assign everything again
+    Table.open_rebuilt    take over the gradients' addresses, or make copies that kernels can read
+    (the ops)             read and write what the C++ table lists; tables without gradients rest
+    Table.commit          copy back parameters with gaps, advance autograd's version counters
+    Table.release         drop all tensors, so that their memory can be freed
 
 Between steps a table keeps the parameters and addresses, but no state: what is replaced is freed at
 once. The C++ table outlives rebuilds, because a captured CUDA graph may still point to it.
@@ -17,6 +17,7 @@ once. The C++ table outlives rebuilds, because a captured CUDA graph may still p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -84,6 +85,7 @@ class Table:
         self.function = function
         self.place = place
         self.handle = _C.TensorTable()
+        self.address = self.handle.address
         self._entries: list[Entry] = []
         self._owners: list[Tensor] = []  # the optimizer's parameters, DTensors included
         self._arrays: list[list[Array]] = []  # what each has besides its gradient
@@ -101,10 +103,19 @@ class Table:
         self.params: list[Tensor] = []  # what the kernels write: the owners' local memory
         self._states: States = []
         self._grads: list[Tensor] = []
-        self._written: list[Tensor] = []  # owners of the gradients
         self._missing: list[int] = []  # indices of parameters without one
         self._copies: list[Tensor] = []
         self._redistributed: dict[Tensor, Tensor] = {}
+
+    @cached_property
+    def norm(self) -> Tensor:
+        """Where the norm of the gradients here is computed: 0-d float64."""
+        return torch.empty((), dtype=torch.float64, device=self.place.device)
+
+    @property
+    def has_grads(self) -> bool:
+        """Whether a parameter has a gradient in this step."""
+        return bool(self._grads)
 
     # --- what subclasses may read and write instead of the parameters themselves ---------------
 
@@ -112,10 +123,13 @@ class Table:
         """The tensors that the kernels update in place of the parameters: their local memory."""
         return self._owners if self.place.mesh is None else list(map(local, self._owners))
 
-    def _gradients(self) -> list[Tensor | None]:
-        """The gradient of each parameter, as the kernels read it; None if there is none."""
+    def _gradients(self) -> list[Tensor | None] | None:
+        """The gradient of each parameter, as the kernels read it; None if there is none.
+
+        Instead of a list None, if each tensor in `_data` has its own.
+        """
         if self.place.mesh is None:
-            return list(map(_GRAD, self._owners))
+            return None
         return [None if e.param.grad is None else self._shard_of_grad(e) for e in self._entries]
 
     def _shard_of_grad(self, entry: Entry) -> Tensor:
@@ -168,7 +182,7 @@ class Table:
 
     def find_states(self, states: Mapping[Tensor, int]) -> None:
         """Notes where the states of the parameters are among all, given by index."""
-        self._rows = [states.get(param, -1) for param in self._owners]
+        self._rows = [states.get(param, len(states)) for param in self._owners]
 
     def _assign(self, params: list[Tensor]) -> None:
         everything = range(len(params))
@@ -194,35 +208,37 @@ class Table:
             [self._entries[i].position for i in indices],
         )
 
-    def fits(self, states: States) -> bool:
-        """Whether the C++ table is still right; `states` are all of the optimizer and an empty one.
+    def open(self, states: States) -> bool:
+        """Takes over the gradients, if parameters and states are as they were when assigned.
 
-        Parameters with gaps are assigned anew at every step, as copies without.
+        `states` are all of the optimizer and an empty one. Parameters with gaps are assigned anew
+        at every step, as copies without.
         """
-        self.params = self._data()
-        self._states = [states[row] for row in self._rows]
-        sharded = self.place.mesh is not None
-        return not self._strided and self.handle.fits(
-            self.params, self._states, self._names, sharded
-        )
+        grads, self.params = self._gradients(), self._data()  # ranks communicate in one order
+        opened = None
+        if not self._strided:
+            sharded = self.place.mesh is not None
+            opened = self.handle.open(self.params, grads, states, self._rows, self._names, sharded)
+        if opened is None:
+            return False
+        self._grads, self._missing = opened
+        if self._averaged:  # `resting` may have to assign
+            self._states = [states[row] for row in self._rows]
+        return True
 
-    def bind_grads(self) -> bool:
-        """Notes the current gradients; False if there are none."""
+    def open_rebuilt(self) -> None:
+        """Takes over the gradients after `rebuild`, which has checked them; writes no tensor."""
         grads = self._gradients()
+        if grads is None:
+            grads = list(map(_GRAD, self._owners))
         self._grads = [grad for grad in grads if grad is not None]
-        self._missing = []
-        self._written = self._owners
-        if len(self._grads) < len(grads):
-            self._missing = [i for i, grad in enumerate(grads) if grad is None]
-            self._written = [p for p, g in zip(self._owners, grads, strict=True) if g is not None]
-        return bool(self._grads)
+        self._missing = [i for i, grad in enumerate(grads) if grad is None]
+        if self._grads:
+            plain = not self._strided and _refresh(self.handle, self._grads, self._missing)
+            self._require(plain or self._refresh_by_copies())
 
-    def refresh(self) -> bool:
-        """Brings the C++ table up to date, writing no tensor; False if it no longer fits."""
-        return self.refresh_by_copies() if self._strided else self._refresh(self._grads)
-
-    def refresh_by_copies(self) -> bool:
-        """`refresh` with gapless copies of parameters that have gaps and of unusual gradients."""
+    def _refresh_by_copies(self) -> bool:
+        """Takes gapless copies of parameters that have gaps and of unusual gradients."""
         params = list(self.params)
         for i in self._strided:
             params[i] = torch.empty_like(params[i]).copy_(params[i])
@@ -235,13 +251,11 @@ class Table:
         self._copies = params
         self._grads = grads  # held until the kernels have read them
         self._assign(params)
-        return self._refresh(grads)
+        return _refresh(self.handle, grads, self._missing)
 
-    def _refresh(self, grads: list[Tensor]) -> bool:
-        try:
-            return bool(_REFRESH(self.handle.address, grads, self._missing))
-        except NotImplementedError:  # what the dispatcher raises for gradients without a kernel
-            return False
+    def _require(self, taken: bool) -> None:
+        if not taken:
+            raise RuntimeError(f"{self.function}: a table refused checked tensors")
 
     def resting(self) -> Iterator[tuple[_C.TensorTable, Tensor]]:
         """A C++ table of the parameters without a gradient that have an average, and the first."""
@@ -256,8 +270,7 @@ class Table:
                 [array for array in self._arrays[i] if array.role in OF_VALUE] for i in at_rest
             ]
             self._assign_to(self._resting, params, at_rest, arrays, [len(params)])
-            if not _REFRESH(self._resting.address, params, []):
-                raise RuntimeError(f"{self.function}: a table refused checked tensors")
+            self._require(_refresh(self._resting, params, []))
             self._at_rest = at_rest
         yield self._resting, params[0]
 
@@ -265,7 +278,19 @@ class Table:
         """Copies results back; autograd's version counters advance, so a stale backward raises."""
         for i in self._strided:
             self.params[i].copy_(self._copies[i])
-        torch.autograd.graph.increment_version(self._written)
+        written = self._owners
+        if self._missing:
+            missing = set(self._missing)
+            written = [param for i, param in enumerate(written) if i not in missing]
+        torch.autograd.graph.increment_version(written)
+
+
+def _refresh(handle: _C.TensorTable, grads: list[Tensor], missing: list[int]) -> bool:
+    """Whether the table could take over the gradients that exist."""
+    try:
+        return bool(_REFRESH(handle.address, grads, missing))
+    except NotImplementedError:  # what the dispatcher raises for gradients without a kernel
+        return False
 
 
 class Tables(dict[Place, Table]):
@@ -283,21 +308,21 @@ class Tables(dict[Place, Table]):
         self._with_state: list[Tensor] = []  # the keys of the optimizer's state
         self._specs: list[StateSpec] = []
         self.shared: list[Place] = []  # places of DTensors, which other ranks have as well
+        self.on_gpu = False  # some of them
         self.flattened: str | None = None  # an FSDP1 slice; the other ranks' slices are unknown
 
-    def is_current(self, groups: Groups, state: State, specs: list[StateSpec]) -> bool:
-        """Whether parameters and states are what and where they were when the tables were made."""
-        lists = [group["params"] for group in groups]
-        states = [*state.values(), {}]
-        return (
-            bool(self)
-            and _C.same_items(list(chain.from_iterable(lists)), self._params)
-            and self._group_sizes == list(map(len, lists))
-            and _C.same_items(list(state), self._with_state)
-            and (not self._stateless or all(param.grad is None for param in self._stateless))
-            and self._specs == specs
-            and all(table.fits(states) for table in self.values())
-        )
+    def _open_as_they_are(self, groups: Groups, state: State, specs: list[StateSpec]) -> bool:
+        """Opens all tables; False if something has changed since they were made."""
+        if not self or self._specs != specs:
+            return False
+        for param in self._stateless:
+            if param.grad is not None:
+                return False
+        states = _C.states_of(groups, self._params, self._group_sizes, state, self._with_state)
+        if states is None:
+            return False
+        opened = [table.open(states) for table in self.values()]  # all: ranks communicate in them
+        return all(opened)
 
     def rebuild(
         self, groups: Groups, state: State, specs: list[StateSpec], initial: Initial
@@ -344,6 +369,7 @@ class Tables(dict[Place, Table]):
         self.flattened = next(slices, None)
         self._params, self._stateless, self._specs = params, stateless, specs
         self._group_sizes = [len(group["params"]) for group in groups]
+        self.on_gpu = any(place.device.type == "cuda" for place in self)
         self._with_state = list(state)
         index = {param: i for i, param in enumerate(state)}
         for table in self.values():
@@ -376,26 +402,19 @@ class Tables(dict[Place, Table]):
         It is no context manager, which would cost a small step a tenth of its time.
         """
         try:
-            current = self.is_current(groups, state, specs)
-            active = self._bind_grads() if current else {}
-            if not current or not all(table.refresh() for table in active.values()):
+            if not self._open_as_they_are(groups, state, specs):
                 self.rebuild(groups, state, specs, initial)
-                active = self._bind_grads()
-                for table in active.values():
-                    if not table.refresh() and not table.refresh_by_copies():
-                        raise RuntimeError(f"{self._function}: a table refused checked tensors")
+                for table in self.values():
+                    table.open_rebuilt()
         except BaseException:
             self.close()
             raise
-        return active
+        return {place: table for place, table in self.items() if table.has_grads}
 
     def close(self) -> None:
         """Lets go of what `open` bound."""
         for table in self.values():
             table.release()
-
-    def _bind_grads(self) -> dict[Place, Table]:
-        return {place: table for place, table in self.items() if table.bind_grads()}
 
     def forget(self) -> None:
         """Makes the next step rebuild; the C++ tables stay for the graphs that use them."""

@@ -1,0 +1,64 @@
+"""The benchmark of the host: fresh gradients at every step, what is fitted, and a whole run."""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import host
+from bench.record import read_csv
+
+
+def test_every_step_has_gradients_at_other_addresses() -> None:
+    seen = []
+
+    def side(params: list[torch.Tensor]) -> host.Call:
+        return lambda: seen.append([p.grad.data_ptr() for p in params])
+
+    loop = host.Loop(side, 3)
+    assert loop.seconds() >= 0
+    assert len(seen) == host.WARM_UP + 1
+    for before, after in pairwise(seen):
+        assert not set(before) & set(after)
+
+
+def test_both_sides_update_the_parameters() -> None:
+    loops = {name: host.Loop(side, 2) for name, side in host.SIDES.items()}
+    assert not any(map(torch.count_nonzero, loops["none"].params))
+    assert all(map(torch.count_nonzero, loops["ours"].params))
+    torch.testing.assert_close(loops["ours"].params, loops["theirs"].params)
+
+
+def test_a_fit_finds_the_line() -> None:
+    counts = [1, 6, 150]
+    assert host.fit(counts, [5 + 0.25 * n for n in counts]) == pytest.approx((5, 0.25))
+
+
+def test_the_total_of_a_profile() -> None:
+    assert host.total_of("events: Ir\nfn=(1)\n0 12\ntotals: 4812\n") == 4812
+    with pytest.raises(ValueError, match="must have totals"):
+        host.total_of("events: Ir\n")
+
+
+def test_a_whole_run(monkeypatch, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "host.csv"
+    counted = [(100.0, 1000.0), (300.0, 5000.0)]
+    monkeypatch.setattr(host.shutil, "which", lambda _: "/usr/bin/valgrind")
+    monkeypatch.setattr(host, "instructions", lambda counts: counted)
+    options = ["--tensors", "1", "--tensors", "5", "--seconds", "0", "--csv", str(path)]
+    monkeypatch.setattr(sys, "argv", ["host.py", *options])
+    host.main()
+    printed = capsys.readouterr().out
+    rows = read_csv(path)
+    assert [(row["tensors"], row["threads"]) for row in rows] == [("1", "1"), ("5", "1")]
+    assert [row["our_instructions"] for row in rows] == ["100", "300"]
+    assert all(float(row["our_us"]) > 0 for row in rows)
+    assert "our_instructions" in printed.split("a + b n")[1]
+
+    monkeypatch.setattr(sys, "argv", ["host.py", *options[2:], "--no-count"])
+    host.main()
+    assert read_csv(path)[-1]["our_instructions"] == ""
