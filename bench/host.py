@@ -4,7 +4,7 @@
     python -m bench.host --no-count --seconds 2 --no-record
 
 Every step gets gradients that lie elsewhere, as backward makes them. fusedstep's step clips;
-torch's is `clip_grad_norm_` and fused AdamW. Samples of both sides alternate; the table shows
+torch's is `clip_grad_norm_` and fused AdamW. Both sides take turns of a few steps; the table shows
 medians. Where valgrind is found, callgrind counts the instructions, which do not depend on what
 else the machine does; the process under it marks the steps, so nothing else is counted. The last
 lines are fits a + b n by least squares of relative errors. Each run is appended to
@@ -37,6 +37,7 @@ from bench.step_cases import fused_step, torch_step
 COUNTS = (1, 6, 150, 400, 2000)  # tensors
 SETS = 3  # of gradients, which take turns
 WARM_UP = 4  # steps
+TURN = 10  # steps of one side before the other's: their median finds warm caches
 COUNTED = 10  # steps under callgrind
 CSV = RESULTS / "host.csv"
 
@@ -72,13 +73,13 @@ class Loop:
 
 
 def medians(count: int, seconds: float) -> tuple[float, float]:
-    """Seconds of our step and of torch's, in turns for so many seconds, at least five times."""
+    """Seconds of our step and of torch's, in turns for so many seconds, one turn at least."""
     loops = [Loop(SIDES[side], count) for side in ("ours", "theirs")]
     samples: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + seconds
-    while len(samples[0]) < 5 or time.perf_counter() < end:
+    while not samples[0] or time.perf_counter() < end:
         for loop, taken in zip(loops, samples, strict=True):
-            taken.append(loop.seconds())
+            taken += (loop.seconds() for _ in range(TURN))
     return statistics.median(samples[0]), statistics.median(samples[1])
 
 

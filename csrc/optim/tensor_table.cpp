@@ -172,7 +172,7 @@ bool TensorTable::refresh(const Tensors& grads, const std::vector<int64_t>& miss
     const Slot& slot = slots_[i];
     const auto dtype = dtype_of(grad);
     if (!is_floating(dtype) || !is_strided(grad) || !is_on_device_of(grad) ||
-        !same_layout(geometry_of(grad), {slot.sizes, slot.strides})) {
+        !same_layout(geometry_of(grad), slot.geometry())) {
       return false;
     }
     active.add(i, *dtype, grad.data_ptr());
@@ -206,15 +206,28 @@ void TensorTable::lay_out(const std::vector<int32_t>& active,
 
 namespace {
 
-// The entry of a state under a key, or null; of a DTensor its local part.
-py::object entry_of(PyObject* state, PyObject* key, bool sharded) {
-  PyObject* const found = PyDict_GetItemWithError(state, key);
-  if (found == nullptr && PyErr_Occurred()) {
-    throw py::error_already_set();
+// Reads the entries of a parameter's state, fastest in the order in which they were made.
+class Entries {
+ public:
+  explicit Entries(PyObject* state) : state_(state) {}
+
+  // The entry under a key, or null; not owned.
+  PyObject* find(PyObject* key) {
+    PyObject *next, *entry;
+    if (PyDict_Next(state_, &at_, &next, &entry) && next == key) {
+      return entry;
+    }
+    entry = PyDict_GetItemWithError(state_, key);
+    if (entry == nullptr && PyErr_Occurred()) {
+      throw py::error_already_set();
+    }
+    return entry;
   }
-  const auto entry = py::reinterpret_borrow<py::object>(found);
-  return found != nullptr && sharded ? py::getattr(entry, "_local_tensor", entry) : entry;
-}
+
+ private:
+  PyObject* state_;
+  Py_ssize_t at_ = 0;
+};
 
 }  // namespace
 
@@ -234,27 +247,35 @@ std::optional<TensorTable::Gradients> TensorTable::open(const py::list& params,
     return dlpack::view_of(tensor, &view) && view.data == data && view.device == device &&
            view.dtype == dlpack::data_type_of(dtype);
   };
+  const auto entries_lie = [&](const Slot& slot, PyObject* state, PyObject* keys) {
+    Entries entries(state);
+    for (size_t k = 0; k < slot.roles.size(); ++k) {
+      PyObject* entry = entries.find(PyTuple_GET_ITEM(keys, k));
+      py::object part;
+      if (entry != nullptr && sharded) {
+        part = py::getattr(entry, "_local_tensor", py::handle(entry));
+        entry = part.ptr();
+      }
+      const int64_t role = slot.roles[k];
+      if (entry == nullptr || !lies_at(entry, slot.row.arrays[role], slot.row.dtypes[role]) ||
+          !fits_role(role, dlpack::geometry_of(view), slot.geometry(), slot.row.size)) {
+        return false;
+      }
+    }
+    return true;
+  };
   Gradients found;
   Active active(count);
   for (size_t i = 0; i < count; ++i) {
     const Slot& slot = slots_[i];
     const Row& row = slot.row;
-    const Geometry of_param{slot.sizes, slot.strides};
     PyObject* const param = PyList_GET_ITEM(params.ptr(), i);
-    PyObject* const keys = PyList_GET_ITEM(names.ptr(), i);
     PyObject* const state =
         PyList_GET_ITEM(states.ptr(), PyLong_AsSsize_t(PyList_GET_ITEM(rows.ptr(), i)));
     if (!lies_at(param, row.param, row.param_dtype) ||
-        !same_layout(dlpack::geometry_of(view), of_param) || !PyDict_Check(state)) {
+        !same_layout(dlpack::geometry_of(view), slot.geometry()) || !PyDict_Check(state) ||
+        !entries_lie(slot, state, PyList_GET_ITEM(names.ptr(), i))) {
       return std::nullopt;
-    }
-    for (size_t k = 0; k < slot.roles.size(); ++k) {
-      const int64_t role = slot.roles[k];
-      const py::object entry = entry_of(state, PyTuple_GET_ITEM(keys, k), sharded);
-      if (!entry || !lies_at(entry.ptr(), row.arrays[role], row.dtypes[role]) ||
-          !fits_role(role, dlpack::geometry_of(view), of_param, row.size)) {
-        return std::nullopt;
-      }
     }
     const py::object grad =
         grads.is_none() ? dlpack::grad_of(param)
@@ -265,7 +286,8 @@ std::optional<TensorTable::Gradients> TensorTable::open(const py::list& params,
     }
     if (!dlpack::view_of(grad.ptr(), &view) || view.device != device ||
         (view.data == nullptr && row.size > 0) ||
-        !same_layout(dlpack::geometry_of(view), of_param) || dlpack::is_negated(grad.ptr())) {
+        !same_layout(dlpack::geometry_of(view), slot.geometry()) ||
+        dlpack::is_negated(grad.ptr())) {
       return std::nullopt;
     }
     const auto dtype = dlpack::dtype_of(view);

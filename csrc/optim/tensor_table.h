@@ -18,6 +18,8 @@ class TensorTable {
     Row row = {};
     std::vector<int64_t> sizes, strides;
     std::vector<int64_t> roles;  // of its arrays, in the order they were listed: table.h
+
+    Geometry geometry() const { return {sizes, strides}; }
   };
 
   // The parameters of an optimizer, group after group, and their arrays, parameter after parameter.

@@ -76,7 +76,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _rule_values(self, group: Group, index: int | None) -> Values:
         """The values of the rule's own fields by name, checked, in a new dictionary.
 
-        `index` is the group's index for messages; None for the constructor's arguments.
+        They depend on `group` and `options` alone, and are kept until one of these changes. `index`
+        is the group's index for messages; None for the constructor's arguments.
         """
         raise TypeError(f"{type(self).__name__} does not say what values its rule has")
 
