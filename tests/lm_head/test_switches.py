@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fusedstep import lm_head
-from fusedstep.lm_head.switches import PRODUCTS, numerical
+from fusedstep.switches import PRODUCTS, numerical
 from tests.lm_head.test_newton import METHODS
 from tests.support.last_layer import regression
 from tests.support.tensors import assert_same_bits

@@ -21,7 +21,7 @@ from fusedstep.lm_head.problem import (
     Problem,
     make_problem,
 )
-from fusedstep.lm_head.switches import numerical
+from fusedstep.switches import numerical
 
 LEAST_CURVATURE = 1e-3  # of the mean: the least for a class that is never expected
 LEAST_SCALE = 1e-290  # below it float64 loses digits

@@ -14,7 +14,7 @@ from fusedstep.lm_head.problem import (
     square_norms,
 )
 from fusedstep.lm_head.softmax import logits_of, root_steps_, rows_for_logits, token_losses
-from fusedstep.lm_head.switches import numerical
+from fusedstep.switches import numerical
 
 # Tokens that one op takes in turn. Besides V exponentials, each reads the steps before it in the
 # run, 2 RUN V bytes of float32 on average, which stay in the cache; products bring later tokens up

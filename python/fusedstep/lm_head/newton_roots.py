@@ -21,7 +21,7 @@ from fusedstep.lm_head.problem import (
     square_norms,
 )
 from fusedstep.lm_head.softmax import directions_, logits_of, root_steps_
-from fusedstep.lm_head.switches import numerical
+from fusedstep.switches import numerical
 
 FULL_SCALINGS = ("published", "rank", "frobenius")
 COMPONENTS_SCALINGS = ("published", "mean", "spectral")

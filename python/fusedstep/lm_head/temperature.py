@@ -12,7 +12,7 @@ from fusedstep.checks import refuse
 from fusedstep.lm_head.batch import require_scale
 from fusedstep.lm_head.problem import Problem, make_problem
 from fusedstep.lm_head.softmax import directions_, rows_for_logits
-from fusedstep.lm_head.switches import numerical
+from fusedstep.switches import numerical
 
 RATIO = 8.0  # of trials while only 0 or infinity bounds the minimum, at first
 MOST_PASSES = 100  # bisection of the logarithm alone needs fewer

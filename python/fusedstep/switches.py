@@ -1,4 +1,4 @@
-"""The caller's global switches, set aside while the last layer is computed, and put back after.
+"""The caller's global switches, set aside while matrices are multiplied, and put back after.
 
 Autograd and autocast are thread-local. The precision of float32 products is not: PyTorch has it
 for the whole process only, and through two interfaces, torch.set_float32_matmul_precision and
@@ -28,13 +28,11 @@ def numerical(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def run(*args: P.args, **options: P.kwargs) -> R:
-        with (
-            torch.no_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-            _products_in_float32(),
-        ):
-            return function(*args, **options)
+        with torch.no_grad(), _products_in_float32():
+            if not any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
+                return function(*args, **options)  # entering autocast takes longer than a product
+            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                return function(*args, **options)
 
     return run
 
