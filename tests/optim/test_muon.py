@@ -1,4 +1,4 @@
-"""Muon: the bits of its reference around the products, torch's numbers, the orthogonalization."""
+"""Muon: the bits of its reference around the products, and torch's numbers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.optim._muon import _zeropower_via_newtonschulz as zeropower
 
 import fusedstep
-from fusedstep.optim.muon import orthogonalize_
+from fusedstep.optim.newton_schulz import orthogonalize_
 from tests.reference.clip import decide
 from tests.reference.muon import MuonGroup, muon_descent, muon_direction
 from tests.reference.norm import total_norm
 from tests.reference.storage import round_to
+from tests.support.newton_schulz import exact
 from tests.support.tensors import (
     DTYPES,
     LAYOUTS,
@@ -72,9 +72,9 @@ def shadow_step(optimizer: fusedstep.Muon, states: dict[Tensor, Tensor]) -> None
         buffer = in_memory_order(states[param], param) if param in states else 0 * value
         grad = grad.astype(value.dtype)
         direction, buffer = muon_direction(grad, buffer, group, multiplier)
-        if param.dtype != torch.float64:
-            direction = round_to(direction, "bfloat16")
-        directions.append(from_memory_order(direction, param).to(param.device))
+        stored = torch.float64 if param.dtype == torch.float64 else torch.bfloat16
+        direction = from_memory_order(round_to(direction, name_of(stored)), param)
+        directions.append(direction.to(param.device, stored))
         buffers.append(buffer)
         values.append(value)
     iteration = (options[key] for key in ("ns_coefficients", "ns_steps", "eps"))
@@ -156,14 +156,17 @@ def torchs(params: Sequence[Tensor], **options: Any) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_is_torch_in_float64(name: str) -> None:
+def test_is_torch_in_float64_with_exact_products(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.optim._muon, "_zeropower_via_newtonschulz", exact)
     ours = make_params(*SHAPES, dtype=torch.float64)
-    theirs = copies(ours)
+    theirs, before = copies(ours), copies(ours)
     options = OPTIONS[name]
     optimizer, reference = fusedstep.Muon(ours, **options), torchs(theirs, **options)
     follow(ours, optimizer, theirs, reference)
-    for p, q in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
+    for p, q, start in zip(ours, theirs, before, strict=True):
+        assert (p - q).norm() <= 1e-4 * (q - start).norm()  # small matrices: products in float32
         buffer, expected = (
             one["momentum_buffer"] for one in (optimizer.state[p], reference.state[q])
         )
@@ -172,7 +175,7 @@ def test_is_torch_in_float64(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS | CLIPS)
 def test_is_close_to_torch_in_float32(name: str) -> None:
-    """A last digit of float32 can decide how a direction is rounded to bfloat16."""
+    """The difference is the error of torch's products, which are in bfloat16."""
     options = (OPTIONS | CLIPS)[name]
     clip = {key: value for key, value in options.items() if "norm" in key}
     ours = make_params(*SHAPES)
@@ -180,8 +183,12 @@ def test_is_close_to_torch_in_float32(name: str) -> None:
     optimizer = fusedstep.Muon(ours, **options)
     reference = torchs(theirs, **{k: v for k, v in options.items() if k not in clip})
     follow(ours, optimizer, theirs, reference, clip=clip)
-    for p, q, start in zip(ours, theirs, before, strict=True):
-        assert (p - q).norm() <= 0.03 * (q - start).norm()
+    apart, moved = (
+        torch.cat([(a - b).flatten() for a, b in zip(theirs, others, strict=True)]).norm()
+        for others in (ours, before)
+    )
+    assert apart <= 0.03 * moved
+    for p, q in zip(ours, theirs, strict=True):
         buffer, expected = (
             one["momentum_buffer"] for one in (optimizer.state[p], reference.state[q])
         )
@@ -208,118 +215,3 @@ def test_gradients_are_left_as_they_were() -> None:
     fusedstep.Muon(params, max_norm=0.1).step()
     for param, grad in zip(params, before, strict=True):
         assert_same_bits(param.grad, grad)
-
-
-# --- the orthogonalization ------------------------------------------------------------------------
-
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-EPS = 1e-7
-BATCH = [(8, 16), (64, 64), (16, 8), (8, 16), (33, 17), (1, 5), (5, 1), (64, 64), (1, 1), (8, 16)]
-
-
-def matrices(dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    return [param.detach() for param in make_params(*BATCH, dtype=dtype)]
-
-
-def orthogonal(of: list[Tensor], steps: int = 5, **options: int) -> list[Tensor]:
-    """New matrices in place of `of`."""
-    result = [torch.empty_like(matrix).copy_(matrix) for matrix in of]
-    orthogonalize_(result, COEFFICIENTS, steps, EPS, **options)
-    return result
-
-
-def exact(matrix: Tensor, steps: int) -> Tensor:
-    """The iteration of Jordan's post in float64, the same for tall and wide matrices."""
-    a, b, c = COEFFICIENTS
-    x = matrix.double() / matrix.double().norm()
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
-
-
-def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """As far apart as `tolerance` says, in the Frobenius norm and relatively."""
-    assert actual.shape == expected.shape
-    assert (actual.double() - expected.double()).norm() <= tolerance * expected.double().norm()
-
-
-@pytest.mark.parametrize("steps", [0, 1, 5])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-def test_orthogonalize_is_close_to_torchs(dtype: torch.dtype, steps: int) -> None:
-    of = matrices(dtype)
-    for matrix, actual in zip(of, orthogonal(of, steps), strict=True):
-        assert actual.dtype == dtype
-        assert_near(actual, zeropower(matrix.clone(), COEFFICIENTS, steps, EPS), 0.02)
-
-
-@pytest.mark.parametrize("steps", [0, 1, 5])
-def test_orthogonalize_is_close_to_exact_arithmetic(steps: int, device: torch.device) -> None:
-    of = [matrix.to(device) for matrix in matrices()]
-    for matrix, actual in zip(of, orthogonal(of, steps), strict=True):
-        assert_near(actual, exact(matrix, steps), 0.05)
-
-
-def test_orthogonalize_makes_well_conditioned_matrices_nearly_orthogonal() -> None:
-    values = torch.linalg.svdvals(torch.stack(orthogonal([torch.eye(6) + 0.1 * torch.ones(6, 6)])))
-    assert (values > 0.6).all()
-    assert (values < 1.3).all()
-
-
-def test_a_batch_is_its_matrices_one_by_one() -> None:
-    of = matrices()
-    alone = [orthogonal([matrix])[0] for matrix in of]
-    for max_elements in (2**26, 300, 1):  # batches of any size, of a few matrices, of one each
-        for i, actual in enumerate(orthogonal(of, max_elements=max_elements)):
-            assert_near(actual, alone[i], 0.02)
-
-
-def test_a_batch_is_of_one_shape_and_no_larger_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, ...]] = []
-    stack = torch.stack
-
-    def counted(tensors: list[Tensor]) -> Tensor:
-        result = stack(tensors)
-        seen.append(tuple(result.shape))
-        return result
-
-    monkeypatch.setattr(torch, "stack", counted)
-    orthogonal(matrices(), max_elements=256)
-    assert seen[:3] == [(2, 8, 16), (1, 8, 16), (1, 64, 64)]
-    assert sum(count for count, _, _ in seen) == len(BATCH)
-    seen.clear()
-    orthogonal(matrices())
-    assert len(seen) == len(set(BATCH))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_orthogonalize_takes_any_layout(layout: str) -> None:
-    of = matrices()
-    expected = orthogonal(of)
-    actual = [laid_out(matrix.clone(), layout) for matrix in of]
-    orthogonalize_(actual, COEFFICIENTS, 5, EPS)
-    for a, b in zip(actual, expected, strict=True):
-        assert_same_bits(a, b)
-
-
-def test_nothing_and_zeros_stay_what_they_are() -> None:
-    of = [torch.zeros(0, 4), torch.zeros(4, 0), torch.zeros(3, 3), torch.zeros(0, 0)]
-    for actual, matrix in zip(orthogonal(of), of, strict=True):
-        assert_same_bits(actual, matrix)
-    orthogonalize_([], COEFFICIENTS, 5, EPS)
-
-
-def test_the_rest_of_a_batch_is_unaffected_by_a_matrix_that_is_not_finite() -> None:
-    of = matrices()
-    expected = orthogonal(of)
-    of[0][0, 0] = torch.nan
-    actual = orthogonal(of)
-    assert actual[0].isnan().all()
-    for a, b in zip(actual[1:], expected[1:], strict=True):
-        assert_near(a, b, 0.02)
-
-
-def test_eps_is_the_smallest_norm_divided_by() -> None:
-    (tiny,) = matrix = [torch.full((2, 2), 2.0**-30)]
-    orthogonalize_(matrix, COEFFICIENTS, 0, 2.0**-20)
-    assert_same_bits(tiny, torch.full((2, 2), 2.0**-10))

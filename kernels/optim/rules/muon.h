@@ -5,7 +5,7 @@
 //        buffer that is an average: B <- momentum B + (1 - momentum) g. Its step has three parts.
 //        Two are groups here: `direction` writes what is to be made orthogonal in place of the
 //        parameter, and `descent` takes the orthogonal matrix as the gradient. Between the two are
-//        matrix products: orthogonalize_ in python/fusedstep/optim/muon.py.
+//        matrix products: orthogonalize_ in python/fusedstep/optim/newton_schulz.py.
 // AdamW: kernels/optim/rules/adam.h. Its groups share the table, so the norm and the launch, with
 // Muon's.
 #pragma once

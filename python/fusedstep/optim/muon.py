@@ -1,14 +1,14 @@
 """Muon, and AdamW for all other parameters. Elementwise formulas: kernels/optim/rules/muon.h.
 
 A step has three parts. The first pass updates the parameters of AdamW's groups and writes the
-direction of each matrix's momentum. Newton-Schulz iterations orthogonalize the directions, in
-batches. The second pass moves the matrices along them.
+direction of each matrix's momentum. Newton-Schulz iterations orthogonalize the directions:
+newton_schulz.py. The second pass moves the matrices along them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from fusedstep.optim.hyperparameters import (
     parameter_labels,
     rule_fields,
 )
+from fusedstep.optim.newton_schulz import orthogonalize_
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import Mode, OptionArguments
 from fusedstep.optim.state import Initial, StateSpec
@@ -53,17 +54,15 @@ ADAMW = {
 }  # fmt: skip
 # A group has the fields of both kinds of step; those of the other kind stay zero.
 UNUSED = dict.fromkeys(rule_fields("muon"), 0.0)
-# Elements of a batch of matrices: its iterates and Gram matrices take up to 600 MB.
-MAX_ELEMENTS = 2**26
 
 
 class Muon(FusedOptimizer, TorchsMuon):
     """Muon for hidden matrices and AdamW for all other parameters, in one optimizer.
 
     A step computes the global norm, clips, decays and updates. For the hidden layers' matrices,
-    Newton-Schulz iterations in bfloat16 orthogonalize the momentum, batched over matrices of one
-    shape. Groups with `use_muon=False`, such as embeddings, heads, gains and biases, use AdamW,
-    bitwise equal to fusedstep.AdamW.
+    Newton-Schulz iterations orthogonalize the momentum, in bfloat16 or, where that is faster on a
+    CPU, in float32. Groups with `use_muon=False`, such as embeddings, heads, gains and biases, use
+    AdamW, bitwise equal to fusedstep.AdamW.
 
     As in every optimizer here, the norm takes one launch. Clip, AdamW and Muon's momentum take one
     per compute type, or two if only some of its tensors are stored in that type (directions are
@@ -382,7 +381,7 @@ def _require_iteration(name: str, group: Group, index: int | None) -> None:
     if not (
         isinstance(coefficients, (tuple, list))
         and len(coefficients) == 3
-        and all(isinstance(c, Real) and math.isfinite(c) for c in coefficients)
+        and all(isinstance(c, (float, int, Real)) and math.isfinite(c) for c in coefficients)
     ):
         refuse(name, label(index, "ns_coefficients"), "be three numbers", repr(coefficients))
     require_count(name, label(index, "ns_steps"), steps, below=100)
@@ -390,52 +389,3 @@ def _require_iteration(name: str, group: Group, index: int | None) -> None:
     if ratio is not None and not (isinstance(ratio, str) and ratio in RATIOS):
         must = f"be None or one of {', '.join(RATIOS)}"
         refuse(name, label(index, "adjust_lr_fn"), must, repr(ratio))
-
-
-# --- Newton-Schulz --------------------------------------------------------------------------------
-
-
-def orthogonalize_(
-    matrices: Sequence[Tensor],
-    coefficients: tuple[float, float, float],
-    steps: int,
-    eps: float,
-    max_elements: int = MAX_ELEMENTS,
-) -> None:
-    """Replaces each U S V^T by U S' V^T with S' near 1, in bfloat16.
-
-    The quintic iteration X <- a X + (b G + c G^2) X with G = X X^T, from X / max(|X|, eps), of
-    Jordan 2024, https://kellerjordan.github.io/posts/muon/, with the products, the roundings and
-    the transposing of tall matrices of torch.optim.Muon; matrices of one shape share a batch.
-
-    Args:
-        matrices: Matrices [m, n] on one device, of any shapes, dtypes and layouts; overwritten.
-        coefficients: The numbers a, b, c of the formula.
-        steps: Number of iterations.
-        eps: Smallest Frobenius norm to divide by.
-        max_elements: Largest number of elements of a batch; a larger matrix is a batch of its own.
-    """
-    by_shape: dict[torch.Size, list[Tensor]] = {}
-    for matrix in matrices:
-        if matrix.numel() > 0:
-            by_shape.setdefault(matrix.shape, []).append(matrix)
-    for shape, equal in by_shape.items():
-        count = max(1, max_elements // shape.numel())
-        for begin in range(0, len(equal), count):
-            chunk = equal[begin : begin + count]
-            batch = torch.stack([matrix.bfloat16() for matrix in chunk])
-            torch._foreach_copy_(chunk, _iterate(batch, coefficients, steps, eps).unbind())
-
-
-def _iterate(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """The iteration on a batch [k, m, n] of bfloat16, which is overwritten."""
-    a, b, c = coefficients
-    tall = x.size(1) > x.size(2)
-    x = x.mT if tall else x  # the smaller Gram matrix
-    norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-    x.div_(norm.clamp_(min=eps))  # so that no singular value exceeds 1
-    for _ in range(steps):
-        gram = torch.bmm(x, x.mT)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
-    return x.mT if tall else x

@@ -1,0 +1,208 @@
+"""Newton-Schulz iterations, which orthogonalize the directions of Muon's momentum.
+
+One iteration is X <- P X with P = a + b R + c R^2 and R = X X^T. Three things make it cheaper than
+it looks:
+
+- R and its polynomials are symmetric. The product of two of them is symmetric, too, and only the
+  blocks on and below its diagonal are computed.
+- X is the wider of the matrix [m, n] and its transpose, so R is only m x m. Several iterations can
+  share their products with X: R <- P R P does to R what X <- P X would, Q <- P Q collects the
+  polynomials, and X <- Q X applies them all.
+- Matrices of one shape share a batch, as long as it fits in a CPU's cache.
+
+Multiplications of `span` iterations, where s, 1/2 to 1, is the share of a symmetric product that is
+computed:
+
+    torch.optim.Muon         span (2 m^2 n + m^3)
+    one by one               span ((s + 1) m^2 n + s m^3)
+    sharing                  (s + 1) m^2 n + s (4 span - 3) m^3
+
+A rounding error of R grows by a^2, about 12 times, with each iteration that R goes through without
+X. In bfloat16 this allows two iterations, in float32 five. `_plan` picks the cheapest way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fusedstep.switches import numerical
+
+Coefficients = tuple[float, float, float]
+
+# Elements of a batch: on a GPU, its iterates and Gram matrices take up to 600 MB; on a CPU, they
+# stay in the cache of a core.
+MAX_ELEMENTS, CACHED_ELEMENTS = 2**26, 2**18
+# From how many rows for each thread a CPU computes a symmetric product by blocks: halves, and
+# quarters on the diagonal. Smaller blocks would lose more speed than they save multiplications.
+HALVES, QUARTERS = 512, 768
+# On a CPU, smaller matrices are faster in float32 than in bfloat16.
+SMALL = (64, 256)
+# Multiplications in the time that calling a product takes.
+CALL = 2**18
+# How often a rounding error of R, 2^-24 or 2^-9, may double before it counts.
+DOUBLINGS = {torch.float32: 15.0, torch.bfloat16: 4.0}
+
+
+class Plan(NamedTuple):
+    """How matrices of one shape are iterated on."""
+
+    dtype: torch.dtype  # of X
+    depth: int  # how often a symmetric product is cut in halves
+    spans: list[int]  # iterations that share their products with X, in turn
+    shared: torch.dtype = torch.float32  # of R where a span is longer than one
+
+
+@numerical
+def orthogonalize_(
+    matrices: Sequence[Tensor],
+    coefficients: Coefficients,
+    steps: int,
+    eps: float,
+    max_elements: int = MAX_ELEMENTS,
+) -> None:
+    """Replaces each U S V^T by U S' V^T with S' near 1.
+
+    The quintic iteration X <- a X + (b R + c R^2) X with R = X X^T, from X / max(|X|, eps), of
+    Jordan 2024, https://kellerjordan.github.io/posts/muon/, in bfloat16, as in torch.optim.Muon, or
+    on a CPU partly in float32.
+
+    Args:
+        matrices: Matrices [m, n] on one device, of any shapes, dtypes and layouts; overwritten.
+        coefficients: The numbers a, b, c of the formula.
+        steps: Number of iterations.
+        eps: Smallest Frobenius norm to divide by.
+        max_elements: Largest number of elements of a batch; a larger matrix is a batch of its own.
+    """
+    by_shape: dict[torch.Size, list[Tensor]] = {}
+    for matrix in matrices:
+        if matrix.numel() > 0:
+            by_shape.setdefault(matrix.shape, []).append(matrix)
+    for (rows, columns), equal in by_shape.items():
+        if rows > columns:
+            equal = [matrix.mT for matrix in equal]
+        m, n = sorted((rows, columns))
+        device = equal[0].device.type
+        plan = _plan(m, n, steps, coefficients[0], device, torch.get_num_threads())
+        limit = max_elements if device != "cpu" else min(max_elements, CACHED_ELEMENTS)
+        count = max(1, limit // (m * n))
+        for begin in range(0, len(equal), count):
+            chunk = equal[begin : begin + count]
+            x = torch.stack([matrix.to(plan.dtype) for matrix in chunk])
+            norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+            x.div_(norm.clamp_(min=eps))  # so that no singular value exceeds 1
+            x = _iterate(x[0] if len(x) == 1 else x, coefficients, plan)
+            torch._foreach_copy_(chunk, x.view(len(chunk), m, n).unbind())
+
+
+# --- the choice -----------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def _plan(m: int, n: int, steps: int, a: float, device_type: str, threads: int) -> Plan:
+    """The cheapest way for matrices [m, n] with m <= n."""
+    if device_type != "cpu":  # nothing else has been measured
+        return Plan(torch.bfloat16, 0, [1] * steps)
+    price = 1.0 if m <= SMALL[0] and n <= SMALL[1] else _price_of_float32()
+    dtype = torch.float32 if price == 1.0 else torch.bfloat16
+    depth = (m >= threads * HALVES) + (m >= threads * QUARTERS)
+    plans = [Plan(dtype, depth, [1] * steps)]
+    for shared in dict.fromkeys((dtype, torch.float32)):
+        # With these coefficients an error of R doubles so often in an iteration.
+        growth = 2 * math.log2(max(abs(a), 1.0))
+        longest = 1 + int(min(DOUBLINGS[shared] / growth if growth else steps, steps))
+        full, rest = divmod(steps, longest)
+        plans.append(Plan(dtype, depth, [longest] * full + [rest] * (rest > 0), shared))
+    return min(plans, key=lambda plan: _cost(plan, m, n, price))
+
+
+def _cost(plan: Plan, m: int, n: int, price: float) -> float:
+    """The multiplications, those in float32 times their price, and the calls."""
+    share, calls = (1 + 0.5**plan.depth) / 2, 2 ** (plan.depth + 1) - 1
+    cost = 0.0
+    for span in plan.spans:
+        among = 4 * span - 3  # products of symmetric matrices
+        symmetric = share * (m * m * n + among * m**3)
+        wide = span > 1 and plan.shared == torch.float32
+        cost += (price if wide else 1.0) * symmetric + m * m * n
+        cost += ((among + 1) * calls + 1) * CALL
+    return cost
+
+
+@cache
+def _price_of_float32() -> float:
+    """How many products in bfloat16 take the time of one in float32; 1 for none."""
+    if not torch.backends.mkldnn.is_available():
+        return 1.0  # then torch multiplies bfloat16 without the instructions for it
+    if torch.cpu._is_amx_tile_supported():
+        return 8.0  # by peak rates; not measured
+    return 2.0 if torch.cpu._is_avx512_bf16_supported() else 1.0
+
+
+# --- the iteration --------------------------------------------------------------------------------
+
+
+def _iterate(x: Tensor, coefficients: Coefficients, plan: Plan) -> Tensor:
+    """The iterations on one matrix [m, n] or on a batch [k, m, n] with m <= n."""
+    a, b, c = coefficients
+    for span in plan.spans:
+        wide = x if span == 1 else x.to(plan.shared)
+        gram = _symmetric(wide, wide.mT, plan.depth)
+        p = _symmetric(gram, gram, plan.depth, gram, b, c)
+        if span == 1:
+            x = _multiply_add(x, p, x, a)
+            continue
+        p.diagonal(dim1=-2, dim2=-1).add_(a)
+        q = p
+        for _ in range(span - 1):
+            gram = _symmetric(p, _symmetric(p, gram, plan.depth), plan.depth)
+            p = _symmetric(gram, gram, plan.depth, gram, b, c)
+            p.diagonal(dim1=-2, dim2=-1).add_(a)
+            q = _symmetric(p, q, plan.depth)
+        x = q.to(x.dtype) @ x
+    return x
+
+
+def _symmetric(
+    A: Tensor,
+    B: Tensor,
+    depth: int,
+    C: Tensor | None = None,
+    beta: float = 1.0,
+    alpha: float = 1.0,
+) -> Tensor:
+    """alpha A B + beta C, which the caller knows to be symmetric, as C is."""
+    if depth == 0:
+        return A @ B if C is None else _multiply_add(C, A, B, beta, alpha)
+    result = A.new_empty(len(A), len(A))  # one matrix: HALVES rows are too many for a batch
+    for rows, columns in _blocks(0, len(A), depth):
+        block = result[rows, columns]
+        if C is None:
+            torch.mm(A[rows], B[:, columns], out=block)
+        else:
+            torch.addmm(C[rows, columns], A[rows], B[:, columns], beta=beta, alpha=alpha, out=block)
+        if rows != columns:
+            result[columns, rows] = block.mT
+    return result
+
+
+def _blocks(begin: int, end: int, depth: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of blocks that cover what is on and below the diagonal."""
+    if depth == 0:
+        yield slice(begin, end), slice(begin, end)
+    else:
+        middle = (begin + end) // 2
+        yield from _blocks(begin, middle, depth - 1)
+        yield from _blocks(middle, end, depth - 1)
+        yield slice(middle, end), slice(begin, middle)
+
+
+def _multiply_add(C: Tensor, A: Tensor, B: Tensor, beta: float, alpha: float = 1.0) -> Tensor:
+    """alpha A B + beta C, of matrices or of batches."""
+    function = torch.addmm if A.dim() == 2 else torch.baddbmm
+    return function(C, A, B, beta=beta, alpha=alpha)
