@@ -13,6 +13,11 @@ namespace fusedstep::tiny {
 
 constexpr int kSweeps = 30;  // 5 to 8 are usual; the last only checks
 
+// The square of a column that is left alone, of an X whose largest element is near 1. Columns that
+// are noise get shorter by rounding errors from sweep to sweep, until their squares are denormal
+// and no angle is right any more.
+constexpr double kNothing = 0x1p-960;
+
 // Who meets whom: `even` players, of whom the last keeps a seat and the others move round.
 struct Pair {
   int p, q;
@@ -39,7 +44,8 @@ FUSEDSTEP_HD Mask<Real> rotate(const Team& team, int rows, Pair pair, const Squa
   const Real scale = inverse_power(larger(p_square, q_square));  // squares of these follow
   const Real alpha = p_square * scale, beta = q_square * scale;
   const Real product = dot<Real>(p, q, rows), gamma = product * scale;
-  const Mask<Real> turn = gamma * gamma > rows * kUnit * kUnit * (alpha * beta);
+  const Mask<Real> turn = (gamma * gamma > rows * kUnit * kUnit * (alpha * beta)) &
+                          (p_square > filled<Real>(kNothing)) & (q_square > filled<Real>(kNothing));
   if (!team.any_here(turn)) {
     return turn;
   }

@@ -188,6 +188,18 @@ def test_denormals_have_inverses(dtype, driver) -> None:
 
 
 @drivers
+def test_rotations_end_where_columns_are_only_noise(driver) -> None:
+    """In some of these rounding errors shorten columns until their squares are denormal."""
+    generator = torch.Generator().manual_seed(1)
+    u, v = (torch.randn(4000, 32, 1, dtype=F64, generator=generator) for _ in range(2))
+    A = (u / u.norm(dim=1, keepdim=True)) @ (v / v.norm(dim=1, keepdim=True)).mT
+    P, info = pinv(A, driver)
+    assert not info.code.any()
+    assert (info.rank == 1).all()
+    torch.testing.assert_close(P, A.mT, rtol=1e-12, atol=1e-15)
+
+
+@drivers
 def test_tolerances_of_each_matrix(driver) -> None:
     A = torch.diag(torch.tensor([1.0, 0.5, 0.25], dtype=F64)).repeat(7, 1, 1)
     atol = torch.tensor([0, 0, 0, 0.25, 0.5, 9.0, math.nan], dtype=F64)
