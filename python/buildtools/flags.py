@@ -27,8 +27,8 @@ def width_flags(platform: str) -> list[str]:
     return ["-mprefer-vector-width=512"] if platform.endswith("x86_64") else []
 
 
-# Python's own flags, which setuptools puts first, may let signed integers overflow. Then a loop with
-# an int counter is not known to walk through memory in steps, and is not vectorised.
+# Python's own flags, which setuptools puts first, may let signed integers overflow. Then a loop
+# with an int counter is not known to walk through memory in steps, and is not vectorised.
 CXX_COUNTERS = ["-fstrict-overflow"]
 
 COMMON_FLAGS = [*STANDARD, "-O3", "-g0", "-fvisibility=hidden", *CXX_NUMERICS, *CXX_WARNINGS]

@@ -97,8 +97,9 @@ void truncation() {
   }
 }
 
-// Matrices of full rank, of one less every third, and one that is not finite.
-void tiny_inverses(Dtype dtype, int rows, int columns, bool jacobi) {
+// Matrices of full rank, of one less every third, and one that is not finite: their inverses, or
+// solutions for some right sides.
+void tiny_inverses(Dtype dtype, int rows, int columns, bool jacobi, int right_sides) {
   constexpr int64_t kCount = 13;
   Numbers numbers;
   Array A = random(numbers, dtype, kCount * rows * columns);
@@ -113,31 +114,44 @@ void tiny_inverses(Dtype dtype, int rows, int columns, bool jacobi) {
     }
     a[rows * columns] = store_as<T>(std::numeric_limits<double>::infinity());
   });
-  Array P = zeros(dtype, A.size);
+  Array B = random(numbers, dtype, kCount * rows * right_sides);
   int64_t rank[kCount];
   int32_t code[kCount];
   double rcond[kCount];
-  cpu::tiny_pinv({.A = A.data(),
-                  .dtype = dtype,
-                  .rows = rows,
-                  .columns = columns,
-                  .count = kCount,
-                  .atol = {},
-                  .rtol = {.all = 1e-6},
-                  .jacobi = jacobi,
-                  .result = P.data(),
-                  .rank = rank,
-                  .code = code,
-                  .rcond = rcond},
-                 0, kCount);
-  Hash hash;
-  hash.add_all(P);
-  hash.add_all(rank, kCount);
-  hash.add_all(code, kCount);
-  hash.add_all(rcond, kCount);
-  print(std::string("tiny_pinv ") + name_of(dtype) + " " + std::to_string(rows) + "x" +
-            std::to_string(columns) + (jacobi ? " jacobi" : ""),
-        hash);
+  TinyPinv p{.A = A.data(),
+             .dtype = dtype,
+             .rows = rows,
+             .columns = columns,
+             .count = kCount,
+             .atol = {},
+             .rtol = {.all = 1e-6},
+             .jacobi = jacobi,
+             .B = right_sides > 0 ? B.data() : nullptr,
+             .right_sides = right_sides,
+             .result = nullptr,
+             .rank = rank,
+             .code = code,
+             .rcond = rcond};
+  for (const bool alone : {false, true}) {
+    Array result = zeros(dtype, kCount * columns * (right_sides > 0 ? right_sides : rows));
+    p.result = result.data();
+    if (alone) {
+      for (int64_t m = 0; m < kCount; ++m) {
+        cpu::tiny_pinv_alone(p, m);
+      }
+    } else {
+      cpu::tiny_pinv(p, 0, kCount);
+    }
+    Hash hash;
+    hash.add_all(result);
+    hash.add_all(rank, kCount);
+    hash.add_all(code, kCount);
+    hash.add_all(rcond, kCount);
+    print(std::string(alone ? "tiny_pinv_alone " : "tiny_pinv ") + name_of(dtype) + " " +
+              std::to_string(rows) + "x" + std::to_string(columns) + (jacobi ? " jacobi " : " ") +
+              std::to_string(right_sides),
+          hash);
+  }
 }
 
 }  // namespace
@@ -151,8 +165,10 @@ void run_linalg() {
   truncation();
   for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64}) {
     for (const auto& [rows, columns] : {std::pair(3, 3), {13, 9}, {7, 31}}) {
-      tiny_inverses(dtype, rows, columns, false);
-      tiny_inverses(dtype, rows, columns, true);
+      for (const int right_sides : {0, 3}) {
+        tiny_inverses(dtype, rows, columns, false, right_sides);
+        tiny_inverses(dtype, rows, columns, true, right_sides);
+      }
     }
   }
 }
