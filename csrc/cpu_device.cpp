@@ -43,6 +43,24 @@ void truncate(const Truncation& t, Workspace&) {
   share(cpu::scale_rows, t, t.batch * t.count, t.width);
 }
 
+// A batch on the threads, or else the parts of a matrix: torch runs nested loops one after another.
+void row_space(const RowSpaces& s, Workspace&) {
+  constexpr int64_t kWorthSharing = 200;  // columns
+  const cpu::Shares shares = [&](int64_t count, const auto& part) {
+    if (s.width < kWorthSharing) {
+      part(0, count);
+    } else {
+      torch::stable::parallel_for(0, count, 1, part);
+    }
+  };
+  const auto each = [&](const RowSpaces& s, int64_t begin, int64_t end) {
+    for (int64_t matrix = begin; matrix < end; ++matrix) {
+      cpu::find_row_space(s, matrix, shares);
+    }
+  };
+  share(each, s, s.batch, s.width * s.width);
+}
+
 void tiny_pinv(const TinyPinv& p, Workspace&) {
   constexpr int64_t kOperationsWorthAThread = 65536;  // about
   constexpr int64_t kAtOnce = 8;                      // which the kernel takes in the time of one
@@ -148,6 +166,7 @@ const Device kCpuDevice{
     .certify = certify,
     .truncate = truncate,
     .tiny_pinv = tiny_pinv,
+    .row_space = row_space,
     .inverse_of_cholesky_factor = nullptr,
     .eigh = nullptr,
     .svd = nullptr,

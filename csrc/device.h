@@ -11,6 +11,7 @@
 
 #include "csrc/tensor.h"
 #include "kernels/linalg/gram.h"
+#include "kernels/linalg/row_space.h"
 #include "kernels/linalg/tiny_pinv.h"
 #include "kernels/linalg/truncate.h"
 #include "kernels/lm_head/segment_sum.h"
@@ -103,6 +104,9 @@ struct Device {
   void (*certify)(const Certificates&, Workspace&);
   void (*truncate)(const Truncation&, Workspace&);
   void (*tiny_pinv)(const TinyPinv&, Workspace&);
+
+  // Null where eigh serves, as on a GPU.
+  void (*row_space)(const RowSpaces&, Workspace&);
 
   // Null where torch's own serve, as on a CPU. Matrices are row by row unless it says otherwise.
   // L⁻¹ of G = L Lᵀ.

@@ -121,6 +121,7 @@ const Device kCudaDevice{
     .certify = certify,
     .truncate = truncate,
     .tiny_pinv = tiny_pinv,
+    .row_space = nullptr,
     .inverse_of_cholesky_factor = inverse_of_cholesky_factor,
     .eigh = eigh,
     .svd = svd,

@@ -39,6 +39,14 @@
 #define FUSEDSTEP_EXACT_PRODUCTS
 #endif
 
+// A CPU function that may fuse products and sums where the instruction set can: its rounding then
+// depends on that, as LAPACK's does. For what LAPACK would do elsewhere.
+#if defined(__GNUC__) && !defined(__clang__)
+#define FUSEDSTEP_FUSED __attribute__((optimize("fp-contract=fast")))
+#else
+#define FUSEDSTEP_FUSED
+#endif
+
 // The iterations of the next loop are independent of one another.
 #if defined(__GNUC__) && !defined(__clang__)
 #define FUSEDSTEP_IVDEP _Pragma("GCC ivdep")

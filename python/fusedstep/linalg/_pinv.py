@@ -222,7 +222,7 @@ def pinv_now(
     chunk = len(flat) if A.is_cuda else max(1, CHUNK_BYTES // (8 * m * n))
     for begin in range(0, len(flat), chunk):
         part = slice(begin, begin + chunk)
-        left, right, *info = factorise(flat[part], tolerance.of(part), method)
+        left, right, *info = factorise(flat[part], tolerance.of(part), method, narrow=True)
         for whole, values in zip(into, (left @ right, *info), strict=True):
             whole[part] = values
     return results

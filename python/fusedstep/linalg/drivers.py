@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusedstep import _C
-from fusedstep.linalg import decompositions
+from fusedstep.linalg import costs, decompositions
 from fusedstep.linalg.numerics import (
     UNIT,
     Factors,
@@ -26,6 +26,7 @@ from fusedstep.linalg.numerics import (
     Verdict,
     certify,
     gram,
+    row_space,
     scaled,
     truncated,
 )
@@ -34,6 +35,8 @@ NAMES = ("auto", "cholesky", "eigh", "qr_svd", "jacobi")
 HERMITIAN_NAMES = ("auto", "eigh")
 
 SQUARE_LIMIT = 2.0**-14.5  # of rcond: its square in float64 roundings is one of float32
+ANGLE = 2.0**-22  # of a row space of a float32 copy, for condition 1: rounded, with some room
+UNSCALED = (2.0**-50, 2.0**50)  # sizes of float64 that need no scale for float32's squares
 SWEEPS = 14  # of Jacobi: convergence is quadratic from about the fifth; 128 columns take 8 or 9
 
 
@@ -64,7 +67,7 @@ class Method(NamedTuple):
             found, verdict = cholesky(X, tolerance)
             finite = verdict != Verdict.NOT_FINITE
             if self.driver == "auto":
-                found = self._mend_float32(found, verdict, X, tolerance)
+                found = self.mend(found, verdict, X, tolerance)
             return found, one, finite
         X, factor, finite = scaled(X, may_look=self.synchronize)
         tolerance = tolerance.times(factor)
@@ -78,20 +81,22 @@ class Method(NamedTuple):
             found = jacobi(X, tolerance, may_stop=self.synchronize)
         else:
             found = cholesky_twice(X, tolerance)
-            if self.driver == "auto":
-                found = self._mend_float64(found, X, tolerance)
+            if self.driver == "auto" and self.synchronize:
+                found = _replace(found, X, tolerance, ~found.done, qr_svd)
+            elif self.driver == "auto":
+                found = _select(found.done, found, qr_svd(X, tolerance))
         return found, factor, finite
 
-    def _mend_float64(self, found: Factors, X: Tensor, tolerance: Tolerance) -> Factors:
-        """Replaces the factors by a driver that can truncate, where Cholesky proved nothing."""
-        if not self.synchronize:
-            return _select(found.done, found, qr_svd(X, tolerance))
-        return _replace(found, X, tolerance, ~found.done, qr_svd)
+    def finds_row_space(self, X: Tensor) -> bool:
+        """Whether the rank comes first, as `costs` explains; the host reads it."""
+        known = self.driver == "auto" and not self.hermitian
+        return known and self.synchronize and costs.takes_row_space(X)
 
-    def _mend_float32(
-        self, found: Factors, verdict: Tensor, X: Tensor, tolerance: Tolerance
-    ) -> Factors:
-        """The same, and where squaring the condition number lost too many digits."""
+    def mend(self, found: Factors, verdict: Tensor, X: Tensor, tolerance: Tolerance) -> Factors:
+        """Replaces factors of float32 X where nothing is proved, by a driver that can truncate.
+
+        Also where squaring the condition number lost too many digits.
+        """
         enough = found.done & _accurate(found)
         if not self.synchronize:
             finite = verdict != Verdict.NOT_FINITE
@@ -99,43 +104,93 @@ class Method(NamedTuple):
             return _select(enough, found, qr_svd(masked, tolerance))
         if bool(enough.all()):
             return found
-        found = _replace(found, X, tolerance, found.done & ~enough, cholesky_twice)
+        inexact, full = found.done & ~enough, found.rank == X.shape[-1]
+        found = _replace(found, X, tolerance, inexact & full, cholesky_twice)
         found = _replace(found, X, tolerance, verdict == Verdict.OPEN, eigh)
         rest = (verdict == Verdict.BLURRED) | (verdict == Verdict.OPEN) & ~_accurate(found)
-        return _replace(found, X, tolerance, rest, qr_svd)
+        return _replace(found, X, tolerance, rest | inexact & ~full, qr_svd)
 
 
 class Solution(NamedTuple):
     """For matrices A `[b, m, n]`, k = min(m, n): A⁺ = left @ right, both float64."""
 
     left: Tensor  # [b, n, k]; contiguous, or its transpose for m < n; NaN unless the code is DONE
-    right: Tensor  # [b, k, m]; its transpose is contiguous
+    right: Tensor  # [b, k, m]; its transpose is contiguous. Less than k if `narrow`
     rank: Tensor  # [b] int64
     code: Tensor  # [b] int32
     rcond: Tensor  # [b] float64
 
 
-def factorise(A: Tensor, tolerance: Tolerance, method: Method) -> Solution:
-    """A `[b, m, n]`, float32 or float64 and not empty."""
+def factorise(A: Tensor, tolerance: Tolerance, method: Method, narrow: bool = False) -> Solution:
+    """A `[b, m, n]`, float32 or float64 and not empty.
+
+    `narrow`: the factors are for their product, so they may be as narrow as the rank and have any
+    strides.
+    """
     tall = A.shape[-2] >= A.shape[-1]
     A = A.contiguous()
-    found, factor, finite = method.solve(A if tall else A.mT, tolerance)
-    good = finite & found.done
-    left = found.left.contiguous() * torch.where(good, factor, math.nan)[:, None, None]
-    if tall:
-        right = found.basis.contiguous().mT
+    X = A if tall else A.mT
+    if method.finds_row_space(X):
+        found, factor, finite, done = _found_row_space(X, tolerance, method, narrow)
     else:
-        left, right = found.basis.mT.contiguous().mT, left.mT
-    codes = _C.PINV_CODES
-    code = torch.where(found.done, codes["DONE"], codes["FAILED"])
-    code = torch.where(finite, code, codes["NOT_FINITE"])
-    return Solution(
-        left,
-        right,
-        torch.where(good, found.rank, 0),
-        code.to(torch.int32),
-        torch.where(good, found.rcond, math.nan),
-    )
+        found, factor, finite = method.solve(X, tolerance)
+        done = False
+    left, basis, rank, rcond, _ = found
+    if done:
+        code = torch.zeros_like(rank, dtype=torch.int32)  # DONE
+    else:
+        good = finite & found.done
+        left = left * torch.where(good, factor, math.nan)[:, None, None]
+        codes = _C.PINV_CODES
+        code = torch.where(found.done, codes["DONE"], codes["FAILED"])
+        code = torch.where(finite, code, codes["NOT_FINITE"]).to(torch.int32)
+        rank, rcond = torch.where(good, rank, 0), torch.where(good, rcond, math.nan)
+    missing = 0 if narrow else X.shape[-1] - left.shape[-1]
+    if missing > 0:
+        left, basis = F.pad(left, (0, missing)), F.pad(basis, (0, missing))
+    if tall:
+        return Solution(left.contiguous(), basis.contiguous().mT, rank, code, rcond)
+    return Solution(basis.mT.contiguous().mT, left.contiguous().mT, rank, code, rcond)
+
+
+def _found_row_space(
+    X: Tensor, tolerance: Tolerance, method: Method, narrow: bool
+) -> tuple[Factors, Tensor, Tensor, bool]:
+    """What `Method.solve` returns, by way of the row space; and whether all of it is done.
+
+    Then nothing was scaled, and all is finite.
+    """
+    tolerance = Tolerance(*(t.contiguous() for t in tolerance))
+    if X.dtype == torch.float32:
+        W, verdict, rank, rcond = row_space(gram(X), tolerance, X.shape[-2])
+        done = not bool(verdict.any()) and float(rcond.min()) > SQUARE_LIMIT  # 0: CERTIFIED
+        width = int(rank.max()) if done and narrow else X.shape[-1]
+        certified = verdict == Verdict.CERTIFIED
+        found = Factors(*_factors(W, X, width), rank, rcond, certified)
+        if not done:
+            found = method.mend(found, verdict, X, tolerance)
+        return found, torch.ones_like(rcond), verdict != Verdict.NOT_FINITE, done
+    largest = torch.linalg.vector_norm(X, math.inf, dim=(-2, -1))
+    if plain := all(UNSCALED[0] < x < UNSCALED[1] for x in largest.tolist()):
+        factor, finite = torch.ones_like(largest), largest > 0
+    else:
+        X, factor, finite = scaled(X, may_look=True)
+        tolerance = tolerance.times(factor)
+    found = by_rank(X, tolerance)
+    done = bool(found.done.all())
+    if not done:
+        found = _replace(_wide(found), X, tolerance, ~found.done, qr_svd)
+    return found, factor, finite, done and plain
+
+
+def _factors(W: Tensor, X: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The cheaper two factors of W (X W)ᵀ, of which columns beyond `width` are zero."""
+    rows, columns = X.shape[-2:]
+    X = X.to(torch.float64)
+    if costs.multiplies_by_rank(rows, columns, width):
+        W = W[:, :, : max(width, 1)]
+        return W, X @ W
+    return W @ W.mT, X
 
 
 def _accurate(found: Factors) -> Tensor:
@@ -172,6 +227,31 @@ def _replace(
     )
 
 
+def _wide(found: Factors) -> Factors:
+    """With k columns, the last of them zero."""
+    missing = found.left.shape[-2] - found.left.shape[-1]
+    if missing == 0:
+        return found
+    left, basis = (F.pad(t, (0, missing)) for t in found[:2])
+    return found._replace(left=left, basis=basis)
+
+
+def by_rank(X: Tensor, tolerance: Tolerance) -> Factors:
+    """By `qr` or, where the rank is guessed to be less than k, by `subspace`."""
+    W, _, rank, _ = row_space(gram(X.to(torch.float32)), tolerance, X.shape[-2], guess=True)
+    least, most = (int(r) for r in rank.aminmax())
+    if least == X.shape[-1]:
+        return qr(X, tolerance)
+    if most < X.shape[-1]:
+        return subspace(X, W[:, :, : max(most, 1)], rank, tolerance)
+    found = qr(X, tolerance)
+    chosen = (rank < X.shape[-1]).nonzero().squeeze(-1)
+    better = _wide(subspace(X[chosen], W[chosen], rank[chosen], tolerance.of(chosen)))
+    return Factors(
+        *(old.index_copy(0, chosen, new) for old, new in zip(found, better, strict=True))
+    )
+
+
 def cholesky(X: Tensor, tolerance: Tolerance) -> tuple[Factors, Tensor]:
     """X⁺ = G⁻¹ Xᵀ with G = XᵀX: an error of cond², for data that were float32. Also the verdicts.
 
@@ -199,6 +279,50 @@ def cholesky_twice(X: Tensor, tolerance: Tolerance) -> Factors:
     exists = exists & exists_again
     verdict, rank, rcond = certify(G, W @ root, exists, tolerance, X.shape[-2])
     return Factors(W @ (again.mT @ again), Q, rank, rcond, verdict == Verdict.CERTIFIED)
+
+
+def qr(X: Tensor, tolerance: Tolerance) -> Factors:
+    """X = Q R, X⁺ = R⁻¹ Qᵀ, where R⁻¹ proves that no singular value counts as zero."""
+    Q, R = torch.linalg.qr(X)
+    unit = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
+    inverse = torch.linalg.solve_triangular(R, unit, upper=True)
+    norm, smallest = _norm(R), 1 / _norm(inverse)
+    threshold = torch.maximum(tolerance.atol, tolerance.rtol * norm)
+    done = smallest > threshold + norm * (UNIT * X.shape[-2])
+    rank = torch.full_like(done, X.shape[-1], dtype=torch.int64)
+    return Factors(inverse, Q, rank, smallest / norm, done)
+
+
+def subspace(X: Tensor, W: Tensor, rank: Tensor, tolerance: Tolerance) -> Factors:
+    """X = Q Zᵀ + E, Q an orthogonal basis of X W; Z = V T; X⁺ = V T⁻ᵀ Qᵀ where E counts as zero.
+
+    W is what `row_space` guesses. One step of subspace iteration (G. H. Golub and C. F. Van Loan,
+    Matrix Computations, section 8.2.4) makes Q as good as the singular vectors of X: its angle to
+    them is that of W, which is `ANGLE` times the condition number, times |E| / sigma_r.
+    """
+    beyond = torch.arange(W.shape[-1], device=X.device) >= rank[:, None]  # columns without a value
+    ones = torch.diag_embed(beyond.to(X.dtype))
+    Y = X @ W
+    L, info = torch.linalg.cholesky_ex(torch.baddbmm(ones, Y.mT, Y))
+    Q = torch.linalg.solve_triangular(L, Y.mT, upper=False).mT
+    Z = X.mT @ Q
+    V, T = torch.linalg.qr(Z)
+    left = torch.linalg.solve_triangular(T + ones, V.mT, upper=True).mT
+    left = left.masked_fill(beyond[:, None, :], 0.0)
+    norm, rest = _norm(T), _norm(torch.baddbmm(X, Q, Z.mT, alpha=-1))
+    smallest = 1 / _norm(left)
+    lower, none = norm / rank.clamp(min=1).sqrt(), rank == 0
+    discards = rest <= torch.maximum(tolerance.atol, tolerance.rtol * lower)
+    keeps = smallest - rest > torch.maximum(tolerance.atol, tolerance.rtol * (norm + rest))
+    condition, gap = norm / smallest, rest / smallest
+    sharp = gap * (gap + ANGLE * condition) <= 8 * UNIT * condition
+    done = (info == 0) & discards & (none | (keeps & sharp))
+    return Factors(left, Q, rank, torch.where(none, 0.0, smallest / norm), done)
+
+
+def _norm(matrices: Tensor) -> Tensor:
+    """Frobenius's, of each."""
+    return torch.linalg.vector_norm(matrices, dim=(-2, -1))
 
 
 def eigh(X: Tensor, tolerance: Tolerance) -> Factors:

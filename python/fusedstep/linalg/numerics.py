@@ -26,8 +26,8 @@ class Verdict(IntEnum):
 class Factors(NamedTuple):
     """For matrices X `[b, M, k]`, M >= k: the pseudo-inverses are `left @ basis.mT`."""
 
-    left: Tensor  # [b, k, k]
-    basis: Tensor  # [b, M, k]
+    left: Tensor  # [b, k, p]; p is k, or the largest rank where it is all that `narrow` needs
+    basis: Tensor  # [b, M, p]
     rank: Tensor  # [b] int64
     rcond: Tensor  # [b] smallest kept singular value over the largest, or a lower bound on that
     done: Tensor  # [b] bool
@@ -104,6 +104,19 @@ def certify(
     return verdict, rank, rcond
 
 
+def row_space(
+    G: Tensor, tolerance: Tolerance, rows: int, guess: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """W `[b, k, k]`, zero from column rank on, with X⁺ = W (X W)ᵀ, from G = XᵀX; on a CPU.
+
+    `rows` is the number of rows of X. Also the verdict `[b]`, which must be CERTIFIED; the rank;
+    and a lower bound on the smallest kept singular value over the largest. `guess`: nothing is
+    proved; all that G cannot tell from zero counts as zero, and for rank k there is no W.
+    """
+    W, verdict, rank, rcond = torch.ops.fusedstep.row_space(G, *tolerance, rows, guess)
+    return W, verdict, rank, rcond
+
+
 def truncated(
     values: Tensor, vectors: Tensor, tolerance: Tolerance, gram_rows: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,6 +143,14 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     verdict, rank = (gram.new_empty(len(gram), dtype=d) for d in (torch.int32, torch.int64))
     return verdict, rank, gram.new_empty(len(gram))
+
+
+@register_fake("row_space")
+def _(
+    gram: Tensor, atol: Tensor, rtol: Tensor, count: int, guess: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    verdict, rank = (gram.new_empty(len(gram), dtype=d) for d in (torch.int32, torch.int64))
+    return gram.new_empty(gram.shape).mT, verdict, rank, gram.new_empty(len(gram))
 
 
 @register_fake("truncate_scale")
