@@ -322,7 +322,8 @@ def subspace(X: Tensor, W: Tensor, rank: Tensor, tolerance: Tolerance) -> Factor
 
 def _norm(matrices: Tensor) -> Tensor:
     """Frobenius's, of each."""
-    return torch.linalg.vector_norm(matrices, dim=(-2, -1))
+    norm: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1))
+    return norm
 
 
 def eigh(X: Tensor, tolerance: Tolerance) -> Factors:
