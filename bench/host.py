@@ -152,8 +152,8 @@ def rows_of(
             "ratio": f"{theirs / ours:.3g}",
         }
         names = ("our_instructions", "torch_instructions")
-        found = counted[i] if counted else ("", "")
-        rows.append(row | {k: x and round(x) for k, x in zip(names, found, strict=True)})
+        found = map(round, counted[i]) if counted else ("", "")
+        rows.append({**row, **dict(zip(names, found, strict=True))})
     return rows
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack
+from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._functorch import maybe_current_level, maybe_get_level
 from torch.autograd import Function, forward_ad
 
@@ -16,7 +16,7 @@ PLAIN = {Tensor, torch.nn.Parameter}
 def unwatched(*tensors: Tensor) -> bool:
     """Whether functions may compute with the tensors' values at once, in eager mode.
 
-    Nothing compiles, maps or differentiates them in forward mode, no mode records ops, and none is
+    Nothing compiles, maps or differentiates them in forward mode, no mode changes ops, and none is
     a fake or of another subclass. Gradients may be required.
     """
     if (
@@ -24,6 +24,7 @@ def unwatched(*tensors: Tensor) -> bool:
         or maybe_current_level() is not None
         or forward_ad._current_level >= 0
         or _len_torch_dispatch_stack() > 0
+        or _len_torch_function_stack() > 0
     ):
         return False
     return PLAIN.issuperset(map(type, tensors))

@@ -56,7 +56,7 @@ def fit_temperature(
         float32; `value` is exact to about 1e-10 or 1e-5 of itself. In two cases no t is best:
 
         - If the loss grows with every t of that sign, as for logits that rank the tokens in reverse
-          or are all equal, value is 0 and loss is log(V).
+          or are all equal but for rounding, value is 0 and loss is log(V).
         - If the loss decreases for every larger t, because no token has a rival with a higher
           logit, value is a finite t at which every token's probability is at its limit to float64's
           roundoff, and loss is that limit: 0 if no rival has the same logit either.
@@ -83,12 +83,20 @@ def fit_temperature(
     loss, slope, _ = _derivatives(problem, 0.0)
     if not math.isfinite(slope):
         refuse(function, "weight", "give finite logits with hidden", slope)
-    if not sign * slope < 0:
+    if not sign * slope < -_noise(problem):
         return Temperature(0.0, loss)
     limit = _limit(problem, sign)
     if limit is not None:
         return limit
     return _search(problem, sign, math.log(len(problem.weight)) / abs(scale))
+
+
+def _noise(problem: Problem) -> float:
+    """The slope that the rounding of equal logits can make: products differ between columns."""
+    dtype = problem.weight.dtype
+    longest = torch.linalg.vector_norm(problem.weight, dim=1).amax()
+    usual = torch.linalg.vector_norm(problem.hidden, dim=1, dtype=dtype).mean()
+    return torch.finfo(dtype).eps * float(longest) * float(usual)
 
 
 def _search(problem: Problem, sign: float, start: float) -> Temperature:

@@ -53,7 +53,7 @@ from fusedstep.optim.state import (
     require_state,
 )
 
-Groups = Sequence[Mapping[str, Any]]  # an optimizer's param_groups
+Groups = list[dict[str, Any]]  # an optimizer's param_groups
 States = list[dict[str, Tensor]]  # of parameters, in a table's order
 State = dict[Tensor, dict[str, Tensor]]  # an optimizer's state
 
