@@ -40,8 +40,10 @@
 #endif
 
 // A CPU function that may fuse products and sums where the instruction set can: its rounding then
-// depends on that, as LAPACK's does. For what LAPACK would do elsewhere.
-#if defined(__GNUC__) && !defined(__clang__)
+// depends on that, as LAPACK's does. For what LAPACK would do elsewhere. Define it empty to do
+// without.
+#if defined(FUSEDSTEP_FUSED)
+#elif defined(__GNUC__) && !defined(__clang__)
 #define FUSEDSTEP_FUSED __attribute__((optimize("fp-contract=fast")))
 #else
 #define FUSEDSTEP_FUSED

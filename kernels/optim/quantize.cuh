@@ -81,7 +81,8 @@ __device__ void split_pack([[maybe_unused]] const T (&from)[n], [[maybe_unused]]
 // The random words of a pack.
 template <int n>
 struct RandomPack {
-  uint32_t words[n / kRandomGroup];
+  static constexpr int kWords = (n + kRandomGroup - 1) / kRandomGroup;
+  uint32_t words[kWords];
 };
 
 template <int n>
@@ -89,7 +90,7 @@ __device__ RandomPack<n> random_pack(const RandomKey& key, int64_t element) {
   const auto first = static_cast<uint32_t>(element / kRandomGroup);
   RandomPack<n> pack;
 #pragma unroll
-  for (int i = 0; i < n / kRandomGroup; ++i) {
+  for (int i = 0; i < pack.kWords; ++i) {
     pack.words[i] = random_word(key, first + i);
   }
   return pack;

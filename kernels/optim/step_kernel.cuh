@@ -51,7 +51,7 @@ __device__ ChunkArrays<T, uniform, kStates> arrays_of(const Row& row, void* grad
     arrays.states[k] = ChunkState<T, uniform>(row, k, begin);
     arrays.draws = arrays.draws || arrays.states[k].rounds();
   }
-  if (arrays.draws || arrays.param.stochastic) {
+  if (arrays.draws || arrays.param.rounds()) {
     for (int key = 0; key < arrays.kKeys; ++key) {
       const int slot = key == 0 ? 0 : 2 * key - 1;  // 1 + k for the states k and k + 1
       const uint32_t array = random_array(static_cast<uint32_t>(row.position), slot);

@@ -127,6 +127,11 @@ struct ChunkParam {
     }
   }
 
+  // Whether it, or its master, is stored with fewer bits, rounded stochastically.
+  __device__ bool rounds() const {
+    return !uniform && (stochastic || master.stored == Dtype::kUInt8);
+  }
+
   __device__ void load(int at, int count, Raw& raw, Raw& raw_master) const {
     param.load(at, count, raw);
     if (!uniform && master.exists()) {

@@ -59,8 +59,10 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     sources = [ROOT / "tests/support/isa.cpp", *(ROOT / "kernels").glob("*/*.cpp")]
     sources += write_sources("cpu", library.parent / "rules")
     # Without clones there is nothing for the loader to choose from; and without the fused
-    # multiply-adds of exact products (tests/linalg/test_gram.py), none may be left.
-    defines = ["-DFUSEDSTEP_CLONES=", "-DFUSEDSTEP_EXACT_PRODUCTS="]
+    # multiply-adds of exact products (tests/linalg/test_gram.py) and of what LAPACK would do
+    # elsewhere, none may be left.
+    empty = ("CLONES", "EXACT_PRODUCTS", "FUSED")
+    defines = [f"-DFUSEDSTEP_{macro}=" for macro in empty]
     command = ["g++", *CXX_FLAGS, *options, *defines, "-fPIC", "-fvisibility=default"]
     link([*command, f"-I{ROOT}"], sources, library, ["-shared"])
     return library

@@ -36,6 +36,7 @@ std::vector<std::byte> random_groups(const Entry& rule, int count, std::mt19937_
     for (const std::string_view field : rule.fields) {
       of_fields.push_back(field == "lr"          ? std::ldexp(1.0, -static_cast<int>(random() % 12))
                           : field == "ema_decay" ? 0.99
+                          : field == "counted"   ? 0
                           : field == "maximize" || field == "stochastic_rounding"
                               ? static_cast<double>(random() % 2)
                               : values[random() % std::size(values)]);
