@@ -179,3 +179,100 @@ def test_a_matrix_that_does_not_converge_fails_alone(name, monkeypatch) -> None:
     torch.testing.assert_close(actual[rest], expected[rest])
     assert calls[0] == 7
     assert len(calls) > 3
+
+
+@pytest.fixture
+def torchs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of torch's own functions as they are called."""
+    names: list[str] = []
+
+    def noted(name: str):
+        function = getattr(torch.linalg, name)
+        return lambda *given, **options: names.append(name) or function(*given, **options)
+
+    for name in ("pinv", "lstsq"):
+        monkeypatch.setattr(torch.linalg, name, noted(name))
+    return names
+
+
+LITTLE = ((64, 64), (60, 36), (36, 60), (4, 40, 36))
+
+
+@pytest.mark.parametrize("shape", LITTLE, ids=str)
+@pytest.mark.parametrize("rank", [36, 20, 1])
+def test_little_work_is_done_by_torch(shape, rank, torchs) -> None:
+    *batch, m, n = shape
+    A = conditioned(m, n, 10.0, rank).expand(shape)
+    B = torch.ones(*batch, m, 2).double()
+    P, X = pinv(A), lstsq(A, B)
+    assert torchs == ["pinv", "lstsq"]
+    for p, x in zip(P.view(-1, n, m), X.view(-1, n, 2), strict=True):
+        truth = true_pinv(A.reshape(-1, m, n)[0], 1e-12)
+        assert relative_error(p, truth) < 1e-12
+        assert relative_error(x, truth @ torch.ones(m, 2).double()) < 1e-12
+
+
+def test_long_matrices_of_few_right_sides_too(torchs) -> None:
+    A, B = conditioned(500, 90, 10.0), torch.ones(500, 4).double()
+    X = lstsq(A, B)
+    assert torchs == ["lstsq"]
+    lstsq(A, torch.ones(500, 40).double())
+    pinv(A)
+    lstsq(A[:200], B[:200])
+    assert torchs == ["lstsq"]
+    assert relative_error(X, true_pinv(A, 1e-12) @ B) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"driver": "qr_svd"}, {"synchronize": False}, {"rtol": torch.tensor(1e-9)}],
+    ids=str,
+)
+def test_torch_does_not_take_what_asks_for_more(options, torchs) -> None:
+    A, B = conditioned(64, 40, 10.0), torch.ones(64, 2).double()
+    wanted = lstsq(A, B)
+    torchs.clear()
+    pinv(A, **options)
+    pinv(A, return_info=True)
+    torch.testing.assert_close(lstsq(A, B, **options), wanted)
+    torch.testing.assert_close(lstsq(A, B.clone().requires_grad_()), wanted)
+    lstsq(A.float(), B.float())
+    assert torchs == []
+
+
+@pytest.mark.parametrize("rtol", [0.0, 1e-20, 1e-9, 0.3, 0.6, 1.0, 2.0])
+def test_by_torch_a_tolerance_means_the_same(rtol, torchs) -> None:
+    """gelsd itself takes eps for 0, and for 1 and more."""
+    sigma = torch.tensor([1.0, 0.5, 0.1, 1e-8, *[1e-12] * 36]).double()
+    A, B = torch.diag(sigma), torch.ones(40, 1).double()
+    wanted = torch.where(sigma > rtol, 1 / sigma, 0.0)[:, None]
+    torch.testing.assert_close(lstsq(A, B, rtol=rtol), wanted, rtol=1e-9, atol=0)
+    assert torchs == (["lstsq"] if rtol in (1e-9, 0.3) else [])
+    torch.testing.assert_close(pinv(A, rtol=rtol) @ B, wanted, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("value", BAD_VALUES)
+def test_by_torch_what_is_not_finite_becomes_nan_alone(value, torchs) -> None:
+    A = torch.stack([conditioned(40, 36, 10.0, rank) for rank in (36, 20, 7)])
+    B = torch.ones(3, 40, 2).double()
+    P, X = pinv(A), lstsq(A, B)
+    A[1, 2, 3] = value
+    for actual, before in ((pinv(A), P), (lstsq(A, B), X)):
+        assert actual[1].isnan().all()
+        torch.testing.assert_close(actual[[0, 2]], before[[0, 2]])
+    B[0, 5, 1] = math.nan
+    X[1], X[0, :, 1] = math.nan, math.nan
+    torch.testing.assert_close(lstsq(A, B), X, equal_nan=True)
+    assert torchs == ["pinv", "lstsq"]
+
+
+def test_where_torch_gives_up_the_proofs_do_not(monkeypatch) -> None:
+    def gives_up(*_, **__):
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    A, B = conditioned(64, 40, 10.0, 20), torch.ones(64, 2).double()
+    P, X = pinv(A), lstsq(A, B)
+    for name in ("pinv", "lstsq"):
+        monkeypatch.setattr(torch.linalg, name, gives_up)
+    torch.testing.assert_close(pinv(A), P)
+    torch.testing.assert_close(lstsq(A, B), X)

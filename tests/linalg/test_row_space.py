@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from fusedstep import lstsq, pinv
-from fusedstep.linalg import drivers
+from fusedstep.linalg import costs, drivers
 from fusedstep.linalg.numerics import Tolerance, Verdict, gram, row_space
 from tests.support.matrices import (
     UNIT,
@@ -30,6 +30,13 @@ F64 = torch.float64
 SHAPES = ((64, 64), (100, 100), (200, 50), (50, 200), (130, 70), (40, 33))
 both = pytest.mark.parametrize("dtype", [torch.float32, F64], ids=name_of)
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def not_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes small float64 matrices otherwise."""
+    monkeypatch.setattr(costs, "SVD_WORK", 0)
+    monkeypatch.setattr(costs, "takes_gelsd", lambda *_: False)
 
 
 def tolerance(count: int, rtol: float) -> Tolerance:

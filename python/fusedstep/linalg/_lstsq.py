@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.autograd import Function
 from fusedstep import _C
 from fusedstep.checks import refuse
 from fusedstep.fakes import register_fake
+from fusedstep.linalg import costs
 from fusedstep.linalg._pinv import pinv_now, pinv_op, register_vmap
 from fusedstep.linalg.arguments import (
     COMPUTED,
@@ -54,7 +56,8 @@ def lstsq(
         rtol: Singular values of A not above rtol times the largest count as zero: a number of 0 or
             more, or a tensor that broadcasts with A's batch. Default: eps * max(m, n), as in
             `pinv`.
-        driver: "auto", "cholesky", "eigh", "qr_svd" or "jacobi", as in `pinv`. None is "auto".
+        driver: "auto", "cholesky", "eigh", "qr_svd" or "jacobi", as in `pinv`. None is "auto",
+            which uses torch's gelsd for float64 where that is the fastest (linalg/costs.py).
         synchronize: False: do not read results on the host, as in `pinv`.
 
     Returns:
@@ -135,11 +138,15 @@ def _solution(A: Tensor, B: Tensor, limits: Limits, method: Method) -> Tensor:
     if not wanted and tiny and limits.are_numbers and _fits_lstsq_tiny(A, B):
         given = A.contiguous(), B.contiguous(), *limits, method.driver == "jacobi"
         return torch.ops.fusedstep.lstsq_tiny.default(*given)  # type: ignore[no-any-return]
+    if not wanted and costs.takes_gelsd(A, B, limits) and method.allows_torch(A, B):
+        with suppress(torch.linalg.LinAlgError):
+            X: Tensor = torch.linalg.lstsq(A, B, rcond=limits.rtol, driver="gelsd").solution
+            return X
     A = A.expand(*limits.batch(A), *A.shape[-2:])
     factors = _factors(A.detach(), limits, method, now)
     batch = broadcast_shapes(A.shape[:-2], B.shape[:-2])
     A, B = (t.expand(*batch, *t.shape[-2:]) for t in (A, B.to(torch.float64)))
-    X: Tensor = _solver().apply(A, B, *factors) if wanted else _product(*factors, B)
+    X = _solver().apply(A, B, *factors) if wanted else _product(*factors, B)
     return X
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -11,6 +12,7 @@ from torch.autograd import Function
 
 from fusedstep.checks import refuse, require_bool
 from fusedstep.fakes import register_fake
+from fusedstep.linalg import costs
 from fusedstep.linalg.arguments import (
     COMPUTED,
     Limits,
@@ -106,7 +108,7 @@ def pinv(
               rank; CholeskyQR2 for float64, and for float32 with a condition number above 2e4.
               Otherwise "qr_svd" for float64 and "eigh" for float32; but "qr_svd" if the kept
               singular values have that condition number, or if the tolerance is too small for
-              "eigh".
+              "eigh". A little float64 work on a CPU is left to torch's SVD (linalg/costs.py).
             - "cholesky": only the Cholesky factorization. It fails for matrices that it does not
               prove to have full rank.
             - "eigh": the eigenvalues of AᵀA. Singular values below about 1e-7 of the largest count
@@ -176,9 +178,14 @@ def _inverse(
     """A⁺ of float32 or float64 A, differentiable, and where wanted its information."""
     now = unwatched(A)
     info: tuple[Tensor, ...] = ()
-    if now and not return_info and limits.are_numbers and method.takes_tiny(*A.shape[-2:]):
+    alone = now and not return_info and limits.are_numbers
+    P: Tensor | None = None
+    if alone and method.takes_tiny(*A.shape[-2:]):
         P = pinv_tiny(A, limits, method)
-    else:
+    elif alone and costs.takes_svd(A) and method.allows_torch(A):
+        with suppress(torch.linalg.LinAlgError):
+            P = torch.linalg.pinv(A.detach(), atol=limits.atol, rtol=limits.rtol)
+    if P is None:
         A = A.expand(*limits.batch(A), *A.shape[-2:])
         if method.hermitian:
             A = A.tril() + A.tril(-1).mT
@@ -217,13 +224,17 @@ def pinv_now(
         P, *info = torch.ops.fusedstep.pinv_tiny(flat.contiguous(), *tolerance, driver == "jacobi")
         rank, code, rcond = (of_each.view(batch) for of_each in info)
         return P.view(*batch, n, m), rank, code, rcond
+    chunk = len(flat) if A.is_cuda else max(1, CHUNK_BYTES // (8 * m * n))
+    if len(flat) <= chunk:
+        left, right, *info = factorise(flat, tolerance, method, narrow=True)
+        rank, code, rcond = (of_each.view(batch) for of_each in info)
+        return torch.bmm(left, right).to(A.dtype).view(*batch, n, m), rank, code, rcond
     results = _results_of(A)
     into = (results[0].view(-1, n, m), *(result.view(-1) for result in results[1:]))
-    chunk = len(flat) if A.is_cuda else max(1, CHUNK_BYTES // (8 * m * n))
     for begin in range(0, len(flat), chunk):
         part = slice(begin, begin + chunk)
         left, right, *info = factorise(flat[part], tolerance.of(part), method, narrow=True)
-        for whole, values in zip(into, (left @ right, *info), strict=True):
+        for whole, values in zip(into, (torch.bmm(left, right), *info), strict=True):
             whole[part] = values
     return results
 

@@ -73,6 +73,8 @@ class Limits(NamedTuple):
 
     def batch(self, A: Tensor) -> torch.Size:
         """The batch of A, broadcast with those of the tolerances."""
+        if self.are_numbers:
+            return A.shape[:-2]
         return broadcast_shapes(A.shape[:-2], *(t.shape for t in self if isinstance(t, Tensor)))
 
     def of_each(self, A: Tensor) -> Tolerance:

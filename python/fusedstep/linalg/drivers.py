@@ -92,6 +92,14 @@ class Method(NamedTuple):
         known = self.driver == "auto" and not self.hermitian
         return known and self.synchronize and costs.takes_row_space(X)
 
+    def allows_torch(self, *tensors: Tensor) -> bool:
+        """Whether torch's own function may compute the same from the matrices, which are read.
+
+        It may hang, or fail for a whole batch, where something is not finite.
+        """
+        known = self.driver == "auto" and self.synchronize and not self.hermitian
+        return known and all(math.isfinite(t.detach().sum()) for t in tensors)
+
     def mend(self, found: Factors, verdict: Tensor, X: Tensor, tolerance: Tolerance) -> Factors:
         """Replaces factors of float32 X where nothing is proved, by a driver that can truncate.
 
@@ -145,7 +153,10 @@ def factorise(A: Tensor, tolerance: Tolerance, method: Method, narrow: bool = Fa
         code = torch.where(found.done, codes["DONE"], codes["FAILED"])
         code = torch.where(finite, code, codes["NOT_FINITE"]).to(torch.int32)
         rank, rcond = torch.where(good, rank, 0), torch.where(good, rcond, math.nan)
-    missing = 0 if narrow else X.shape[-1] - left.shape[-1]
+    if narrow:
+        pair = (left, basis.mT) if tall else (basis, left.mT)
+        return Solution(*pair, rank, code, rcond)
+    missing = X.shape[-1] - left.shape[-1]
     if missing > 0:
         left, basis = F.pad(left, (0, missing)), F.pad(basis, (0, missing))
     if tall:
@@ -163,7 +174,7 @@ def _found_row_space(
     tolerance = Tolerance(*(t.contiguous() for t in tolerance))
     if X.dtype == torch.float32:
         W, verdict, rank, rcond = row_space(gram(X), tolerance, X.shape[-2])
-        done = not bool(verdict.any()) and float(rcond.min()) > SQUARE_LIMIT  # 0: CERTIFIED
+        done = int(verdict.max()) == Verdict.CERTIFIED and float(rcond.min()) > SQUARE_LIMIT
         width = int(rank.max()) if done and narrow else X.shape[-1]
         certified = verdict == Verdict.CERTIFIED
         found = Factors(*_factors(W, X, width), rank, rcond, certified)
@@ -189,8 +200,8 @@ def _factors(W: Tensor, X: Tensor, width: int) -> tuple[Tensor, Tensor]:
     X = X.to(torch.float64)
     if costs.multiplies_by_rank(rows, columns, width):
         W = W[:, :, : max(width, 1)]
-        return W, X @ W
-    return W @ W.mT, X
+        return W, torch.bmm(X, W)
+    return torch.bmm(W, W.mT), X
 
 
 def _accurate(found: Factors) -> Tensor:
