@@ -144,8 +144,10 @@ def _solution(A: Tensor, B: Tensor, limits: Limits, method: Method) -> Tensor:
             return X
     A = A.expand(*limits.batch(A), *A.shape[-2:])
     factors = _factors(A.detach(), limits, method, now)
-    batch = broadcast_shapes(A.shape[:-2], B.shape[:-2])
-    A, B = (t.expand(*batch, *t.shape[-2:]) for t in (A, B.to(torch.float64)))
+    B = B.to(torch.float64)
+    if A.shape[:-2] != B.shape[:-2]:
+        batch = broadcast_shapes(A.shape[:-2], B.shape[:-2])
+        A, B = (t.expand(*batch, *t.shape[-2:]) for t in (A, B))
     X = _solver().apply(A, B, *factors) if wanted else _product(*factors, B)
     return X
 
@@ -162,10 +164,14 @@ def _(A: Tensor, B: Tensor, atol: float, rtol: float, jacobi: bool) -> Tensor:
 
 def _factors(A: Tensor, limits: Limits, method: Method, now: bool) -> tuple[Tensor, ...]:
     """Float64 tensors whose product is A⁺: itself for small matrices, else two."""
-    arguments = (*limits.of_each(A), *method)
-    if method.takes_tiny(*A.shape[-2:]):
+    tiny, tolerance = method.takes_tiny(*A.shape[-2:]), limits.of_each(A)
+    if now and not tiny:
+        return factors_now(A, tolerance, method, narrow=True)
+    arguments: tuple[Any, ...] = (*tolerance, *method)
+    if tiny:
         return (pinv_now if now else pinv_op)(A.to(torch.float64), *arguments)[:1]
-    return (factors_now if now else pinv_factors)(A, *arguments)
+    factors: tuple[Tensor, Tensor] = pinv_factors(A, *arguments)
+    return factors
 
 
 def _product(*tensors: Tensor) -> Tensor:
@@ -177,23 +183,37 @@ def _product(*tensors: Tensor) -> Tensor:
 
 
 def factors_now(
-    A: Tensor, atol: Tensor, rtol: Tensor, hermitian: bool, driver: str, synchronize: bool
+    A: Tensor, tolerance: Tolerance, method: Method, narrow: bool
 ) -> tuple[Tensor, Tensor]:
-    """The arguments of `pinv_op`; left `[*, n, k]` and right `[*, k, m]`, float64, k = min(m, n).
+    """Left `[*, n, p]` and right `[*, p, m]`, float64, of which A⁺ `[*, n, m]` is the product.
 
-    Their product is A⁺.
+    p is min(m, n), or at least the largest rank if `narrow`.
     """
     if A.numel() == 0:
         left, right = _factors_of(A)
         return left.zero_(), right.zero_()
-    batch, method = A.shape[:-2], Method(hermitian, driver, synchronize)
-    tolerance = Tolerance(atol, rtol).flat(batch)
-    left, right, *_ = factorise(A.reshape(-1, *A.shape[-2:]), tolerance, method)
+    batch = A.shape[:-2]
+    flat = A.reshape(-1, *A.shape[-2:])
+    left, right, *_ = factorise(flat, tolerance.flat(batch), method, narrow)
     if not batch:
         return left[0], right[0]
     return torch.unflatten(left, 0, batch), torch.unflatten(right, 0, batch)
 
 
+# For torch.compile, to which it is opaque, and for transforms.
+@torch.library.custom_op("fusedstep::pinv_factors", mutates_args=())
+def pinv_factors(
+    A: Tensor, atol: Tensor, rtol: Tensor, hermitian: bool, driver: str, synchronize: bool
+) -> tuple[Tensor, Tensor]:
+    """The arguments of `pinv_op`; what `factors_now` returns, as wide as A is."""
+    method = Method(hermitian, driver, synchronize)
+    return factors_now(A, Tolerance(atol, rtol), method, narrow=False)
+
+
+register_vmap(pinv_factors)
+
+
+@pinv_factors.register_fake
 def _factors_of(A: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     """The uninitialized results of `pinv_factors` for A, with the strides of `factorise`."""
     batch, (m, n) = A.shape[:-2], A.shape[-2:]
@@ -203,12 +223,6 @@ def _factors_of(A: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         return A.new_empty(*batch, *size, dtype=torch.float64)
 
     return factor(n, k) if m >= n else factor(k, n).mT, factor(m, k).mT
-
-
-# The same for torch.compile, to which it is opaque, and for transforms.
-pinv_factors = torch.library.custom_op("fusedstep::pinv_factors", factors_now, mutates_args=())
-pinv_factors.register_fake(_factors_of)
-register_vmap(pinv_factors)
 
 
 def _solver() -> type[Function]:

@@ -84,7 +84,7 @@ class Limits(NamedTuple):
             *(
                 t.expand(batch)
                 if isinstance(t, Tensor)
-                else torch.full((), t, dtype=torch.float64, device=A.device).expand(batch)
+                else torch.full(batch, t, dtype=torch.float64, device=A.device)
                 for t in self
             )
         )

@@ -20,9 +20,9 @@ So "auto" goes from the cheapest proof to the most expensive factorization:
              QR (full rank), or `subspace` (deficient) proves it
              QR + SVD                                  where neither is proved
 
-Up to there a call spends 0.1 .. 0.3 ms on Python and on small ops, which the SVD of one float64
-matrix [64, 64] costs as well. So torch's own functions are the choice for little float64 work; and
-for long matrices with few right sides, where LAPACK's gelsd never forms Q: M k² instead of 2 M k².
+Python and some 40 small ops of a float64 call take 0.1 .. 0.3 ms, and the SVD of one matrix
+[50, 50] no more. So torch's own functions are the choice for little float64 work; and for long
+matrices with few right sides, where LAPACK's gelsd never forms Q: M k² instead of 2 M k².
 
 A GPU launches a kernel for each step of a small matrix, and cuSOLVER takes larger ones one by one:
 there Cholesky, then eigh, serve the whole batch.
@@ -40,9 +40,9 @@ from fusedstep import _C
 if TYPE_CHECKING:
     from fusedstep.linalg.arguments import Limits
 
-SVD_WORK = 600_000  # M k² of all matrices, up to which torch's pinv is the faster one
+SVD_WORK = 150_000  # M k² of all matrices, up to which torch's pinv is the faster one
 GELSD_WORK = 1_000_000  # the same of its gelsd
-GELSD_LENGTH = 5  # M / k from which gelsd is the faster one whatever the work
+GELSD_LENGTH = 5  # m / n from which gelsd is the faster one whatever the work
 GELSD_SIDES = 4  # k / right sides: with more of these, products with factors cost less
 GELSD_RTOL = (2.0**-47, 0.5)  # what gelsd takes as it is; it replaces 0, 1 and more by eps
 
@@ -63,9 +63,9 @@ def takes_gelsd(A: Tensor, B: Tensor, limits: Limits) -> bool:
     known = A.is_cpu and A.dtype == torch.float64 and A.shape[:-2] == B.shape[:-2]
     if not (known and isinstance(limits.rtol, float)):
         return False
-    k, length = sorted(A.shape[-2:])
-    few = 0 < GELSD_SIDES * B.shape[-1] <= k
-    suits = length >= GELSD_LENGTH * k or A.numel() * k <= GELSD_WORK
+    m, n = A.shape[-2:]
+    few = 0 < GELSD_SIDES * B.shape[-1] <= min(m, n)
+    suits = m >= GELSD_LENGTH * n or A.numel() * min(m, n) <= GELSD_WORK
     return few and suits and A.numel() > 0 and GELSD_RTOL[0] <= limits.rtol <= GELSD_RTOL[1]
 
 

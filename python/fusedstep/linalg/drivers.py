@@ -10,7 +10,7 @@ and `factorise` runs it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -139,14 +139,14 @@ def factorise(A: Tensor, tolerance: Tolerance, method: Method, narrow: bool = Fa
     A = A.contiguous()
     X = A if tall else A.mT
     if method.finds_row_space(X):
-        found, factor, finite, done = _found_row_space(X, tolerance, method, narrow)
+        found, scale = _found_row_space(X, tolerance, method, narrow)
     else:
-        found, factor, finite = method.solve(X, tolerance)
-        done = False
+        found, *scale = method.solve(X, tolerance)
     left, basis, rank, rcond, _ = found
-    if done:
+    if scale is None:
         code = torch.zeros_like(rank, dtype=torch.int32)  # DONE
     else:
+        factor, finite = scale
         good = finite & found.done
         left = left * torch.where(good, factor, math.nan)[:, None, None]
         codes = _C.PINV_CODES
@@ -166,10 +166,10 @@ def factorise(A: Tensor, tolerance: Tolerance, method: Method, narrow: bool = Fa
 
 def _found_row_space(
     X: Tensor, tolerance: Tolerance, method: Method, narrow: bool
-) -> tuple[Factors, Tensor, Tensor, bool]:
-    """What `Method.solve` returns, by way of the row space; and whether all of it is done.
+) -> tuple[Factors, Sequence[Tensor] | None]:
+    """What `Method.solve` returns, by way of the row space.
 
-    Then nothing was scaled, and all is finite.
+    None in place of the factors and of what is finite: nothing was scaled, and all is done.
     """
     tolerance = Tolerance(*(t.contiguous() for t in tolerance))
     if X.dtype == torch.float32:
@@ -180,18 +180,20 @@ def _found_row_space(
         found = Factors(*_factors(W, X, width), rank, rcond, certified)
         if not done:
             found = method.mend(found, verdict, X, tolerance)
-        return found, torch.ones_like(rcond), verdict != Verdict.NOT_FINITE, done
-    largest = torch.linalg.vector_norm(X, math.inf, dim=(-2, -1))
-    if plain := all(UNSCALED[0] < x < UNSCALED[1] for x in largest.tolist()):
-        factor, finite = torch.ones_like(largest), largest > 0
-    else:
+        if done:
+            return found, None
+        return found, (torch.ones_like(rcond), verdict != Verdict.NOT_FINITE)
+    largest = X.abs().amax((-2, -1))  # on a CPU a ninth of the time of the infinity norm
+    plain = all(UNSCALED[0] < x < UNSCALED[1] for x in largest.tolist())
+    factor, finite = torch.ones_like(largest), largest > 0
+    if not plain:
         X, factor, finite = scaled(X, may_look=True)
         tolerance = tolerance.times(factor)
     found = by_rank(X, tolerance)
     done = bool(found.done.all())
     if not done:
         found = _replace(_wide(found), X, tolerance, ~found.done, qr_svd)
-    return found, factor, finite, done and plain
+    return found, None if done and plain else (factor, finite)
 
 
 def _factors(W: Tensor, X: Tensor, width: int) -> tuple[Tensor, Tensor]:
