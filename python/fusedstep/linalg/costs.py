@@ -21,7 +21,7 @@ So "auto" goes from the cheapest proof to the most expensive factorization:
              QR + SVD                                  where neither is proved
 
 Python and some 40 small ops of a float64 call take 0.1 .. 0.3 ms, and the SVD of one matrix
-[50, 50] no more. So torch's own functions are the choice for little float64 work; and for long
+[64, 64] no more. So torch's own functions are the choice for little float64 work; and for long
 matrices with few right sides, where LAPACK's gelsd never forms Q: M k² instead of 2 M k².
 
 A GPU launches a kernel for each step of a small matrix, and cuSOLVER takes larger ones one by one:
@@ -40,7 +40,7 @@ from fusedstep import _C
 if TYPE_CHECKING:
     from fusedstep.linalg.arguments import Limits
 
-SVD_WORK = 150_000  # M k² of all matrices, up to which torch's pinv is the faster one
+SVD_WORK = 300_000  # M k² of all matrices, up to which torch's pinv is the faster one
 GELSD_WORK = 1_000_000  # the same of its gelsd
 GELSD_LENGTH = 5  # m / n from which gelsd is the faster one whatever the work
 GELSD_SIDES = 4  # k / right sides: with more of these, products with factors cost less

@@ -256,7 +256,8 @@ def by_rank(X: Tensor, tolerance: Tolerance) -> Factors:
     if least == X.shape[-1]:
         return qr(X, tolerance)
     if most < X.shape[-1]:
-        return subspace(X, W[:, :, : max(most, 1)], rank, tolerance)
+        even = least == most and most > 0
+        return subspace(X, W[:, :, : max(most, 1)], rank, tolerance, even)
     found = qr(X, tolerance)
     chosen = (rank < X.shape[-1]).nonzero().squeeze(-1)
     better = _wide(subspace(X[chosen], W[chosen], rank[chosen], tolerance.of(chosen)))
@@ -306,22 +307,31 @@ def qr(X: Tensor, tolerance: Tolerance) -> Factors:
     return Factors(inverse, Q, rank, smallest / norm, done)
 
 
-def subspace(X: Tensor, W: Tensor, rank: Tensor, tolerance: Tolerance) -> Factors:
+def subspace(
+    X: Tensor, W: Tensor, rank: Tensor, tolerance: Tolerance, even: bool = False
+) -> Factors:
     """X = Q Zᵀ + E, Q an orthogonal basis of X W; Z = V T; X⁺ = V T⁻ᵀ Qᵀ where E counts as zero.
 
     W is what `row_space` guesses. One step of subspace iteration (G. H. Golub and C. F. Van Loan,
     Matrix Computations, section 8.2.4) makes Q as good as the singular vectors of X: its angle to
     them is that of W, which is `ANGLE` times the condition number, times |E| / sigma_r.
+
+    `even`: all ranks are the number of columns of W. Otherwise those beyond a rank are zero, and
+    ones on the diagonal let both triangular solves pass over them.
     """
-    beyond = torch.arange(W.shape[-1], device=X.device) >= rank[:, None]  # columns without a value
-    ones = torch.diag_embed(beyond.to(X.dtype))
-    Y = X @ W
-    L, info = torch.linalg.cholesky_ex(torch.baddbmm(ones, Y.mT, Y))
+    Y = torch.bmm(X, W)
+    G = torch.bmm(Y.mT, Y)
+    if not even:
+        beyond = torch.arange(W.shape[-1], device=X.device) >= rank[:, None]
+        ones = torch.diag_embed(beyond.to(X.dtype))
+        G += ones
+    L, info = torch.linalg.cholesky_ex(G)
     Q = torch.linalg.solve_triangular(L, Y.mT, upper=False).mT
-    Z = X.mT @ Q
+    Z = torch.bmm(X.mT, Q)
     V, T = torch.linalg.qr(Z)
-    left = torch.linalg.solve_triangular(T + ones, V.mT, upper=True).mT
-    left = left.masked_fill(beyond[:, None, :], 0.0)
+    left = torch.linalg.solve_triangular(T if even else T + ones, V.mT, upper=True).mT
+    if not even:
+        left = left.masked_fill(beyond[:, None, :], 0.0)
     norm, rest = _norm(T), _norm(torch.baddbmm(X, Q, Z.mT, alpha=-1))
     smallest = 1 / _norm(left)
     lower, none = norm / rank.clamp(min=1).sqrt(), rank == 0
