@@ -59,7 +59,7 @@ WRONG: dict[str, tuple[Callable[[list[Any]], None], str]] = {
     "small groups": (replace(SIZES, lambda x: [1, 1]), "params must have length 2, got 3"),
     "other states": (replace(SIZES, lambda x: [1, 2]), r"params\[2\] must have as many .*, got 3"),
     "more groups": (replace(SIZES, lambda x: [1, 1, 1]), "groups must have length 3, got 2"),
-    "odd values": (replace(GROUPS, lambda x: x[1:]), "groups must have 10 values .*, got 19"),
+    "odd values": (replace(GROUPS, lambda x: x[1:]), "groups must have 11 values .*, got 21"),
     "no lr": (replace(LRS, lambda x: []), "lr_groups must have length 0, got 1"),
     "two lrs": (replace(LRS, lambda x: x * 2), "lr_groups must have length 2, got 1"),
     "lr of none": (replace(LR_GROUPS, lambda x: [2]), r"lr_groups\[0\] must be a .*, got 2"),
