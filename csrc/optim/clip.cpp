@@ -106,7 +106,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedstep, m) {
       "clip_list_(int list, Tensor(a!) norm, Tensor(b!) published, float norm_type, "
       "float max_norm, bool skip_nonfinite) -> ()");
 
-  // Of the gradients of a table after a `table_refresh` that said true.
+  // Of the gradients of a table after `TensorTable.open` or a `table_refresh` that said true.
   m.def("table_norm_(int table, Tensor(a!) norm, float norm_type, Tensor? grad_scale) -> ()");
 }
 

@@ -1,4 +1,4 @@
-"""Fake implementations: what torch.compile and FakeTensor need to know about an op."""
+"""Fake implementations of ops, and whether anything but their values is asked for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._subclasses.fake_tensor import is_fake
 
 Fake = TypeVar("Fake", bound=Callable[..., Any])
@@ -27,6 +28,19 @@ def register_writers(*names: str) -> None:
 def has_values(tensor: Tensor) -> bool:
     """Whether a value can be read: not of FakeTensorMode's tensors or on the meta device."""
     return not (tensor.is_meta or is_fake(tensor))
+
+
+def runs_at_once() -> bool:
+    """Whether ops are only to be run: nothing compiles or traces them, no mode changes them.
+
+    Then values may decide what runs, and an op may be given the address of what is about to go.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or _get_tracing_state() is not None
+        or _len_torch_dispatch_stack() > 0
+        or _len_torch_function_stack() > 0
+    )
 
 
 def _returns_nothing(*arguments: Any, **options: Any) -> None:

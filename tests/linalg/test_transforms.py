@@ -135,3 +135,15 @@ def test_fakes_have_the_shapes_of_results(shape) -> None:
         A, B = torch.empty(2, *shape), torch.empty(2, shape[0], 5)
         assert pinv(A).shape == (2, 3, shape[0])
         assert lstsq(A, B).shape == (2, 3, 5)
+
+
+@pytest.mark.filterwarnings("ignore:.*TracerWarning|.*trace.*")
+@pytest.mark.parametrize("shape", [(10, 5), (60, 50), (200, 100)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_a_trace_holds_no_choice_that_the_example_made(dtype, shape) -> None:
+    m, n = shape
+    low = (random(m, 2, seed=1) @ random(2, n, seed=2)).to(dtype)
+    full, B = random(m, n, seed=3).to(dtype), random(m, 3, seed=4).to(dtype)
+    for function, rest in ((pinv, ()), (lstsq, (B,))):
+        traced = torch.jit.trace(function, (low, *rest), check_trace=False)
+        torch.testing.assert_close(traced(full, *rest), function(full, *rest))

@@ -273,6 +273,19 @@ def test_what_changes_between_steps_takes_effect_at_the_next(change: str) -> Non
         shadow.step()
 
 
+def test_groups_may_be_replaced_by_a_tuple() -> None:
+    """It is no list, which is compared at little cost: every step reads it anew."""
+    sides = [make_params((5,)) for _ in range(2)]
+    ours, expected = (fusedstep.AdamW(params, lr=0.1) for params in sides)
+    for step in range(3):
+        for optimizer, params in zip((ours, expected), sides, strict=True):
+            set_grads(params, seed=step)
+            optimizer.step()
+        ours.param_groups = tuple(ours.param_groups)
+    for a, b in zip(*sides, strict=True):
+        assert_same_bits(a, b)
+
+
 @pytest.mark.parametrize("bad", [-0.1, True])
 def test_a_value_that_equals_the_last_one_is_checked_too(bad: Any) -> None:
     params = make_params((20,))

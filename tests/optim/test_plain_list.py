@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedstep
@@ -229,3 +230,15 @@ def test_clip_list_refuses(place: int, value: Any, refusal: str) -> None:
     with pytest.raises(RuntimeError, match=f"^clip_list_: {refusal}"):
         torch.ops.fusedstep.clip_list_(*arguments)
     assert torch.equal(listed.tensors[0], torch.ones(3))
+
+
+@pytest.mark.filterwarnings("ignore:.*TracerWarning|.*trace.*")
+def test_a_trace_holds_no_address() -> None:
+    """A replay would read, or write, where the example's tensors were."""
+    traced = torch.jit.trace(
+        lambda x: fusedstep.get_total_norm([x]), (torch.ones(4),), check_trace=False
+    )
+    assert traced(10 * torch.ones(4)) == 20
+    graph = make_fx(lambda x: fusedstep.get_total_norm([x]), pre_dispatch=True)(torch.ones(4))
+    assert graph(10 * torch.ones(4)) == 20
+    assert "clip_list_" not in f"{traced.graph} {graph.graph}"

@@ -82,7 +82,7 @@ class Limits(NamedTuple):
         batch = self.batch(A)
         return Tolerance(
             *(
-                t.expand(batch)
+                t.to(torch.float64).expand(batch)  # torch.jit.trace has made one of a number
                 if isinstance(t, Tensor)
                 else torch.full(batch, t, dtype=torch.float64, device=A.device)
                 for t in self

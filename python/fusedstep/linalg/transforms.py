@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._functorch import maybe_current_level, maybe_get_level
 from torch.autograd import Function, forward_ad
+
+from fusedstep.fakes import runs_at_once
 
 PLAIN = {Tensor, torch.nn.Parameter}
 
@@ -16,18 +17,15 @@ PLAIN = {Tensor, torch.nn.Parameter}
 def unwatched(*tensors: Tensor) -> bool:
     """Whether functions may compute with the tensors' values at once, in eager mode.
 
-    Nothing compiles, maps or differentiates them in forward mode, no mode changes ops, and none is
-    a fake or of another subclass. Gradients may be required.
+    Nothing compiles, traces, maps or differentiates them in forward mode, no mode changes ops, and
+    none is a fake or of another subclass. Gradients may be required.
     """
-    if (
-        torch.compiler.is_compiling()
-        or maybe_current_level() is not None
-        or forward_ad._current_level >= 0
-        or _len_torch_dispatch_stack() > 0
-        or _len_torch_function_stack() > 0
-    ):
-        return False
-    return PLAIN.issuperset(map(type, tensors))
+    return (
+        runs_at_once()  # first: what follows cannot be compiled
+        and maybe_current_level() is None
+        and forward_ad._current_level < 0
+        and PLAIN.issuperset(map(type, tensors))
+    )
 
 
 def records_gradient(*tensors: Tensor) -> bool:

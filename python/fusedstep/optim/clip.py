@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fusedstep import _C
+from fusedstep.build import require_cuda
 from fusedstep.checks import NORM_TYPES, refuse, require_dense, require_number, require_order
-from fusedstep.fakes import has_values, register_writers
+from fusedstep.fakes import has_values, register_writers, runs_at_once
 from fusedstep.optim.distributed import (
     Place,
     is_dtensor,
@@ -186,12 +187,8 @@ def _clip_outside_graph(*args: Any) -> Tensor:
 
 
 def _may_go_unboxed(norm_type: float) -> bool:
-    """Whether an op may be given addresses: the kernels know the norm, and nothing traces ops."""
-    return (
-        norm_type in NORM_TYPES
-        and not torch.compiler.is_dynamo_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-    )
+    """Whether an op may be given addresses: the kernels know the norm, and nothing records ops."""
+    return norm_type in NORM_TYPES and runs_at_once()
 
 
 def _clip_list(
@@ -202,6 +199,7 @@ def _clip_list(
     Returns the norm, 0-d float32. `skip_nonfinite`: there is no clip by a norm that is not finite.
     """
     device = plain.tensors[0].device
+    require_cuda(device)
     norm = torch.empty((), dtype=torch.float64, device=device)
     published = torch.empty((), dtype=torch.float32, device=device)
     _CLIP_LIST(plain.address, norm, published, norm_type, max_norm, skip_nonfinite)

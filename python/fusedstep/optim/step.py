@@ -66,7 +66,9 @@ class Step:
 
     def is_current(self, groups: list[Group]) -> bool:
         """Whether the groups still are what this was made from."""
-        return self._read is not None and _C.same_entries(groups, self._read)
+        if self._read is None or type(groups) is not list:
+            return False
+        return _C.same_entries(groups, self._read)
 
     def update(self, tables: Tables, active: dict[Place, Table]) -> Tensor | None:
         """Computes the norm if it is needed, and runs the rule over all tables with gradients.

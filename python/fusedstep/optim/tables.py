@@ -313,7 +313,7 @@ class Tables(dict[Place, Table]):
 
     def _open_as_they_are(self, groups: Groups, state: State, specs: list[StateSpec]) -> bool:
         """Opens all tables; False if something has changed since they were made."""
-        if not self or self._specs != specs:
+        if not self or self._specs != specs or type(groups) is not list:
             return False
         for param in self._stateless:
             if param.grad is not None:
