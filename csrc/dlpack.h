@@ -102,17 +102,20 @@ inline std::optional<Dtype> dtype_of(const View& view) {
   return std::nullopt;
 }
 
-// Attributes of torch.Tensor, looked up once, under the interpreter's lock as above.
+// What is needed of torch in Python, looked up once, under the interpreter's lock as above.
 struct TorchNames {
-  PyObject *is_neg, *grad;
+  PyObject *tensor, *parameter;  // types
+  PyObject *is_neg, *grad;       // of a tensor: the function, and the attribute's name
 };
 
 inline const TorchNames& torch_names() {
   static const TorchNames* names = nullptr;
   if (names == nullptr) {
-    const auto tensor = pybind11::module_::import("torch").attr("Tensor");
-    names = new TorchNames{tensor.attr("is_neg").cast<pybind11::object>().release().ptr(),
-                           PyUnicode_InternFromString("grad")};
+    const auto own = [](const auto& found) { return pybind11::object(found).release().ptr(); };
+    const auto torch = pybind11::module_::import("torch");
+    const auto tensor = torch.attr("Tensor");
+    names = new TorchNames{own(tensor), own(torch.attr("nn").attr("Parameter")),
+                           own(tensor.attr("is_neg")), PyUnicode_InternFromString("grad")};
   }
   return *names;
 }

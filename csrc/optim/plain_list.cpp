@@ -11,26 +11,10 @@ namespace py = pybind11;
 namespace fusedstep {
 namespace {
 
-// torch.Tensor and torch.nn.Parameter, looked up once, under the interpreter's lock: one cannot
-// wait for that with a static's own.
-struct PlainTypes {
-  PyObject *tensor, *parameter;
-};
-
-const PlainTypes& plain_types() {
-  static const PlainTypes* types = nullptr;
-  if (types == nullptr) {
-    const auto torch = py::module_::import("torch");
-    types = new PlainTypes{py::object(torch.attr("Tensor")).release().ptr(),
-                           py::object(torch.attr("nn").attr("Parameter")).release().ptr()};
-  }
-  return *types;
-}
-
 // No subclass: what these do with their memory is theirs to say.
 bool has_plain_type(PyObject* object) {
   const auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  return type == plain_types().tensor || type == plain_types().parameter;
+  return type == dlpack::torch_names().tensor || type == dlpack::torch_names().parameter;
 }
 
 // Whether the kernels can take what lies at the tensor's address, numel() elements of it. A lazy

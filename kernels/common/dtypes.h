@@ -26,6 +26,21 @@ enum class Dtype : uint8_t {
   kInt16
 };
 
+// The bytes of an element.
+FUSEDSTEP_HD int width_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return 8;
+    case Dtype::kFloat32:
+      return 4;
+    case Dtype::kInt8:
+    case Dtype::kUInt8:
+      return 1;
+    default:
+      return 2;
+  }
+}
+
 struct BFloat16 {
   uint16_t bits;
 };

@@ -34,20 +34,6 @@ struct alignas(bytes) Access {
   uint32_t words[bytes / 4];
 };
 
-FUSEDSTEP_HD int width_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return 8;
-    case Dtype::kFloat32:
-      return 4;
-    case Dtype::kInt8:
-    case Dtype::kUInt8:
-      return 1;
-    default:
-      return 2;
-  }
-}
-
 // Whether packs of `bytes` that begin at p are read and written whole.
 FUSEDSTEP_HD bool aligned_for(const void* p, int bytes) {
   return reinterpret_cast<uintptr_t>(p) % (bytes < kAccess ? bytes : kAccess) == 0;

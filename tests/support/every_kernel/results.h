@@ -40,22 +40,8 @@ struct Array {
   }
 };
 
-inline int64_t bytes_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return 8;
-    case Dtype::kFloat32:
-      return 4;
-    case Dtype::kInt8:
-    case Dtype::kUInt8:
-      return 1;
-    default:
-      return 2;
-  }
-}
-
 inline Array zeros(Dtype dtype, int64_t size) {
-  return {dtype, size, std::vector<std::byte>(size * bytes_of(dtype))};
+  return {dtype, size, std::vector<std::byte>(size * width_of(dtype))};
 }
 
 inline Array random(Numbers& numbers, Dtype dtype, int64_t size, double scale = 1) {
