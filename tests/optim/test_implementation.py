@@ -64,8 +64,9 @@ def test_groups_that_all_ask_for_torchs_step_get_it(kind: Kind, entries: dict[st
     run(reference)
     for p, q in zip(ours, theirs, strict=True):
         assert_same_bits(p, q, "a parameter")
-    optimizer.add_param_group({"params": make_params((4,))})  # takes the same step
-    run(optimizer, 1)
+    if kind.name != "Adagrad":  # torch 2.11's has no state for a group that is added
+        optimizer.add_param_group({"params": make_params((4,))})  # takes the same step
+        run(optimizer, 1)
     with refuses(kind.name, "max_norm", "be None where .*", "1.0", ValueError):
         kind.ours(in_groups(ours, entries), max_norm=1.0)
 
