@@ -117,7 +117,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         unknown = options.keys() - OptionArguments.__annotations__.keys()
         if unknown:
             raise TypeError(f"{name}: got an unexpected keyword argument {min(unknown)!r}")
-        if not isinstance(params, Tensor):  # which torch refuses
+        if not isinstance(params, (Tensor, set)):  # torch refuses the one and warns of the other
             params = list(params)
         chosen = {"fused": fused, "foreach": foreach}
         native = is_native(name, chosen, () if isinstance(params, Tensor) else params)
