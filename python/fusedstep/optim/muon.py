@@ -34,7 +34,7 @@ from fusedstep.optim.newton_schulz import orthogonalize_
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import Mode, OptionArguments
 from fusedstep.optim.state import Initial, StateSpec
-from fusedstep.optim.step import Step
+from fusedstep.optim.step import Plan, Step
 from fusedstep.optim.tables import Entry, Groups, State, States, Table
 
 if TYPE_CHECKING:
@@ -217,12 +217,8 @@ class Muon(FusedOptimizer, TorchsMuon):
     def _descend(self, step: Step, table: _DescentTable, norm: Tensor | None) -> None:
         """Moves the matrices, unless the step is skipped, by the same test as the first pass."""
         groups = [self.param_groups[g] for g, _ in table.kinds]
-        of_kinds = []
-        for (g, (m, n)), group in zip(table.kinds, groups, strict=True):
-            ratio = RATIOS[group["adjust_lr_fn"] or "original"](m, n) if m and n else 0.0
-            of_kinds.append(step.values[g] | {"descent": 1.0, "counted": 1.0, "ratio": ratio})
         norm = None if norm is None else norm.to(table.place.device)
-        step.run_rule(table, groups, of_kinds, norm)  # clipped and unscaled in the first pass
+        step.run(table, table.plan_for(step, groups), groups, norm)  # clipped in the first pass
 
 
 # --- the tables of the two passes -----------------------------------------------------------------
@@ -335,9 +331,20 @@ class _DescentTable(Table):
             for entry in group:
                 by_kind.setdefault((g, entry.param.shape), []).append(entry)
         self.kinds = list(by_kind)  # of each group here: the optimizer's group and the shape
+        self._planned: tuple[Step, Plan] | None = None
         # The first pass keeps momentum and count; this one updates masters and averages.
         here = [specs[g]._replace(names=()) for g, _ in self.kinds]
         self.rebuild(list(by_kind.values()), here, state, initial)
+
+    def plan_for(self, step: Step, groups: list[Group]) -> Plan:
+        """The plan of the descent, made once for a step; groups[g] is the g-th of the table's."""
+        if self._planned is None or self._planned[0] is not step:
+            of_kinds = []
+            for (g, (m, n)), group in zip(self.kinds, groups, strict=True):
+                ratio = RATIOS[group["adjust_lr_fn"] or "original"](m, n) if m and n else 0.0
+                of_kinds.append(step.values[g] | {"descent": 1.0, "counted": 1.0, "ratio": ratio})
+            self._planned = step, step.plan_of(step.rule, groups, of_kinds)
+        return self._planned[1]
 
     def _gradients(self) -> list[Tensor | None]:
         return [None if p.grad is None else self._directions[p] for p in self._owners]

@@ -93,11 +93,18 @@ def orthogonalize_(
         count = max(1, limit // (m * n))
         for begin in range(0, len(equal), count):
             chunk = equal[begin : begin + count]
-            x = torch.stack([matrix.to(plan.dtype) for matrix in chunk])
-            norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-            x.div_(norm.clamp_(min=eps))  # so that no singular value exceeds 1
-            x = _iterate(x[0] if len(x) == 1 else x, coefficients, plan)
-            torch._foreach_copy_(chunk, x.view(len(chunk), m, n).unbind())
+            x = _together(chunk, plan.dtype)
+            norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+            x = x / norm.clamp_(min=eps)  # so that no singular value exceeds 1
+            x = _iterate(x, coefficients, plan)
+            torch._foreach_copy_(chunk, [x] if len(chunk) == 1 else x.unbind())
+
+
+def _together(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """One matrix or a batch, row by row in memory; the one itself if it is so already."""
+    if len(matrices) == 1:
+        return matrices[0].to(dtype).contiguous()
+    return torch.stack([matrix.to(dtype) for matrix in matrices])
 
 
 # --- the choice -----------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class Step:
         self.grad_scale: Tensor | None = None  # GradScaler's, as is the next
         self.found_inf: Tensor | None = None
         self._read = entries_of(groups)
-        self._plan = self._plan_of(rule, groups, values, options.max_norm)
+        self._plan = self.plan_of(rule, groups, values, options.max_norm)
 
     def is_current(self, groups: list[Group]) -> bool:
         """Whether the groups still are what this was made from."""
@@ -96,27 +96,18 @@ class Step:
                 norm = total.to(place.device)
             elif wants_norm:
                 norm, norm_type = table.norm, options.norm_type
-            self._run(table, self._plan, self.groups, norm, norm_type, self.grad_scale)
+            self.run(table, self._plan, self.groups, norm, norm_type, self.grad_scale)
             total = norm if total is None else total
         return total
 
-    def run_rule(
-        self,
-        table: Table,
-        groups: Sequence[Group],
-        values: Sequence[Values],
-        norm: Tensor | None,
-    ) -> None:
-        """Runs the op over one table, whose group g is groups[g] with values[g], unclipped."""
-        self._run(table, self._plan_of(self.rule, groups, values, None), groups, norm)
-
-    def _plan_of(
+    def plan_of(
         self,
         rule: str,
         groups: Sequence[Group],
         values: Sequence[Values],
-        max_norm: float | None,
+        max_norm: float | None = None,
     ) -> Plan:
+        """What the op needs for a rule, of whose groups values[g] are the fields' values."""
         lr_groups = [g for g, group in enumerate(groups) if read_on_device(group["lr"])]
         plan = _C.StepPlan(
             rule, in_order(rule, values), self.options.seed_bits, lr_groups,
@@ -124,7 +115,7 @@ class Step:
         )  # fmt: skip
         return Plan(plan, plan.address, lr_groups)
 
-    def _run(
+    def run(
         self,
         table: Table,
         plan: Plan,
@@ -133,6 +124,7 @@ class Step:
         norm_type: float = 0.0,
         grad_scale: Tensor | None = None,
     ) -> None:
+        """Calls the op on one table by a plan for its groups, of which groups[g] is the g-th."""
         device = table.place.device
         _STEP(
             table.address, plan.address, table.params[0],
@@ -149,8 +141,8 @@ class Step:
         decay = self.options.ema_decay
         if decay is None:
             return
-        plan = self._plan_of(
-            REST, [], [dict.fromkeys(rule_fields(REST), 0.0) | {"ema_decay": decay}], None
+        plan = self.plan_of(
+            REST, [], [dict.fromkeys(rule_fields(REST), 0.0) | {"ema_decay": decay}]
         )
         for table in tables.values():
             device = table.place.device
