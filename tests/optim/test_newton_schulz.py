@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz as zeropower
 
 from fusedstep.optim import newton_schulz
-from fusedstep.optim.newton_schulz import Plan, orthogonalize_
+from fusedstep.optim.newton_schulz import Cpu, Plan, orthogonalize_
 from tests.support.newton_schulz import COEFFICIENTS, EPS, SPECTRA, distance, exact, matrix_of
 from tests.support.tensors import (
     DTYPES,
@@ -28,7 +28,9 @@ WAYS = {
     "one by one, halves": Plan(NARROW, 1, [1] * 5),
     "one by one, quarters": Plan(NARROW, 2, [1] * 5),
     "one by one, float32": Plan(WIDE, 1, [1] * 5),
+    "one by one, tiles": Plan(NARROW, 0, [1] * 5, tiled=True),
     "pairs": Plan(NARROW, 0, [2, 2, 1], NARROW),
+    "pairs, tiles": Plan(NARROW, 0, [2, 2, 1], NARROW, tiled=True),
     "pairs, quarters": Plan(NARROW, 2, [2, 2, 1], NARROW),
     "together": Plan(NARROW, 2, [5], WIDE),
     "together, float32": Plan(WIDE, 0, [5], WIDE),
@@ -122,11 +124,11 @@ def test_global_switches_have_no_effect() -> None:
 @pytest.mark.parametrize("depth", [0, 1, 2])
 @pytest.mark.parametrize("m", [4, 7, 13, 64])
 def test_a_product_by_blocks_is_the_product(m: int, depth: int) -> None:
-    A = torch.arange(float(m * 5)).reshape(m, 5) % 7
+    A, plan = torch.arange(float(m * 5)).reshape(m, 5) % 7, Plan(WIDE, depth, [])
     gram = A @ A.mT
-    assert_same_bits(newton_schulz._symmetric(A, A.mT, depth), gram)
+    assert_same_bits(newton_schulz._symmetric(A, A, plan), gram)
     expected = 2 * gram @ gram + 3 * gram
-    assert_same_bits(newton_schulz._symmetric(gram, gram, depth, gram, 3.0, 2.0), expected)
+    assert_same_bits(newton_schulz._symmetric(gram, gram, plan, gram, 3.0, 2.0), expected)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -138,26 +140,43 @@ def test_multiplications_are_those_of_the_formula(
     plan, seen = WAYS[way], Multiplications()
     with seen:
         orthogonal([torch.ones(m, n)])
-    share = (1 + 0.5**plan.depth) / 2
+    share = (1 + (newton_schulz.TILE / m if plan.tiled else 0.5**plan.depth)) / 2
     expected = sum((share + 1) * m * m * n + share * (4 * k - 3) * m**3 for k in plan.spans)
     assert seen.count == expected
 
 
+CPUS = {
+    "plain": Cpu(1.0, False),
+    "AVX512_BF16": Cpu(2.0, True),
+    "AMX": Cpu(8.0, False),
+}
+
+
 @pytest.mark.parametrize("threads", [1, 2, 16])
-@pytest.mark.parametrize("price", [1.0, 2.0, 8.0])
-def test_the_plan_takes_no_more_multiplications_than_torch(
-    price: float, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(newton_schulz, "_price_of_float32", lambda: price)
+@pytest.mark.parametrize("cpu", CPUS.values(), ids=CPUS)
+def test_the_plan_is_the_cheapest(cpu: Cpu, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(newton_schulz, "_cpu", lambda: cpu)
     plan_of = newton_schulz._plan.__wrapped__
     for m, n in [(1, 1), (64, 256), (100, 100), (256, 512), (768, 768), (768, 3072), (64, 9000)]:
         plan = plan_of(m, n, 5, COEFFICIENTS[0], "cpu", threads)
         assert sum(plan.spans) == 5
-        paid = 1.0 if plan.dtype == WIDE else price
-        one_by_one, cost = plan._replace(spans=[1] * 5), newton_schulz._cost(plan, m, n, paid)
-        assert cost <= newton_schulz._cost(one_by_one, m, n, paid)
-        assert (plan.dtype == WIDE) == (price == 1.0 or (m <= 64 and n <= 256))
+        cost = newton_schulz._cost(plan, m, n, threads, cpu.price)
+        for dtype in (WIDE, NARROW) if cpu.price > 1 else (WIDE,):
+            other = plan._replace(dtype=dtype, spans=[1] * 5)
+            assert cost <= newton_schulz._cost(other, m, n, threads, cpu.price)
+        assert plan.tiled == cpu.tiles
         assert plan_of(m, n, 5, COEFFICIENTS[0], "cuda", threads) == Plan(NARROW, 0, [1] * 5)
+
+
+def test_small_matrices_and_cpus_without_bfloat16_take_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan_of = newton_schulz._plan.__wrapped__
+    for cpu in CPUS.values():
+        monkeypatch.setattr(newton_schulz, "_cpu", lambda cpu=cpu: cpu)
+        for m, n in [(1, 1), (32, 32), (1024, 1024)]:
+            plan = plan_of(m, n, 5, COEFFICIENTS[0], "cpu", 1)
+            assert (plan.dtype == WIDE) == (m <= 32 or cpu.price == 1.0)
 
 
 # --- batches --------------------------------------------------------------------------------------
@@ -235,4 +254,7 @@ class Multiplications(torch.utils._python_dispatch.TorchDispatchMode):
         if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
             A, B = args[-2:]
             self.count += A.numel() * B.size(1)
+        elif function is newton_schulz._SYMMETRIC:
+            A, tiles = args[0], len(args[0]) // newton_schulz.TILE
+            self.count += tiles * (tiles + 1) // 2 * newton_schulz.TILE**2 * A.size(1)
         return function(*args, **(kwargs or {}))

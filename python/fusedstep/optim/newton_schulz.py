@@ -4,7 +4,8 @@ One iteration is X <- P X with P = a + b R + c R^2 and R = X X^T. Three things m
 it looks:
 
 - R and its polynomials are symmetric. The product of two of them is symmetric, too, and only the
-  blocks on and below its diagonal are computed.
+  tiles on and below its diagonal are computed: in bfloat16 by kernels/optim/symmetric.h, in float32
+  as a few large blocks.
 - X is the wider of the matrix [m, n] and its transpose, so R is only m x m. Several iterations can
   share their products with X: R <- P R P does to R what X <- P X would, Q <- P Q collects the
   polynomials, and X <- Q X applies them all.
@@ -18,7 +19,17 @@ computed:
     sharing                  (s + 1) m^2 n + s (4 span - 3) m^3
 
 A rounding error of R grows by a^2, about 12 times, with each iteration that R goes through without
-X. In bfloat16 this allows two iterations, in float32 five. `_plan` picks the cheapest way.
+X. In bfloat16 this allows two iterations, in float32 five.
+
+`_plan` picks the cheapest way by what its products cost. Measured on one core with AVX512_BF16, in
+the time of one multiply-add of torch's large products in bfloat16, of which it does 110e9 a second:
+
+    product of                                multiply-add       call
+    bfloat16, torch                                1           1 600 000
+    bfloat16, kernels/optim/symmetric.h            1.2           400 000
+    float32, torch                                 2             260 000
+
+So the smallest matrices are iterated on in float32.
 """
 
 from __future__ import annotations
@@ -31,6 +42,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fusedstep.fakes import register_fake
 from fusedstep.switches import numerical
 
 Coefficients = tuple[float, float, float]
@@ -38,24 +50,32 @@ Coefficients = tuple[float, float, float]
 # Elements of a batch: on a GPU, its iterates and Gram matrices take up to 600 MB; on a CPU, they
 # stay in the cache of a core.
 MAX_ELEMENTS, CACHED_ELEMENTS = 2**26, 2**18
-# From how many rows for each thread a CPU computes a symmetric product by blocks: halves, and
-# quarters on the diagonal. Smaller blocks would lose more speed than they save multiplications.
+# From how many rows for each thread torch's products are cut into blocks: halves, and quarters on
+# the diagonal. Smaller blocks would lose more speed than they save multiplications.
 HALVES, QUARTERS = 512, 768
-# On a CPU, smaller matrices are faster in float32 than in bfloat16.
-SMALL = (64, 256)
-# Multiplications in the time that calling a product takes.
-CALL = 2**18
+TILE = 16  # rows of a tile of kernels/optim/symmetric.cpp
+# The costs above: of a multiply-add of its tiles, and of calls.
+TILED = 1.2
+CALL, CALL_OF_TILES, CALL_IN_BFLOAT16 = 0.26e6, 0.4e6, 1.6e6
 # How often a rounding error of R, 2^-24 or 2^-9, may double before it counts.
 DOUBLINGS = {torch.float32: 15.0, torch.bfloat16: 4.0}
+
+_SYMMETRIC = torch.ops.fusedstep.symmetric_product.default
+
+
+@register_fake("symmetric_product")
+def _(A: Tensor, B: Tensor, C: Tensor | None, beta: float, alpha: float) -> Tensor:
+    return A.new_empty(*A.shape[:-1], A.shape[-2])
 
 
 class Plan(NamedTuple):
     """How matrices of one shape are iterated on."""
 
     dtype: torch.dtype  # of X
-    depth: int  # how often a symmetric product is cut in halves
+    depth: int  # how often torch's symmetric products are cut in halves
     spans: list[int]  # iterations that share their products with X, in turn
     shared: torch.dtype = torch.float32  # of R where a span is longer than one
+    tiled: bool = False  # whether symmetric products in bfloat16 are not torch's
 
 
 @numerical
@@ -115,40 +135,56 @@ def _plan(m: int, n: int, steps: int, a: float, device_type: str, threads: int) 
     """The cheapest way for matrices [m, n] with m <= n."""
     if device_type != "cpu":  # nothing else has been measured
         return Plan(torch.bfloat16, 0, [1] * steps)
-    price = 1.0 if m <= SMALL[0] and n <= SMALL[1] else _price_of_float32()
-    dtype = torch.float32 if price == 1.0 else torch.bfloat16
+    cpu = _cpu()
     depth = (m >= threads * HALVES) + (m >= threads * QUARTERS)
-    plans = [Plan(dtype, depth, [1] * steps)]
-    for shared in dict.fromkeys((dtype, torch.float32)):
-        # With these coefficients an error of R doubles so often in an iteration.
-        growth = 2 * math.log2(max(abs(a), 1.0))
-        longest = 1 + int(min(DOUBLINGS[shared] / growth if growth else steps, steps))
-        full, rest = divmod(steps, longest)
-        plans.append(Plan(dtype, depth, [longest] * full + [rest] * (rest > 0), shared))
-    return min(plans, key=lambda plan: _cost(plan, m, n, price))
+    plans = []
+    for dtype in (torch.float32, torch.bfloat16) if cpu.price > 1 else (torch.float32,):
+        plans.append(Plan(dtype, depth, [1] * steps, tiled=cpu.tiles))
+        for shared in dict.fromkeys((dtype, torch.float32)):
+            # With these coefficients an error of R doubles so often in an iteration.
+            growth = 2 * math.log2(max(abs(a), 1.0))
+            longest = 1 + int(min(DOUBLINGS[shared] / growth if growth else steps, steps))
+            full, rest = divmod(steps, longest)
+            spans = [longest] * full + [rest] * (rest > 0)
+            plans.append(Plan(dtype, depth, spans, shared, cpu.tiles))
+    return min(plans, key=lambda plan: _cost(plan, m, n, threads, cpu.price))
 
 
-def _cost(plan: Plan, m: int, n: int, price: float) -> float:
-    """The multiplications, those in float32 times their price, and the calls."""
-    share, calls = (1 + 0.5**plan.depth) / 2, 2 ** (plan.depth + 1) - 1
+def _cost(plan: Plan, m: int, n: int, threads: int, price: float) -> float:
+    """What the products of a plan cost, `price` that of a multiply-add in float32."""
+
+    def product(dtype: torch.dtype, width: int, symmetric: bool) -> float:
+        rate, call = (price, CALL) if dtype == torch.float32 else (1.0, CALL_IN_BFLOAT16)
+        share = calls = 1.0
+        if symmetric and plan.tiled and dtype == torch.bfloat16:
+            rate, call, share = TILED, CALL_OF_TILES, (1 + TILE / m) / 2
+        elif symmetric:
+            share, calls = (1 + 0.5**plan.depth) / 2, 2 ** (plan.depth + 1) - 1
+        return rate * share * m * m * width / threads + calls * call
+
     cost = 0.0
     for span in plan.spans:
-        among = 4 * span - 3  # products of symmetric matrices
-        symmetric = share * (m * m * n + among * m**3)
-        wide = span > 1 and plan.shared == torch.float32
-        cost += (price if wide else 1.0) * symmetric + m * m * n
-        cost += ((among + 1) * calls + 1) * CALL
+        inside = plan.dtype if span == 1 else plan.shared
+        cost += product(inside, n, True) + (4 * span - 3) * product(inside, m, True)
+        cost += product(plan.dtype, n, False) + (span * CALL if span > 1 else 0)  # adding a to P
     return cost
 
 
+class Cpu(NamedTuple):
+    """How this CPU multiplies."""
+
+    price: float  # products in bfloat16 in the time of one in float32
+    tiles: bool  # whether symmetric products are faster by our tiles than whole by torch
+
+
 @cache
-def _price_of_float32() -> float:
-    """How many products in bfloat16 take the time of one in float32; 1 for none."""
+def _cpu() -> Cpu:
     if not torch.backends.mkldnn.is_available():
-        return 1.0  # then torch multiplies bfloat16 without the instructions for it
+        return Cpu(1.0, False)  # torch multiplies bfloat16 without the instructions for it
     if torch.cpu._is_amx_tile_supported():
-        return 8.0  # by peak rates; not measured
-    return 2.0 if torch.cpu._is_avx512_bf16_supported() else 1.0
+        return Cpu(8.0, False)  # by peak rates; not measured
+    pairs = torch.cpu._is_avx512_bf16_supported()
+    return Cpu(2.0 if pairs else 1.0, pairs)
 
 
 # --- the iteration --------------------------------------------------------------------------------
@@ -159,18 +195,18 @@ def _iterate(x: Tensor, coefficients: Coefficients, plan: Plan) -> Tensor:
     a, b, c = coefficients
     for span in plan.spans:
         wide = x if span == 1 else x.to(plan.shared)
-        gram = _symmetric(wide, wide.mT, plan.depth)
-        p = _symmetric(gram, gram, plan.depth, gram, b, c)
+        gram = _symmetric(wide, wide, plan)
+        p = _symmetric(gram, gram, plan, gram, b, c)
         if span == 1:
             x = _multiply_add(x, p, x, a)
             continue
         p.diagonal(dim1=-2, dim2=-1).add_(a)
         q = p
         for _ in range(span - 1):
-            gram = _symmetric(p, _symmetric(p, gram, plan.depth), plan.depth)
-            p = _symmetric(gram, gram, plan.depth, gram, b, c)
+            gram = _symmetric(p, _symmetric(p, gram, plan), plan)
+            p = _symmetric(gram, gram, plan, gram, b, c)
             p.diagonal(dim1=-2, dim2=-1).add_(a)
-            q = _symmetric(p, q, plan.depth)
+            q = _symmetric(p, q, plan)
         x = q.to(x.dtype) @ x
     return x
 
@@ -178,16 +214,19 @@ def _iterate(x: Tensor, coefficients: Coefficients, plan: Plan) -> Tensor:
 def _symmetric(
     A: Tensor,
     B: Tensor,
-    depth: int,
+    plan: Plan,
     C: Tensor | None = None,
     beta: float = 1.0,
     alpha: float = 1.0,
 ) -> Tensor:
-    """alpha A B + beta C, which the caller knows to be symmetric, as C is."""
-    if depth == 0:
+    """alpha A B^T + beta C, which the caller knows to be symmetric, as C is."""
+    if plan.tiled and A.dtype == torch.bfloat16:
+        return _SYMMETRIC(A, B, C, beta, alpha)
+    B = B.mT
+    if plan.depth == 0:
         return A @ B if C is None else _multiply_add(C, A, B, beta, alpha)
     result = A.new_empty(len(A), len(A))  # one matrix: HALVES rows are too many for a batch
-    for rows, columns in _blocks(0, len(A), depth):
+    for rows, columns in _blocks(0, len(A), plan.depth):
         block = result[rows, columns]
         if C is None:
             torch.mm(A[rows], B[:, columns], out=block)

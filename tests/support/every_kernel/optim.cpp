@@ -4,6 +4,7 @@
 #include "kernels/optim/norm.h"
 #include "kernels/optim/quantize.h"
 #include "kernels/optim/rule.h"
+#include "kernels/optim/symmetric.h"
 #include "tests/support/every_kernel/results.h"
 
 namespace fusedstep::every_kernel {
@@ -206,9 +207,38 @@ void codes(Dtype dtype) {
   print(std::string("quantize ") + name_of(dtype), hash);
 }
 
+// Of whole numbers, whose sums are exact: roundings depend on the instruction set.
+void symmetric() {
+  constexpr int64_t kRows = 37, kWidth = 301;
+  Numbers numbers;
+  Array a = zeros(Dtype::kBFloat16, kRows * kWidth), out = zeros(Dtype::kBFloat16, kRows * kRows);
+  for (int64_t i = 0; i < kRows * kWidth; ++i) {
+    a.as<BFloat16>()[i] = round_to_bfloat16(static_cast<float>(numbers.next() % 5) - 2);
+  }
+  const SymmetricProducts s{.a = a.as<BFloat16>(),
+                            .b = a.as<BFloat16>(),
+                            .c = nullptr,
+                            .out = out.as<BFloat16>(),
+                            .batch = 1,
+                            .rows = kRows,
+                            .width = kWidth,
+                            .alpha = 3,
+                            .beta = 0};
+  const int64_t tiles = cpu::symmetric_tiles(s), bytes = cpu::symmetric_scratch(s, tiles);
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  std::vector<Line> scratch(bytes / sizeof(Line) + 1);
+  cpu::multiply_tiles(s, 0, tiles, scratch.data()->bytes);
+  Hash hash;
+  hash.add_all(out);
+  print("symmetric", hash);
+}
+
 }  // namespace
 
 void run_optim() {
+  symmetric();
   steps();
   norms();
   codes<int8_t>(Dtype::kInt8);
