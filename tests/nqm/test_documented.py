@@ -1,0 +1,27 @@
+"""The docstrings of the noisy quadratic model."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from fusedstep import nqm
+from tests.support.documented import check
+
+pytest.importorskip("scipy", reason="needs the nqm extra: scipy")
+
+
+@pytest.mark.parametrize("name", ["steps_to_target", "critical_batch_size", "loss_curve"])
+def test_functions(name: str) -> None:
+    check(getattr(nqm, name))
+
+
+def test_optimal_schedule() -> None:
+    check(nqm.optimal_schedule)
+
+
+@pytest.mark.parametrize("name", ["Result", "Schedule"])
+def test_results(name: str) -> None:
+    text = inspect.getdoc(getattr(nqm, name))
+    assert all(f"\n    {field}: " in text for field in getattr(nqm, name)._fields)
