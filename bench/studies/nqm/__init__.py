@@ -1,0 +1,1 @@
+"""The noisy quadratic model: the paper's figures drawn anew, and its claims checked."""
