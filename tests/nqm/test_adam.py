@@ -7,6 +7,7 @@ import pytest
 
 from fusedstep.nqm import adam, loss_curve, steps_to_target
 from fusedstep.nqm.model import make_model
+from tests.support.refusals import refuses
 
 
 @pytest.mark.parametrize("batch_size", [1, 1024, 2**30])
@@ -48,3 +49,10 @@ def test_a_small_batch_is_a_fixed_preconditioner_of_the_root():
     adaptive = steps_to_target("adam", batch_size=8, dim=100, target=0.05)
     fixed = steps_to_target("sgd", power=0.5, batch_size=8, dim=100, target=0.05)
     assert adaptive.steps == pytest.approx(fixed.steps, rel=0.2)
+
+
+def test_a_simulation_ends(monkeypatch):
+    monkeypatch.setattr(adam, "MOST_STEPS", 5000)
+    must = "have one that reaches the target within 5000 steps"
+    with refuses("steps_to_target", "lrs", must, "1e-05", ValueError):
+        steps_to_target("adam", batch_size=16, dim=100, target=0.05, lrs=[1e-5, 1e-6])

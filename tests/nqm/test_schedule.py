@@ -12,7 +12,13 @@ import torch
 import fusedstep
 from fusedstep.nqm import optimal_schedule, steps_to_target
 from fusedstep.nqm.model import make_model
-from fusedstep.nqm.schedule import _geometric, final_loss, least_steps
+from fusedstep.nqm.schedule import (
+    _geometric,
+    _lengths,
+    _minimized,
+    final_loss,
+    least_steps,
+)
 from fusedstep.schedules import Scheduler, piecewise_constant
 
 pytest.importorskip("scipy", reason="needs the nqm extra: scipy")
@@ -94,6 +100,21 @@ def test_at_batch_size_4_it_takes_an_eighth_of_the_steps_of_the_best_constant_ra
     assert len(schedule.lrs) == 50
     assert schedule.steps < 1_508_043 / 7.5
     assert schedule.steps < 1.6 * 10_000 / (2 * 0.01 * 4)
+
+
+@pytest.mark.parametrize("start", [-5.0, -1.0, 0.5])
+def test_where_the_search_starts_makes_no_difference(start):
+    from scipy.optimize import minimize
+
+    schedule, model = optimal_schedule(batch_size=64, pieces=10), model_of(64)
+    lengths = _lengths(schedule.steps, 10)
+    best, _ = _minimized(minimize, model, lengths, np.log(schedule.lrs))
+    loss, _ = _minimized(minimize, model, lengths, np.full(10, start))
+    assert loss == pytest.approx(best, rel=1e-6)
+    less, _ = _minimized(
+        minimize, model, _lengths(round(0.999 * schedule.steps), 10), start * np.ones(10)
+    )
+    assert less > 0.01
 
 
 def test_more_pieces_than_steps():

@@ -31,6 +31,9 @@ def fastest(
         found, least = adam.race(model, lrs, target), adam.final_losses(model, lrs).min()
     else:
         found, least = _race(rule, model, lrs, momenta, target)
+    if found is None and least < target:
+        must = f"have one that reaches the target within {adam.MOST_STEPS} steps"
+        refuse(function, "lrs", must, lrs.max())
     if found is None:
         must = f"be above {least:.6g}, the least loss that these rates reach"
         refuse(function, "target", must, target)

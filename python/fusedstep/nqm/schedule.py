@@ -49,7 +49,7 @@ def optimal_schedule(
     No rate exceeds 2 over the largest curvature, so that none diverges. Bisection then finds the
     number of steps; the best constant rate, which is a schedule too, is where it starts.
 
-    The problem is not convex and L-BFGS stops near a minimum: a few steps less may be possible.
+    The problem is not convex, but where L-BFGS starts makes no difference in the cases tested.
 
     Args:
         batch_size: B, at least 1. Infinite means no noise.
