@@ -117,6 +117,11 @@ def test_where_the_search_starts_makes_no_difference(start):
     assert less > 0.01
 
 
+def test_a_target_below_all_of_the_notebooks_constant_rates():
+    small = {"batch_size": 1, "dim": 10, "target": 1e-6, "bins": None}
+    assert optimal_schedule(pieces=3, **small).steps > least_steps(model_of(1, 10, bins=None), 1e-6)
+
+
 def test_more_pieces_than_steps():
     schedule = optimal_schedule(batch_size=math.inf, dim=3, bins=None, target=0.1, pieces=50)
     assert schedule.steps == len(schedule.lrs) < 50

@@ -19,7 +19,7 @@ class Model:
     """L(theta) = 1/2 sum_i h_i theta_i^2 with theta(0) ~ N(0, I) and noisy gradients.
 
     The gradient of coordinate i is h_i theta_i plus noise of variance h_i / B: the covariance of
-    one example's gradient is the Hessian (Zhang et al. 2019, arXiv 1907.04164, section 3.1). The
+    one example's gradient is the Hessian (Zhang et al. 2019, arXiv 1907.04164, section 3). The
     coordinates never mix, so `count` of them with the same curvature are one line of the arrays.
 
     Attributes:

@@ -10,7 +10,6 @@ import numpy as np
 from fusedstep.checks import require_count
 from fusedstep.nqm.model import Array, Model, make_model, require_target
 from fusedstep.nqm.race import fastest
-from fusedstep.nqm.rules import require_pairs
 
 _FLOOR = 1e-12  # the least rate, over the largest
 _SERIES = 3e-3  # of n (1 - q): below it geometric sums are taken from their series
@@ -77,7 +76,7 @@ def optimal_schedule(
         ... ) == schedule.lrs[0]
         True
 
-    Source: Zhang et al. 2019, section 4.3 and its footnote on L-BFGS, arXiv 1907.04164.
+    Source: Zhang et al. 2019, equation 3 and the footnote on page 7, arXiv 1907.04164.
     """
     name = "optimal_schedule"
     pieces = require_count(name, "pieces", pieces, least=1)
@@ -85,8 +84,8 @@ def optimal_schedule(
     target = require_target(name, target, model.initial_loss)
     minimize = _scipy_minimize(name)
 
-    rates, momenta = require_pairs(name, "sgd", None, None)
-    high, place = fastest(name, "sgd", model, target, rates, momenta)
+    rates = 2 / model.sharpest * np.logspace(-12, 0, 120, endpoint=False)
+    high, place = fastest(name, "sgd", model, target, rates, np.zeros_like(rates))
     low, logs = least_steps(model, target) - 1, np.full(1, math.log(rates[place]))
     while high - low > 1:
         steps = (low + high) // 2
