@@ -1,6 +1,6 @@
 """The noisy quadratic model: which batch size, which rate, which schedule, and does momentum help?
 
-    python -m bench.studies.nqm           about two minutes on one CPU core
+    python -m bench.studies.nqm           about a minute on one CPU core
     python -m bench.studies.nqm --quick   a few batch sizes and 30 bins: seconds
 
 Draws the figures of Zhang et al. 2019 (arXiv 1907.04164) anew and prints each of the paper's claims
