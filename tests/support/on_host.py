@@ -1,68 +1,35 @@
-"""The CUDA path compiled for the host: its build, as fixtures, and what its tests share.
+"""The CUDA path compiled for the host, as fixtures, and what its tests share.
 
-csrc/cuda and the kernels are compiled as they are against the SIMT harness (tests/simt), whose
-copies are late and whose allocations obey the rules of graph capture. fusedstep._C.use_device puts
-the result in the CPU's place, so that the ordinary ops run the CUDA path over CPU tensors.
+In the SIMT harness (tests/simt) copies are late and allocations obey the rules of graph capture.
+fusedstep._C.use_device puts the module in the CPU's place, so that the ordinary ops run the CUDA
+path over CPU tensors.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.cpp_extension import include_paths, library_paths
 
 import fusedstep
 from fusedstep import _C
 from fusedstep.optim.optimizer import FusedOptimizer
-from python.buildtools.flags import CXX_NUMERICS, STANDARD
-from python.buildtools.minimum_torch import TORCH_TARGET_VERSION
-from python.buildtools.rules import write_sources
-from tests.support.compiler import link
+from tests.support import host_module
 from tests.support.tensors import assert_same_bits, make_params
 
-ROOT = Path(__file__).resolve().parents[2]
-# All of csrc/cuda but its own module and what opens the real cuBLAS and cuSOLVER.
-REPLACED = {"module.cpp", "solver_library.cpp"}
-GLOBS = ("csrc/cuda/*.cpp", "tests/simt/torch/*.cpp", "kernels/*/*.cu", "tests/simt/src/*.cpp")
-# -Bsymbolic makes the module's own stand-ins for torch's CUDA calls count.
-FLAGS = [*STANDARD, *CXX_NUMERICS, "-O1", "-fPIC", "-fvisibility=hidden", "-w"]
-FLAGS += ["-DFUSEDSTEP_SIMT", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", "-DUSE_CUDA"]
 SHAPES = ((70, 300), (), (0, 3), (5,), (33000,), (16, 16))
 
 
 @pytest.fixture(scope="session")
-def simt(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def simt() -> Any:
     """The module of tests/simt/torch/module.cpp."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    compiler = host_module.find_compiler()
     if compiler is None:
         pytest.skip("needs a C++ compiler on PATH")
-    folder = tmp_path_factory.mktemp("simt")
-    includes = [ROOT / "tests" / "simt" / "include", ROOT, *include_paths("cpu")]
-    includes.append(sysconfig.get_paths()["include"])
-    files = sorted(path for pattern in GLOBS for path in ROOT.glob(pattern))
-    cuda = ROOT / "csrc" / "cuda"
-    files = [path for path in files if path.parent != cuda or path.name not in REPLACED]
-    files += write_sources("cuda", folder / "rules")
-
-    library = folder / f"fusedstep_simt{sysconfig.get_config_var('EXT_SUFFIX')}"
-    command = [compiler, *FLAGS, *(f"-I{path}" for path in includes)]
-    links = ["-shared", *(f"-L{path}" for path in library_paths("cpu")), "-ltorch_cpu"]
-    link(command, files, library, [*links, "-Wl,-Bsymbolic"])
-    spec = importlib.util.spec_from_file_location("fusedstep_simt", library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return host_module.load(compiler)
 
 
 @contextmanager

@@ -7,6 +7,7 @@
 #include "csrc/cuda/device_table.h"
 #include "csrc/cuda/solvers.h"
 #include "csrc/device.h"
+#include "tests/simt/torch/cuda_tensors.h"
 #include "tests/simt/torch/solvers.h"
 
 // What csrc/cuda asks of torch about CUDA devices; this module links them to itself.
@@ -103,4 +104,5 @@ PYBIND11_MODULE(fusedstep_simt, m) {
   m.def("gives_up", [](int64_t matrix) { settings.gives_up = matrix; });
   m.def("library_calls", [] { return settings.calls; });
   m.def("library_handles", [] { return settings.handles; });
+  bind_cuda_tensors(m);
 }

@@ -62,6 +62,7 @@ struct Device {
   std::size_t copies = 0;                  // asked for so far
   std::size_t launches = 0;                // of kernels, captured ones too
   std::map<void*, std::size_t> allocated;  // bytes
+  std::size_t waits = 0;                   // of the host for the null stream so far
   int freed_too_early = 0;                 // page-locked memory that a copy was still to read
   std::string fail_next;                   // the call that fails, once
   cudaError_t last_error = cudaSuccess;
@@ -133,6 +134,7 @@ inline cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
 inline cudaError_t cudaFree(void* memory) {
   if (const cudaError_t error = simt::device.begin_unsafe("cudaFree")) return error;
   simt::device.finish(nullptr, true);  // as CUDA does, it waits
+  ++simt::device.waits;
   simt::device.allocated.erase(memory);
   std::free(memory);
   return cudaSuccess;
@@ -161,6 +163,7 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (const cudaError_t error = simt::device.begin_unsafe("cudaStreamSynchronize")) return error;
   simt::device.finish(stream);
+  simt::device.waits += stream == nullptr;
   return cudaSuccess;
 }
 
@@ -217,5 +220,6 @@ inline cudaError_t cudaEventQuery(cudaEvent_t event) {
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (const cudaError_t error = simt::device.begin_unsafe("cudaEventSynchronize")) return error;
   simt::device.finish(event->stream);
+  simt::device.waits += event->stream == nullptr;
   return cudaSuccess;
 }

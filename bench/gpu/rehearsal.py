@@ -1,0 +1,70 @@
+"""Runs a program written for a GPU on a machine without one: a rehearsal.
+
+    python -m bench.gpu.rehearsal MODULE ARGS...
+    python -m bench.gpu.rehearsal pytest -m gpu tests/optim
+
+"cuda" is the host: fusedstep's ops on CUDA tensors run the source of csrc/cuda and of the CUDA
+kernels in the SIMT harness (tests/simt), torch's own ops its CPU kernels; CPU tensors stay what
+they are. So the two devices' bits come from two paths, as on a GPU. What it cannot show: the real
+cuBLAS and cuSOLVER, races with the host and between streams, speed.
+
+It is a plugin of pytest too (-p bench.gpu.rehearsal), for the processes that pytest-xdist starts.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+
+from bench.gpu import host_cuda
+from fusedstep import _C, build
+from tests.support import host_module
+
+# Tests that need a real GPU, by the end of their name before the parameters.
+NOT_REHEARSED: dict[str, str] = {}
+
+
+@cache
+def take() -> Any:
+    """From here on this process has a GPU of a kind; the harness's module."""
+    compiler = host_module.find_compiler()
+    if compiler is None:
+        raise SystemExit("bench.gpu.rehearsal: needs a C++ compiler on PATH")
+    host = host_module.load(compiler)
+    host_cuda.take(host)
+    _C.use_device("cuda", host.DEVICE)
+    build.CUDA_REASON = ""
+    return host
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    take()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects what needs a real GPU."""
+    left_out = [item for item in items if item.nodeid.split("[")[0] in NOT_REHEARSED]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def main() -> None:
+    if len(sys.argv) < 2:
+        raise SystemExit("usage: python -m bench.gpu.rehearsal MODULE ARGS...")
+    take()
+    _, module, *arguments = sys.argv
+    if module == "pytest":
+        arguments += ["-p", "bench.gpu.rehearsal"]
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    from bench.gpu import rehearsal  # one module, not a second one named __main__
+
+    rehearsal.main()
