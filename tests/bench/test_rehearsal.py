@@ -1,5 +1,4 @@
-"""The rehearsal: what is on "cuda" goes through the harness, what is on the CPU does not, and what a
-GPU refuses is refused."""
+"""Rehearsals: "cuda" goes through the harness, the CPU does not; what a GPU refuses is refused."""
 
 from __future__ import annotations
 

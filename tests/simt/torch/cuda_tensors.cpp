@@ -18,6 +18,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <set>
@@ -78,10 +79,10 @@ at::Tensor empty_strided(at::IntArrayRef sizes, at::IntArrayRef strides,
 
 // --- ops ---
 
-std::atomic<size_t> kernels{0};                           // of torch: computing ops so far
-bool waiting_is_an_error = false;                         // torch.cuda.set_sync_debug_mode
-thread_local bool computing = false;                      // inside an op: what it calls is its own
-std::set<const c10::GeneratorImpl*> generators_for_cuda;  // torch.Generator("cuda")
+std::atomic<size_t> kernels{0};         // of torch: computing ops so far
+bool waiting_is_an_error = false;       // torch.cuda.set_sync_debug_mode
+thread_local bool computing = false;    // inside an op: what it calls is its own
+std::vector<at::Generator> generators;  // torch.Generator("cuda"), which draws the CPU's numbers
 
 // A CPU tensor over the same memory.
 at::Tensor on_cpu(const at::Tensor& tensor) {
@@ -140,7 +141,7 @@ void check_generator(const Stack& arguments) {
     if (!value.isGenerator()) continue;
     const at::Generator generator = value.toGenerator();
     TORCH_CHECK(
-        !generator.defined() || generators_for_cuda.contains(generator.unsafeGetGeneratorImpl()),
+        !generator.defined() || std::ranges::find(generators, generator) != generators.end(),
         "Expected a 'cuda' device type for generator but found 'cpu'");
   }
 }
@@ -291,7 +292,6 @@ void take_hooks() {
   std::memcpy(static_cast<void*>(&used), static_cast<const void*>(&hooks), sizeof(hooks));
 }
 
-// For the whole process and for good.
 void take_cuda() {
   take_hooks();
   static const c10::impl::DeviceGuardImplRegistrar guard(c10::kCUDA, new Guard);
@@ -307,7 +307,8 @@ void take_cuda() {
   library.impl("empty.memory_format", TORCH_FN(empty));
   library.impl("empty_strided", TORCH_FN(empty_strided));
   library.impl("_copy_from_and_resize", TORCH_FN(copy_from_and_resize));
-  std::set<std::string> names = {"copy_"};  // one kernel for all devices, which branches inside
+  // These have one kernel for all devices, which branches inside.
+  std::set<std::string> names = {"copy_", "ldexp.Tensor", "ldexp.out", "ldexp_"};
   for (const auto key : {DispatchKey::CPU, DispatchKey::CUDA}) {
     for (const auto& op : c10::Dispatcher::singleton().getRegistrationsForDispatchKey(key)) {
       if (op.getNamespace() != "aten") continue;
@@ -324,9 +325,7 @@ void take_cuda() {
 }
 
 at::Generator generator_for_cuda() {
-  const auto generator = at::detail::createCPUGenerator();
-  generators_for_cuda.insert(generator.unsafeGetGeneratorImpl());
-  return generator;
+  return generators.emplace_back(at::detail::createCPUGenerator());
 }
 
 // A captured graph: its work, and the memory that was allocated for it.
@@ -357,7 +356,7 @@ class Graph {
 }  // namespace
 
 void bind_cuda_tensors(pybind11::module_& m) {
-  m.def("take_cuda", &take_cuda);
+  m.def("take_cuda", &take_cuda);  // for the whole process and for good
   m.def("generator_for_cuda", &generator_for_cuda);
   m.def("waiting_is_an_error", [](bool error) { waiting_is_an_error = error; });
   m.def("capturing", [] { return simt::device.capturing; });
