@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 NAME = "none: a rehearsal on the host"
-MEMORY = 64 << 30  # bytes that the device is said to have
+MEMORY = 8 << 30  # bytes that the device is said to have
 CUDA = torch.autograd.DeviceType.CUDA
 TorchGenerator, TorchProfile = torch.Generator, torch.profiler.profile
 

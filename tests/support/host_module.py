@@ -31,6 +31,7 @@ NAME = "fusedstep_simt"
 REPLACED = {"module.cpp", "solver_library.cpp"}
 GLOBS = ("csrc/cuda/*.cpp", "tests/simt/torch/*.cpp", "kernels/*/*.cu", "tests/simt/src/*.cpp")
 FOLDERS = ("csrc", "kernels", "tests/simt", "python/buildtools")  # of all that is read
+SUFFIXES = {".h", ".cpp", ".cuh", ".cu", ".in", ".py"}
 FLAGS = [*STANDARD, *CXX_NUMERICS, "-O1", "-fPIC", "-fvisibility=hidden", "-w"]
 FLAGS += ["-DFUSEDSTEP_SIMT", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", "-DUSE_CUDA"]
 # -Bsymbolic makes the module's own stand-ins for torch's CUDA calls count.
@@ -48,8 +49,8 @@ def _state(compiler: str) -> str:
     for fact in (Path(compiler).name, torch.__version__, sys.version, *FLAGS, *LINKS):
         digest.update(f"{fact}\n".encode())
     for folder in FOLDERS:
-        for path in sorted(path for path in (ROOT / folder).rglob("*") if path.is_file()):
-            if path.suffix != ".pyc":
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in SUFFIXES:
                 digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -18,7 +18,6 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <set>
@@ -79,10 +78,10 @@ at::Tensor empty_strided(at::IntArrayRef sizes, at::IntArrayRef strides,
 
 // --- ops ---
 
-std::atomic<size_t> kernels{0};         // of torch: computing ops so far
-bool waiting_is_an_error = false;       // torch.cuda.set_sync_debug_mode
-thread_local bool computing = false;    // inside an op: what it calls is its own
-std::vector<at::Generator> generators;  // torch.Generator("cuda"), which draws the CPU's numbers
+std::atomic<size_t> kernels{0};                           // of torch: computing ops so far
+bool waiting_is_an_error = false;                         // torch.cuda.set_sync_debug_mode
+thread_local bool computing = false;                      // inside an op: what it calls is its own
+std::set<const c10::GeneratorImpl*> generators_for_cuda;  // torch.Generator("cuda")
 
 // A CPU tensor over the same memory.
 at::Tensor on_cpu(const at::Tensor& tensor) {
@@ -141,7 +140,7 @@ void check_generator(const Stack& arguments) {
     if (!value.isGenerator()) continue;
     const at::Generator generator = value.toGenerator();
     TORCH_CHECK(
-        !generator.defined() || std::ranges::find(generators, generator) != generators.end(),
+        !generator.defined() || generators_for_cuda.contains(generator.unsafeGetGeneratorImpl()),
         "Expected a 'cuda' device type for generator but found 'cpu'");
   }
 }
@@ -292,6 +291,7 @@ void take_hooks() {
   std::memcpy(static_cast<void*>(&used), static_cast<const void*>(&hooks), sizeof(hooks));
 }
 
+// For the whole process and for good.
 void take_cuda() {
   take_hooks();
   static const c10::impl::DeviceGuardImplRegistrar guard(c10::kCUDA, new Guard);
@@ -325,7 +325,9 @@ void take_cuda() {
 }
 
 at::Generator generator_for_cuda() {
-  return generators.emplace_back(at::detail::createCPUGenerator());
+  const auto generator = at::detail::createCPUGenerator();
+  generators_for_cuda.insert(generator.unsafeGetGeneratorImpl());
+  return generator;
 }
 
 // A captured graph: its work, and the memory that was allocated for it.
@@ -356,7 +358,7 @@ class Graph {
 }  // namespace
 
 void bind_cuda_tensors(pybind11::module_& m) {
-  m.def("take_cuda", &take_cuda);  // for the whole process and for good
+  m.def("take_cuda", &take_cuda);
   m.def("generator_for_cuda", &generator_for_cuda);
   m.def("waiting_is_an_error", [](bool error) { waiting_is_an_error = error; });
   m.def("capturing", [] { return simt::device.capturing; });
