@@ -46,6 +46,8 @@ class Cuda:
     get_device_capability = staticmethod(lambda device=None: (9, 0))
     # Random numbers are the CPU's.
     manual_seed = manual_seed_all = staticmethod(lambda seed: None)
+    get_rng_state = staticmethod(lambda device="cuda": torch.get_rng_state())
+    set_rng_state = staticmethod(lambda state, device="cuda": torch.set_rng_state(state))
     memory_allocated = memory_reserved = staticmethod(lambda device=None: host.bytes()[0])
     max_memory_allocated = max_memory_reserved = staticmethod(lambda device=None: host.bytes()[1])
     reset_peak_memory_stats = staticmethod(lambda device=None: host.forget_most_bytes())
