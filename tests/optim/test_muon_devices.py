@@ -72,9 +72,9 @@ def test_every_replay_of_a_graph_is_a_step() -> None:
     twins = copies(params)
     captured = muon_over(params, max_norm=1.0, nonfinite="skip")
     eager = muon_over(twins, max_norm=1.0, nonfinite="skip")
-    for optimizer in (captured, eager):  # state and tables, and the libraries' workspaces
-        set_grads(params + twins)
-        optimizer.step()
+    for these, optimizer in ((params, captured), (twins, eager)):
+        set_grads(these)
+        optimizer.step()  # state and tables, and the libraries' workspaces
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured.step()
