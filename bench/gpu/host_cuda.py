@@ -190,6 +190,13 @@ class Generator(metaclass=GeneratorType):
     """Stands in for torch.Generator."""
 
 
+def storage(cls: type, *size: Any, **options: Any) -> Any:
+    """Stands in for the constructor of torch.UntypedStorage, which deep copies call."""
+    if torch.device(options.get("device") or "cpu").type == "cuda":
+        return torch.empty(*size, dtype=torch.uint8, device="cuda").untyped_storage()
+    return torch._C.StorageBase.__new__(cls, *size, **options)
+
+
 class Profile:
     """Stands in for torch.profiler.profile where CUDA is to be profiled: counts the work."""
 
@@ -234,6 +241,7 @@ def take(module: Any) -> None:
             setattr(torch.cuda, name, getattr(Cuda, name))
     for owner, name, value in (
         (torch, "Generator", Generator),
+        (torch.UntypedStorage, "__new__", storage),
         (torch.profiler, "profile", profile),
     ):
         setattr(owner, name, value)

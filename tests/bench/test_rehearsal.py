@@ -16,6 +16,7 @@ from bench.record import ROOT
 pytestmark = pytest.mark.slow
 
 BEGINNING = """
+import copy
 import pytest
 import torch
 import fusedstep
@@ -77,6 +78,8 @@ z = x.cuda().requires_grad_()
 (z ** 2).sum().backward()
 assert z.grad.is_cuda and torch.equal(z.grad.cpu(), 2 * x)
 
+twin = copy.deepcopy(y)
+assert twin.is_cuda and twin.data_ptr() != y.data_ptr() and torch.equal(twin, y)
 generator = torch.Generator("cuda").manual_seed(1)
 assert torch.randn(3, generator=generator, device="cuda").is_cuda
 before = torch.cuda.memory_allocated()
