@@ -6,6 +6,7 @@ two factors (2 M k r). The rates are of one core with AVX-512 and MKL, in 10⁹ 
     step                                               multiply-adds            rate, k = 64 .. 1000
     Gram matrix of float32 (kernels/linalg/gram.h)     M k² / 2                 11 .. 20
     its row space (kernels/linalg/row_space.h)         k r², k r² + r³ / 6      8 .. 20
+    its Cholesky factor; from that its inverse         k³ / 6; k³ / 3           12 .. 15; 8 .. 14
     matrix product                                     M k²                     15 .. 25
     QR with Q and R                                    2 M k² - 2 k³ / 3        6 .. 17
     eigenvalues and vectors                            about 9 k³               8 .. 50, by parts
@@ -13,7 +14,8 @@ two factors (2 M k r). The rates are of one core with AVX-512 and MKL, in 10⁹ 
 
 So "auto" goes from the cheapest proof to the most expensive factorization:
 
-    float32  Gram + row space                          proves a full or a deficient rank
+    float32  Gram + Cholesky + inverse, for large k    proves that few or no columns are missing
+             Gram + row space                          proves a full or a deficient rank
              eigh                                      where neither is proved, by the same Gram
              QR + SVD                                  where squares lost the digits
     float64  Gram in float32 + row space               guesses the rank, at a quarter of the cost
@@ -23,6 +25,12 @@ So "auto" goes from the cheapest proof to the most expensive factorization:
 Python and some 40 small ops of a float64 call take 0.1 .. 0.3 ms, and the SVD of one matrix
 [64, 64] no more. So torch's own functions are the choice for little float64 work; and for long
 matrices with few right sides, where LAPACK's gelsd never forms Q: M k² instead of 2 M k².
+
+LAPACK's Cholesky factorization is blocked better than that of the row space, which has pivots; but
+some solves and dozens of small ops come beside it (linalg/nearly_full.py), and where the rank is a
+half it is in vain, which costs some 4 to 8 % of the call. And the larger a square matrix is, the
+likelier one of its singular values is too near to the tolerance for what the row space proves; then
+eigenvalues would follow.
 
 A GPU launches a kernel for each step of a small matrix, and cuSOLVER takes larger ones one by one:
 there Cholesky, then eigh, serve the whole batch.
@@ -40,6 +48,7 @@ from fusedstep import _C
 if TYPE_CHECKING:
     from fusedstep.linalg.arguments import Limits
 
+NEARLY_FULL_COLUMNS = 640  # k from which Cholesky's factorization is tried before the row space
 SVD_WORK = 300_000  # M k² of all matrices, up to which torch's pinv is the faster one
 GELSD_WORK = 1_000_000  # the same of its gelsd
 GELSD_LENGTH = 5  # m / n from which gelsd is the faster one whatever the work
@@ -50,6 +59,11 @@ GELSD_RTOL = (2.0**-47, 0.5)  # what gelsd takes as it is; it replaces 0, 1 and 
 def takes_row_space(X: Tensor) -> bool:
     """Whether the row space is cheaper than Cholesky's factorization of the whole batch."""
     return not _C.has_solvers(X.device.type)
+
+
+def takes_nearly_full(X: Tensor) -> bool:
+    """Whether to try `nearly_full` before the row space."""
+    return X.shape[-1] >= NEARLY_FULL_COLUMNS
 
 
 def takes_svd(A: Tensor) -> bool:

@@ -20,7 +20,9 @@ from torch.nn import functional as F
 from fusedstep import _C
 from fusedstep.linalg import costs, decompositions
 from fusedstep.linalg.jacobi import jacobi
+from fusedstep.linalg.nearly_full import nearly_full
 from fusedstep.linalg.numerics import (
+    SQUARE_LIMIT,
     UNIT,
     Factors,
     Tolerance,
@@ -35,7 +37,6 @@ from fusedstep.linalg.numerics import (
 NAMES = ("auto", "cholesky", "eigh", "qr_svd", "jacobi")
 HERMITIAN_NAMES = ("auto", "eigh")
 
-SQUARE_LIMIT = 2.0**-14.5  # of rcond: its square in float64 roundings is one of float32
 ANGLE = 2.0**-22  # of a row space of a float32 copy, for condition 1: rounded, with some room
 UNSCALED = (2.0**-50, 2.0**50)  # sizes of float64 that need no scale for float32's squares
 
@@ -173,16 +174,11 @@ def _found_row_space(
     """
     tolerance = Tolerance(*(t.contiguous() for t in tolerance))
     if X.dtype == torch.float32:
-        W, verdict, rank, rcond = row_space(gram(X), tolerance, X.shape[-2])
-        done = int(verdict.max()) == Verdict.CERTIFIED and float(rcond.min()) > SQUARE_LIMIT
-        width = int(rank.max()) if done and narrow else X.shape[-1]
-        certified = verdict == Verdict.CERTIFIED
-        found = Factors(*_factors(W, X, width), rank, rcond, certified)
-        if not done:
-            found = method.mend(found, verdict, X, tolerance)
-        if done:
+        found, verdict = _by_gram(gram(X), X, tolerance, narrow)
+        if int(verdict.max()) == Verdict.CERTIFIED and float(found.rcond.min()) > SQUARE_LIMIT:
             return found, None
-        return found, (torch.ones_like(rcond), verdict != Verdict.NOT_FINITE)
+        found = method.mend(_wide(found), verdict, X, tolerance)
+        return found, (torch.ones_like(found.rcond), verdict != Verdict.NOT_FINITE)
     largest = X.abs().amax((-2, -1))  # on a CPU a ninth of the time of the infinity norm
     plain = all(UNSCALED[0] < x < UNSCALED[1] for x in largest.tolist())
     factor, finite = torch.ones_like(largest), largest > 0
@@ -194,6 +190,35 @@ def _found_row_space(
     if not done:
         found = _replace(_wide(found), X, tolerance, ~found.done, qr_svd)
     return found, None if done and plain else (factor, finite)
+
+
+def _by_gram(G: Tensor, X: Tensor, tolerance: Tolerance, narrow: bool) -> tuple[Factors, Tensor]:
+    """Factors of float32 X, as narrow as the largest rank if `narrow` allows, and the verdicts."""
+    if not costs.takes_nearly_full(X):
+        return _by_row_space(G, X, tolerance, narrow)
+    ones = [slice(i, i + 1) for i in range(len(X))]
+    each = [nearly_full(G[one], X[one], tolerance.of(one)) for one in ones]
+    rest = [i for i, found in enumerate(each) if found is None]
+    if len(rest) == len(X):
+        return _by_row_space(G, X, tolerance, narrow)
+    if rest:
+        factors, verdict = _by_row_space(G[rest], X[rest], tolerance.of(rest), narrow=False)
+        for i, one in zip(rest, ones, strict=False):
+            each[i] = Factors(*(t[one] for t in factors)), verdict[one]
+    parts = [found for found in each if found is not None]
+    if len(parts) == 1:
+        return parts[0]
+    factors = Factors(*map(torch.cat, zip(*(found for found, _ in parts), strict=True)))
+    return factors, torch.cat([verdict for _, verdict in parts])
+
+
+def _by_row_space(
+    G: Tensor, X: Tensor, tolerance: Tolerance, narrow: bool
+) -> tuple[Factors, Tensor]:
+    """The same of all matrices at once, by the op."""
+    W, verdict, rank, rcond = row_space(G, tolerance, X.shape[-2])
+    width = int(rank.max()) if narrow else X.shape[-1]
+    return Factors(*_factors(W, X, width), rank, rcond, verdict == Verdict.CERTIFIED), verdict
 
 
 def _factors(W: Tensor, X: Tensor, width: int) -> tuple[Tensor, Tensor]:

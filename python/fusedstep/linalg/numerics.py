@@ -12,6 +12,7 @@ from fusedstep import _C
 from fusedstep.fakes import register_fake
 
 UNIT = 2.0**-53  # the unit roundoff of float64, in which every driver computes
+SQUARE_LIMIT = 2.0**-14.5  # of rcond: its square in float64 roundings is one of float32
 
 
 class Verdict(IntEnum):
@@ -47,7 +48,7 @@ class Tolerance(NamedTuple):
         """Of a batch `[*]`, with one value for each of its matrices in turn."""
         return Tolerance(*(t.expand(batch).reshape(-1) for t in self))
 
-    def of(self, chosen: Tensor | slice) -> Tolerance:
+    def of(self, chosen: Tensor | slice | list[int]) -> Tolerance:
         """The tolerances of some of the matrices."""
         return Tolerance(self.atol[chosen], self.rtol[chosen])
 
