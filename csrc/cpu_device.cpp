@@ -2,10 +2,12 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <new>
 
 #include "csrc/device.h"
+#include "kernels/linalg/small_pinv.h"
 #include "kernels/optim/rule.h"
 
 namespace fusedstep {
@@ -68,6 +70,19 @@ void tiny_pinv(const TinyPinv& p, Workspace&) {
   const int64_t grain = std::max(kAtOnce, kOperationsWorthAThread / operations / kAtOnce * kAtOnce);
   torch::stable::parallel_for(0, p.count, grain,
                               [&](int64_t begin, int64_t end) { cpu::tiny_pinv(p, begin, end); });
+}
+
+// The matrices that come after one that is not proved may be left out.
+bool small_pinv(const TinyPinv& p, Workspace&) {
+  std::atomic<bool> proved = true;
+  torch::stable::parallel_for(0, p.count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t matrix = begin; matrix < end && proved; ++matrix) {
+      if (!cpu::small_pinv(p, matrix)) {
+        proved = false;
+      }
+    }
+  });
+  return proved;
 }
 
 void segment_sum(const Segments& s, Workspace&) {
@@ -167,6 +182,7 @@ const Device kCpuDevice{
     .truncate = truncate,
     .tiny_pinv = tiny_pinv,
     .row_space = row_space,
+    .small_pinv = small_pinv,
     .inverse_of_cholesky_factor = nullptr,
     .eigh = nullptr,
     .svd = nullptr,

@@ -105,8 +105,10 @@ struct Device {
   void (*truncate)(const Truncation&, Workspace&);
   void (*tiny_pinv)(const TinyPinv&, Workspace&);
 
-  // Null where eigh serves, as on a GPU.
+  // Null on a GPU, where eigh serves.
   void (*row_space)(const RowSpaces&, Workspace&);
+  // Whether all is proved, by kernels/linalg/small_pinv.h.
+  bool (*small_pinv)(const TinyPinv&, Workspace&);
 
   // Null where torch's own serve, as on a CPU. Matrices are row by row unless it says otherwise.
   // L⁻¹ of G = L Lᵀ.

@@ -122,6 +122,7 @@ const Device kCudaDevice{
     .truncate = truncate,
     .tiny_pinv = tiny_pinv,
     .row_space = nullptr,
+    .small_pinv = nullptr,
     .inverse_of_cholesky_factor = inverse_of_cholesky_factor,
     .eigh = eigh,
     .svd = svd,

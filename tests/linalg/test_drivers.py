@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fusedstep import lstsq, pinv
-from fusedstep.linalg import decompositions, drivers
+from fusedstep.linalg import costs, decompositions, drivers
 from fusedstep.linalg.drivers import Method, factorise
 from fusedstep.linalg.numerics import Tolerance
 from tests.support.matrices import conditioned, relative_error, true_pinv
@@ -182,7 +182,13 @@ def test_a_matrix_that_does_not_converge_fails_alone(name, monkeypatch) -> None:
 
 
 @pytest.fixture
-def torchs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def unproved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel for small matrices, which comes first, takes none."""
+    monkeypatch.setattr(costs, "takes_small", lambda _: False)
+
+
+@pytest.fixture
+def torchs(monkeypatch: pytest.MonkeyPatch, unproved: None) -> list[str]:
     """The names of torch's own functions as they are called."""
     names: list[str] = []
 
@@ -268,7 +274,7 @@ def test_by_torch_what_is_not_finite_becomes_nan_alone(value, torchs) -> None:
     assert torchs == ["pinv", "lstsq"]
 
 
-def test_where_torch_gives_up_the_proofs_do_not(monkeypatch) -> None:
+def test_where_torch_gives_up_the_proofs_do_not(monkeypatch, unproved) -> None:
     def gives_up(*_, **__):
         raise torch.linalg.LinAlgError("failed to converge")
 

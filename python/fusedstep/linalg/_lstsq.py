@@ -138,10 +138,13 @@ def _solution(A: Tensor, B: Tensor, limits: Limits, method: Method) -> Tensor:
     if not wanted and tiny and limits.are_numbers and _fits_lstsq_tiny(A, B):
         given = A.contiguous(), B.contiguous(), *limits, method.driver == "jacobi"
         return torch.ops.fusedstep.lstsq_tiny.default(*given)  # type: ignore[no-any-return]
+    if not wanted and limits.are_numbers and method.takes_small(A) and _fits_lstsq_small(A, B):
+        X, proved = torch.ops.fusedstep.lstsq_small.default(A.contiguous(), B.contiguous(), *limits)
+        if proved:
+            return X  # type: ignore[no-any-return]
     if not wanted and costs.takes_gelsd(A, B, limits) and method.allows_torch(A, B):
         with suppress(torch.linalg.LinAlgError):
-            X: Tensor = torch.linalg.lstsq(A, B, rcond=limits.rtol, driver="gelsd").solution
-            return X
+            return torch.linalg.lstsq(A, B, rcond=limits.rtol, driver="gelsd").solution  # type: ignore[no-any-return]
     A = A.expand(*limits.batch(A), *A.shape[-2:])
     factors = _factors(A.detach(), limits, method, now)
     B = B.to(torch.float64)
@@ -157,9 +160,19 @@ def _fits_lstsq_tiny(A: Tensor, B: Tensor) -> bool:
     return A.shape[:-2] == B.shape[:-2] and B.shape[-1] <= _C.TINY
 
 
+def _fits_lstsq_small(A: Tensor, B: Tensor) -> bool:
+    """Whether each matrix has its own few right-hand sides: it is factorized for each set."""
+    return A.shape[:-2] == B.shape[:-2] and B.shape[-1] <= min(A.shape[-2:])
+
+
 @register_fake("lstsq_tiny")
 def _(A: Tensor, B: Tensor, atol: float, rtol: float, jacobi: bool) -> Tensor:
     return A.new_empty(*A.shape[:-2], A.shape[-1], B.shape[-1])
+
+
+@register_fake("lstsq_small")
+def _(A: Tensor, B: Tensor, atol: float, rtol: float) -> tuple[Tensor, bool]:
+    return A.new_empty(*A.shape[:-2], A.shape[-1], B.shape[-1]), True
 
 
 def _factors(A: Tensor, limits: Limits, method: Method, now: bool) -> tuple[Tensor, ...]:

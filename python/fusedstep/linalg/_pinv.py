@@ -103,15 +103,16 @@ def pinv(
         driver: How to factorize; "auto" if A is complex. If `hermitian`, "auto" or "eigh"; both use
             A's own eigenvalues. Otherwise one of
 
-            - "auto", for m, n <= 32: QR if that proves the rank, else "jacobi". For larger matrices
-              on a CPU: a pivoted Cholesky factorization of the smaller of AᵀA and AAᵀ, which proves
-              a full or a deficient rank; for float64 it guesses the rank, and QR or a step of
-              subspace iteration proves it. On a GPU, or where `synchronize` is False: a Cholesky
+            - "auto", for m, n <= 32: QR if that proves the rank, else "jacobi". For small matrices
+              on a CPU (linalg/costs.py) also QR, if that proves it. For larger matrices on a CPU: a
+              pivoted Cholesky factorization of the smaller of AᵀA and AAᵀ, which proves a full or a
+              deficient rank; for float64 it guesses the rank, and QR or a step of subspace
+              iteration proves it. On a GPU, or where `synchronize` is False: a Cholesky
               factorization, if that proves full rank; CholeskyQR2 for float64, and for float32 with
               a condition number above 2e4. Where nothing is proved, "qr_svd" for float64 and "eigh"
               for float32; but "qr_svd" if the kept singular values have that condition number, or
-              if the tolerance is too small for "eigh". A little float64 work on a CPU is left to
-              torch's SVD (linalg/costs.py).
+              if the tolerance is too small for "eigh". A little float64 work on a CPU, of which QR
+              proves nothing, is left to torch's SVD.
             - "cholesky": only the Cholesky factorization. It fails for matrices that it does not
               prove to have full rank.
             - "eigh": the eigenvalues of AᵀA. Singular values below about 1e-7 of the largest count
@@ -185,7 +186,9 @@ def _inverse(
     P: Tensor | None = None
     if alone and method.takes_tiny(*A.shape[-2:]):
         P = pinv_tiny(A, limits, method)
-    elif alone and costs.takes_svd(A) and method.allows_torch(A):
+    elif alone and method.takes_small(A):
+        P = pinv_small(A, limits)
+    if P is None and alone and costs.takes_svd(A) and method.allows_torch(A):
         with suppress(torch.linalg.LinAlgError):
             P = torch.linalg.pinv(A.detach(), atol=limits.atol, rtol=limits.rtol)
     if P is None:
@@ -203,11 +206,18 @@ def _inverse(
 
 
 def pinv_tiny(A: Tensor, limits: Limits, method: Method) -> Tensor:
-    """A⁺ by the kernel of small matrices: one op, for tolerances that are numbers."""
+    """A⁺ by the kernel of tiny matrices: one op, for tolerances that are numbers."""
     jacobi = method.driver == "jacobi"
     given = A.detach() if A.requires_grad else A
     P: Tensor = torch.ops.fusedstep.pinv_tiny.alike(given.contiguous(), *limits, jacobi)
     return P
+
+
+def pinv_small(A: Tensor, limits: Limits) -> Tensor | None:
+    """A⁺ by the kernel of small matrices, also one op; None where it does not prove the rank."""
+    given = A.detach() if A.requires_grad else A
+    P, proved = torch.ops.fusedstep.pinv_small.default(given.contiguous(), *limits)
+    return P if proved else None
 
 
 def pinv_now(
@@ -283,6 +293,11 @@ def _(A: Tensor, atol: Tensor, rtol: Tensor, jacobi: bool) -> tuple[Tensor, Tens
 @register_fake("pinv_tiny.alike")
 def _(A: Tensor, atol: float, rtol: float, jacobi: bool) -> Tensor:
     return A.new_empty(*A.shape[:-2], A.shape[-1], A.shape[-2])
+
+
+@register_fake("pinv_small")
+def _(A: Tensor, atol: float, rtol: float) -> tuple[Tensor, bool]:
+    return A.new_empty(*A.shape[:-2], A.shape[-1], A.shape[-2]), True
 
 
 class _Backward(Function):

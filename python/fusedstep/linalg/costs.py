@@ -22,9 +22,19 @@ So "auto" goes from the cheapest proof to the most expensive factorization:
              QR (full rank), or `subspace` (deficient) proves it
              QR + SVD                                  where neither is proved
 
-Python and some 40 small ops of a float64 call take 0.1 .. 0.3 ms, and the SVD of one matrix
-[64, 64] no more. So torch's own functions are the choice for little float64 work; and for long
-matrices with few right sides, where LAPACK's gelsd never forms Q: M k² instead of 2 M k².
+Python and some 40 small ops take 0.1 .. 0.3 ms. One op without LAPACK, kernels/linalg/small_pinv.h,
+inverts a matrix [64, 64] in less. It has no blocks, so its rate is 2 .. 6:
+
+    QR with pivots, up to column r                     M (2 k r - r²) - k r² + 2/3 r³
+    inverse of rank k                                  3/2 M k² - k³ / 3
+    inverse of rank r < k                              M (2 k r + 5/2 r²), 2 k r²
+    solution of rank k, with few right sides           k³ / 6
+    solution of rank r < k                             M (k r + r²), 2 k r²
+
+It is the choice while a core's cache holds X; for float32, of which the Gram matrix costs less, as
+long as the work is little. Where it proves nothing, torch's own functions do little float64 work.
+They also serve for long matrices with few right sides, where LAPACK's gelsd never forms Q: M k²
+instead of 2 M k².
 
 LAPACK's Cholesky factorization is blocked better than that of the row space, which has pivots; but
 some solves and dozens of small ops come beside it (linalg/nearly_full.py), and where the rank is a
@@ -49,6 +59,8 @@ if TYPE_CHECKING:
     from fusedstep.linalg.arguments import Limits
 
 NEARLY_FULL_COLUMNS = 640  # k from which Cholesky's factorization is tried before the row space
+SMALL_SIZE = 200_000  # k (M + k) of float64, up to which `small_pinv` is the fastest
+SMALL_WORK = 2_000_000  # M k² of all matrices likewise, of float32
 SVD_WORK = 300_000  # M k² of all matrices, up to which torch's pinv is the faster one
 GELSD_WORK = 1_000_000  # the same of its gelsd
 GELSD_LENGTH = 5  # m / n from which gelsd is the faster one whatever the work
@@ -64,6 +76,16 @@ def takes_row_space(X: Tensor) -> bool:
 def takes_nearly_full(X: Tensor) -> bool:
     """Whether to try `nearly_full` before the row space."""
     return X.shape[-1] >= NEARLY_FULL_COLUMNS
+
+
+def takes_small(A: Tensor) -> bool:
+    """Whether the kernel for small matrices takes A `[*, m, n]`, if it is not empty."""
+    m, n = A.shape[-2:]
+    if not A.is_cpu:
+        return False
+    if A.dtype == torch.float64:
+        return 0 < min(m, n) * (m + n) <= SMALL_SIZE
+    return 0 < A.numel() * min(m, n) <= SMALL_WORK
 
 
 def takes_svd(A: Tensor) -> bool:

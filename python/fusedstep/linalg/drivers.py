@@ -56,6 +56,11 @@ class Method(NamedTuple):
         known = self.driver in ("auto", "jacobi") and not self.hermitian
         return known and max(rows, columns) <= _C.TINY
 
+    def takes_small(self, A: Tensor) -> bool:
+        """Whether the single kernel `pinv_small` comes first for A `[*, m, n]`."""
+        known = self.driver == "auto" and self.synchronize and not self.hermitian
+        return known and costs.takes_small(A)
+
     def solve(self, X: Tensor, tolerance: Tolerance) -> tuple[Factors, Tensor, Tensor]:
         """The factors of X, float32 or float64; the factor `[b]` it was scaled by; what is finite.
 

@@ -1,7 +1,9 @@
 // Gram matrices, certificates, truncations and the inverses of tiny matrices.
+#include <algorithm>
 #include <utility>
 
 #include "kernels/linalg/gram.h"
+#include "kernels/linalg/small_pinv.h"
 #include "kernels/linalg/tiny_pinv.h"
 #include "kernels/linalg/truncate.h"
 #include "tests/support/every_kernel/results.h"
@@ -154,6 +156,42 @@ void tiny_inverses(Dtype dtype, int rows, int columns, bool jacobi, int right_si
   }
 }
 
+// One matrix of full rank and one of half the rank, and solutions.
+void small_inverses(Dtype dtype, int rows, int columns, int right_sides) {
+  constexpr int64_t kCount = 2;
+  Numbers numbers;
+  Array A = random(numbers, dtype, kCount * rows * columns);
+  with_storage(dtype, [&](auto storage) {
+    using T = decltype(storage);
+    T* const a = A.as<T>() + rows * columns;
+    for (int i = 0; i < rows; ++i) {
+      std::copy_n(a + i * columns, columns / 2, a + i * columns + (columns + 1) / 2);
+    }
+  });
+  Array B = random(numbers, dtype, kCount * rows * right_sides);
+  Array result = zeros(dtype, kCount * columns * (right_sides > 0 ? right_sides : rows));
+  const TinyPinv p{.A = A.data(),
+                   .dtype = dtype,
+                   .rows = rows,
+                   .columns = columns,
+                   .count = kCount,
+                   .atol = {},
+                   .rtol = {.all = 1e-6},
+                   .jacobi = false,
+                   .B = right_sides > 0 ? B.data() : nullptr,
+                   .right_sides = right_sides,
+                   .result = result.data()};
+  Hash hash;
+  for (int64_t m = 0; m < kCount; ++m) {
+    const int64_t proved = cpu::small_pinv(p, m);
+    hash.add_all(&proved, 1);
+  }
+  hash.add_all(result);
+  print(std::string("small_pinv ") + name_of(dtype) + " " + std::to_string(rows) + "x" +
+            std::to_string(columns) + " " + std::to_string(right_sides),
+        hash);
+}
+
 }  // namespace
 
 void run_linalg() {
@@ -168,6 +206,7 @@ void run_linalg() {
       for (const int right_sides : {0, 3}) {
         tiny_inverses(dtype, rows, columns, false, right_sides);
         tiny_inverses(dtype, rows, columns, true, right_sides);
+        small_inverses(dtype, 5 * rows, 5 * columns, right_sides);
       }
     }
   }
