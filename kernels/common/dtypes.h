@@ -48,6 +48,13 @@ struct Half {
   uint16_t bits;
 };
 
+// The Dtype of a floating-point storage type.
+template <typename Storage>
+constexpr Dtype kDtypeOf = std::is_same_v<Storage, double>     ? Dtype::kFloat64
+                           : std::is_same_v<Storage, BFloat16> ? Dtype::kBFloat16
+                           : std::is_same_v<Storage, Half>     ? Dtype::kFloat16
+                                                               : Dtype::kFloat32;
+
 // The type a parameter is computed in: double for float64, float for everything else.
 template <typename Storage>
 using Compute = std::conditional_t<std::is_same_v<Storage, double>, double, float>;

@@ -9,8 +9,9 @@
 
 namespace fusedstep::cpu {
 
-template <typename Variant, typename T, typename Coefficients>
-FUSEDSTEP_CLONES void update_tile(T* param, const T* grad, T* const* states, int n,
+// Parameter and gradient are widened to T and narrowed as they pass through the registers.
+template <typename Variant, typename T, typename Element, typename Coefficients>
+FUSEDSTEP_CLONES void update_tile(Element* param, const Element* grad, T* const* states, int n,
                                   const Coefficients& coefficients) {
   constexpr int kStates = Variant::kStates;
   constexpr int kSlots = kStates > 0 ? kStates : 1;
@@ -23,25 +24,49 @@ FUSEDSTEP_CLONES void update_tile(T* param, const T* grad, T* const* states, int
     for (int k = 0; k < kStates; ++k) {
       state[k] = slots[k][i];
     }
-    Variant::update(param[i], grad[i], state, c);
+    T p = load_as<T>(param[i]);
+    Variant::update(p, load_as<T>(grad[i]), state, c);
+    if constexpr (!kRests<Variant>) {
+      param[i] = store_as<Element>(p);
+    }
     for (int k = 0; k < kStates; ++k) {
       slots[k][i] = state[k];
     }
   }
 }
 
-// Tile by tile where something has to be converted, else piece by piece where it lies.
+// Piece by piece where everything lies.
+template <typename Variant, typename Element, typename T, typename Coefficients>
+void update_in_place(const Storage<T>& storage, void* grad, int64_t begin, int size,
+                     const Coefficients& coefficients) {
+  auto* const param = static_cast<Element*>(storage.row.param) + begin;
+  const auto* const gradient = static_cast<const Element*>(grad) + begin;
+  for (int i = 0; i < size; i += kAnnounced) {
+    const int n = std::min(kAnnounced, size - i);
+    T* states[kMaxStates];
+    announce_pages(param + i + n, n);
+    announce_pages(gradient + i + n, n);
+    for (int k = 0; k < Variant::kStates; ++k) {
+      states[k] = static_cast<T*>(storage.row.arrays[kState + k]) + begin + i;
+      announce_pages(states[k] + n, n);
+    }
+    update_tile<Variant>(param + i, gradient + i, states, n, coefficients);
+    if constexpr (std::is_same_v<Element, T>) {
+      storage.advance_average(param + i, begin + i, n);
+    }
+  }
+}
+
+// Tile by tile, to T and back.
 template <typename Variant, typename T, typename Coefficients>
-void update_range(const Storage<T>& storage, void* grad, int64_t begin, int size,
-                  const Coefficients& coefficients) {
+void update_converted(const Storage<T>& storage, void* grad, int64_t begin, int size,
+                      const Coefficients& coefficients) {
   constexpr int kBuffers = Variant::kStates > 0 ? Variant::kStates : 1;
   alignas(64) T param_buffer[kTile];
   alignas(64) T grad_buffer[kTile];
   alignas(64) T state_buffers[kBuffers][kTile];
-  const bool direct = storage.template direct<Variant::kStates>();
-  const int tile = direct ? kAnnounced : kTile;
-  for (int i = 0; i < size; i += tile) {
-    const int n = std::min(tile, size - i);
+  for (int i = 0; i < size; i += kTile) {
+    const int n = std::min(kTile, size - i);
     const int64_t at = begin + i;
     T* states[kBuffers];
     for (int k = 0; k < Variant::kStates; ++k) {
@@ -49,20 +74,27 @@ void update_range(const Storage<T>& storage, void* grad, int64_t begin, int size
     }
     T* p = storage.load_param(at, n, param_buffer, kRests<Variant>);
     const T* g = load_tile<T>(grad, storage.row.grad_dtype, at, n, grad_buffer);
-    if (direct) {
-      announce_pages(p + n, n);
-      announce_pages(g + n, n);
-      for (int k = 0; k < Variant::kStates; ++k) {
-        announce_pages(states[k] + n, n);
-      }
-    }
-    update_tile<Variant, T>(p, g, states, n, coefficients);
+    update_tile<Variant>(p, g, states, n, coefficients);
     if constexpr (!kRests<Variant>) {
       storage.store_param(p, at, n);
     }
     storage.advance_average(p, at, n);
     storage.template store_states<Variant::kStates>(states, at, n);
   }
+}
+
+template <typename Variant, typename T, typename Coefficients>
+void update_range(const Storage<T>& storage, void* grad, int64_t begin, int size,
+                  const Coefficients& coefficients) {
+  if (storage.template in_place<Variant::kStates, T>()) {
+    return update_in_place<Variant, T>(storage, grad, begin, size, coefficients);
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (storage.template in_place<Variant::kStates, BFloat16>()) {
+      return update_in_place<Variant, BFloat16>(storage, grad, begin, size, coefficients);
+    }
+  }
+  update_converted<Variant>(storage, grad, begin, size, coefficients);
 }
 
 constexpr int64_t kRun = 16;  // chunks

@@ -26,14 +26,18 @@ struct Storage {
   const GroupHead& group;
   uint32_t step;  // of this update: a key of the random numbers
 
-  // Whether every array can be computed on where it lies, so that no tile is needed.
-  template <int kStates>
-  bool direct() const {
-    bool direct = stored_as_computed<T>(row.param_dtype) && stored_as_computed<T>(row.grad_dtype);
+  // Whether a loop can take the arrays where they lie: parameter and gradient as Elements, states
+  // as T. Where Elements are not T, nothing else may be asked of the parameter.
+  template <int kStates, typename Element>
+  bool in_place() const {
+    constexpr bool kPlain = std::is_same_v<Element, T>;
+    bool plain = row.param_dtype == kDtypeOf<Element> && row.grad_dtype == kDtypeOf<Element> &&
+                 (kPlain || (row.dtypes[kMaster] == Dtype::kNone &&
+                             row.arrays[kAverage] == nullptr && !rounds_stochastically()));
     for (int k = 0; k < kStates; ++k) {
-      direct = direct && stored_as_computed<T>(row.dtypes[kState + k]);
+      plain = plain && row.dtypes[kState + k] == kDtypeOf<T>;
     }
-    return direct;
+    return plain;
   }
 
   // To be updated where it lies, or, if it `rests`, to be read alone.
@@ -154,7 +158,7 @@ struct Storage {
   bool rounds_states() const {
     bool rounds = false;
     for (int k = 0; k < kStates; ++k) {
-      rounds = rounds || !stored_as_computed<T>(row.dtypes[kState + k]);
+      rounds = rounds || row.dtypes[kState + k] != kDtypeOf<T>;
     }
     return rounds;
   }

@@ -24,16 +24,11 @@ FUSEDSTEP_CLONES void narrow_tile(const T* from, Storage* to, int n) {
   }
 }
 
-template <typename T>
-bool stored_as_computed(Dtype dtype) {
-  return dtype == (sizeof(T) == sizeof(double) ? Dtype::kFloat64 : Dtype::kFloat32);
-}
-
 // Elements [begin, begin + n) as T: the data themselves where they are stored so, else a copy in
 // `buffer`.
 template <typename T>
 T* load_tile(void* data, Dtype dtype, int64_t begin, int n, T* buffer) {
-  if (stored_as_computed<T>(dtype)) {
+  if (dtype == kDtypeOf<T>) {
     return static_cast<T*>(data) + begin;
   }
   with_storage(dtype, [&](auto storage) {
@@ -45,7 +40,7 @@ T* load_tile(void* data, Dtype dtype, int64_t begin, int n, T* buffer) {
 // Puts a tile back; nothing to do where load_tile gave the data themselves.
 template <typename T>
 void store_tile(const T* tile, void* data, Dtype dtype, int64_t begin, int n) {
-  if (!stored_as_computed<T>(dtype)) {
+  if (dtype != kDtypeOf<T>) {
     with_storage(dtype, [&](auto storage) {
       narrow_tile(tile, static_cast<decltype(storage)*>(data) + begin, n);
     });

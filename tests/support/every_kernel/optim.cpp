@@ -43,6 +43,7 @@ std::vector<double> values_for(std::string_view field) {
 struct Form {
   const char* name;
   Dtype param, grad, signed_state, squares, master;
+  bool averaged = true;
 };
 
 using enum Dtype;
@@ -51,6 +52,7 @@ constexpr Form kForms[] = {
     {"float32", kFloat32, kFloat32, kFloat32, kFloat32, kNone},
     {"float64", kFloat64, kFloat64, kFloat64, kFloat64, kNone},
     {"bfloat16", kBFloat16, kBFloat16, kFloat32, kFloat32, kNone},
+    {"bfloat16_alone", kBFloat16, kBFloat16, kFloat32, kFloat32, kNone, false},
     {"float16", kFloat16, kFloat16, kFloat32, kFloat32, kNone},
     {"float64_grad", kFloat32, kFloat64, kFloat32, kFloat32, kNone},
     {"bfloat16_state", kFloat32, kFloat32, kBFloat16, kBFloat16, kNone},
@@ -67,9 +69,10 @@ bool is_of_squares(std::string_view rule, int k) {
   return adam ? k > 0 : k == 0 && (rule == "rmsprop" || rule == "adagrad");
 }
 
-constexpr int64_t kSizes[] = {1500, 5, 0, 700};  // a tile is 1024 elements, a block 128
+constexpr int64_t kSizes[] = {1500, 5, 0, 700};  // a tile is 256 elements, a block 128
 
-// Three steps of every tensor, with clipping, loss scale and a moving average, in two shares.
+// Three steps of every tensor, in two shares, with clipping, loss scale and, in most forms, a
+// moving average.
 void step(const RuleEntry<cpu::StepChunks>& rule, const Form& form,
           const std::vector<double>& values, const std::string& name) {
   Numbers numbers;
@@ -101,7 +104,9 @@ void step(const RuleEntry<cpu::StepChunks>& rule, const Form& form,
     if (form.master != Dtype::kNone) {
       give(kMaster, zeros(form.master, size));
     }
-    give(kAverage, random(numbers, compute_dtype(form.param), size));
+    if (form.averaged) {
+      give(kAverage, random(numbers, compute_dtype(form.param), size));
+    }
     give(kStep, zeros(Dtype::kFloat32, 1));
     row.param = own[0].data();
     listed.push_back(row);
