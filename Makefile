@@ -99,7 +99,7 @@ plot: setup ## draw all runs of `make bench`
 	$(PY) -m bench.plot $(ARGS)
 
 .PHONY: cuda-report
-cuda-report: setup ## compile the CUDA kernels and check registers, spills and load widths
+cuda-report: setup ## compile the CUDA kernels, check registers, spills, arithmetic; ARGS="--all"
 	$(PY) -m tests.cuda.report $(ARGS)
 
 # No virtual environment and no network: PYTHON has torch and what a build needs.

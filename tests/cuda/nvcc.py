@@ -1,4 +1,4 @@
-"""Compiles one CUDA source to machine code as the build does, and reads what ptxas tells."""
+"""Compiles one CUDA source as the build does, and reads what ptxas tells."""
 
 from __future__ import annotations
 
@@ -34,20 +34,29 @@ def build_flags(root: Path) -> list[str]:
     return [*COMMON_NVCC_FLAGS, *NVCC_FLAGS]
 
 
-def compile_cubin(
-    root: Path, source: Path, cubin: Path, arch: str, flags: list[str]
-) -> dict[str, Resources]:
-    """Compiles `source` for `arch` ("sm_90") and returns the resources of each mangled kernel.
+@dataclass(frozen=True)
+class Compiled:
+    """What nvcc made of a source: machine code, PTX, and the resources of each mangled kernel."""
+
+    cubin: Path
+    ptx: Path
+    resources: dict[str, Resources]
+
+
+def compile_source(root: Path, source: Path, folder: Path, arch: str, flags: list[str]) -> Compiled:
+    """Compiles `source` for `arch` ("sm_90"), with all that comes of it in `folder`.
 
     RuntimeError with the compiler's output where it fails or warns.
     """
+    cubin = folder / "kernels.cubin"
     target = f"arch={arch.replace('sm', 'compute')},code={arch}"
     command = [root / "bin" / "nvcc", "-cubin", "-gencode", target, *flags, "-Xptxas", "-v"]
-    command += ["-Werror", "all-warnings", "-I", ROOT, "-o", cubin, source]
+    command += ["-Werror", "all-warnings", "-I", ROOT, "--keep", "--keep-dir", folder]
+    command += ["-o", cubin, source]
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"nvcc failed on {source.name}:\n{result.stdout}{result.stderr}")
-    return parse_resources(result.stderr)
+    return Compiled(cubin, folder / f"{source.stem}.ptx", parse_resources(result.stderr))
 
 
 def parse_resources(text: str) -> dict[str, Resources]:

@@ -1,34 +1,37 @@
 """Compiles the CUDA kernels as the build does and checks what the compiler made of each of them.
 
     python -m tests.cuda.report              print the report; status 1 where a kernel got worse
-    python -m tests.cuda.report --update     write what was found to expected.json
+    python -m tests.cuda.report --all        the same for every architecture, in minutes
+    python -m tests.cuda.report sm_75 sm_80  the same for these
+    python -m tests.cuda.report --update     write what was found to registers.txt, expected.json
 
-No kernel may spill, use local memory or access global memory by generic instructions in a loop, and
-its main loops take every array 16 bytes at once where it is aligned; registers and the numbers of
-main loops and of such accesses are compared with expected.json. A warning of the compiler is an
-error. Status 2 where nvcc or nvdisasm is missing.
+No kernel may spill, use local memory, access global memory by generic instructions in a loop or do
+arithmetic that has not a CPU's bits (ptx.py), and its main loops take every array 16 bytes at once
+where it is aligned; registers and the numbers of main loops and of such accesses are compared with
+what tests/cuda/expected.py keeps. A warning of the compiler is an error. Status 2 where nvcc or
+nvdisasm is missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
+import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from python.buildtools import cuda
 from python.buildtools.rules import write_sources
-from tests.cuda import nvcc, sass
+from tests.cuda import nvcc, ptx, sass
+from tests.cuda.expected import ARCH, ARCHS, Expected
 from tests.cuda.verdict import Kernel, faults, readable, worse
 
 ROOT = Path(__file__).resolve().parents[2]
-
-ARCH = "sm_90"
-EXPECTED = Path(__file__).with_name("expected.json")
 
 
 class Missing(Exception):
@@ -46,22 +49,36 @@ def demangle(names: Iterable[str]) -> list[str]:
     return result.stdout.split("\n")
 
 
-def inspect(toolkit: Path, nvdisasm: Path, source: Path, flags: list[str]) -> list[Kernel]:
+def inspect(
+    toolkit: Path, nvdisasm: Path, source: Path, flags: list[str], arch: str = ARCH
+) -> list[Kernel]:
     """Compiles one source and returns its kernels; `flags` in front of the build's own."""
     with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernels.cubin"
-        resources = nvcc.compile_cubin(toolkit, source, cubin, ARCH, flags)
-        code = sass.disassemble(nvdisasm, cubin)
+        compiled = nvcc.compile_source(toolkit, source, Path(folder), arch, flags)
+        code = sass.disassemble(nvdisasm, compiled.cubin)
+        inexact = ptx.inexact(compiled.ptx.read_text())
+    resources = compiled.resources
+    others = sum((inexact[name] for name in inexact.keys() - resources.keys()), Counter())
     names = dict(zip(resources, demangle(resources), strict=False))
-    return [Kernel(readable(names[key]), resources[key], code[key]) for key in resources]
+    return [
+        # What stands in functions of their own counts for all, which may call them.
+        Kernel(readable(names[key]), used, code[key], arch, inexact.get(key, Counter()) + others)
+        for key, used in resources.items()
+    ]
 
 
-def inspect_all(toolkit: Path, nvdisasm: Path, flags: list[str]) -> list[Kernel]:
-    """The kernels of the norm and of every rule."""
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max_workers=2) as pool:
+def inspect_all(
+    toolkit: Path, nvdisasm: Path, flags: list[str], archs: Iterable[str]
+) -> list[Kernel]:
+    """The kernels of all sources, by architecture."""
+    jobs = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
         sources = sorted((ROOT / "kernels").glob("*/*.cu"))
         sources += write_sources("cuda", Path(folder))
-        lists = pool.map(lambda source: inspect(toolkit, nvdisasm, source, flags), sources)
+        lists = pool.map(
+            lambda job: inspect(toolkit, nvdisasm, job[1], flags, job[0]),
+            itertools.product(archs, sources),
+        )
         return [kernel for found in lists for kernel in found]
 
 
@@ -70,17 +87,11 @@ def describe(loops: list[sass.Loop], operation: str) -> str:
     return " ".join(str(loop.widths(operation)[16]) for loop in loops)
 
 
-def expectation(release: str, kernels: list[Kernel]) -> str:
-    """The text of expected.json: a line for each kernel."""
-    rows = sorted(f'  "{kernel.name}": {json.dumps(kernel.summary())}' for kernel in kernels)
-    return f'{{\n "nvcc": "{release}",\n "kernels": {{\n' + ",\n".join(rows) + "\n }\n}\n"
-
-
-def show(kernels: list[Kernel]) -> None:
+def show(arch: str, kernels: list[Kernel]) -> None:
     """Prints one line a kernel."""
     width = max(len(kernel.name) for kernel in kernels)
     heading = "registers  spilled  stack  local  shared  16-byte loads | stores in main loops"
-    print(f"{'':{width}}  {heading}")
+    print(f"\n{arch:{width}}  {heading}")
     for kernel in kernels:
         r = kernel.resources
         loops = kernel.main_loops
@@ -107,35 +118,40 @@ def find_tools() -> tuple[Path, Path]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--update", action="store_true", help=f"write {EXPECTED.name}")
-    update = parser.parse_args().update
+    parser.add_argument("archs", nargs="*", default=[ARCH], help=f"of {', '.join(ARCHS)}")
+    parser.add_argument("--all", action="store_true", help="compile for all of these")
+    parser.add_argument("--update", action="store_true", help="write what was found")
+    arguments = parser.parse_args()
+    archs = ARCHS if arguments.all else arguments.archs
+    if not set(archs) <= set(ARCHS):
+        parser.error(f"archs must be of {', '.join(ARCHS)}, got {' '.join(archs)}")
     try:
         toolkit, nvdisasm = find_tools()
         flags = nvcc.build_flags(toolkit)
-        kernels = inspect_all(toolkit, nvdisasm, flags)
+        kernels = inspect_all(toolkit, nvdisasm, flags, archs)
     except Missing as error:
         print(f"cuda-report: {error}")
         return 2
     release = cuda.toolkit_version(toolkit)
-    print(f"nvcc {release} for {ARCH}: {' '.join(flags)}")
-    show(kernels)
+    print(f"nvcc {release}: {' '.join(flags)}")
+    for arch in archs:
+        show(arch, [kernel for kernel in kernels if kernel.arch == arch])
 
+    expected = Expected()
     lines = [line for kernel in kernels for line in faults(kernel)]
-    expected = {"nvcc": release, "kernels": {k.name: k.summary() for k in kernels}}
-    if not update:
-        expected = json.loads(EXPECTED.read_text())
-    elif not lines:
-        EXPECTED.write_text(expectation(release, kernels))
+    if arguments.update and not lines:
+        expected.update(release, kernels)
     for kernel in kernels:
-        lines += worse(kernel, expected["kernels"].get(kernel.name))
-    gone = expected["kernels"].keys() - {kernel.name for kernel in kernels}
-    lines += [f"{name}: is in {EXPECTED.name} but not in the build" for name in sorted(gone)]
+        lines += worse(kernel, expected.of(kernel.name, kernel.arch))
+    gone = expected.gone(kernel.name for kernel in kernels)
+    lines += [f"{name}: was expected but is not in the build" for name in gone]
     if lines:
         print("\n" + "\n".join(lines))
-        if release != expected["nvcc"]:
-            print(f"(expected.json comes from nvcc {expected['nvcc']}, this is {release})")
+        if release != expected.release:
+            print(f"(what is expected comes from nvcc {expected.release}, this is {release})")
         return 1
-    print(f"\n{len(kernels)} kernels: no spill, no local memory, as expected or better")
+    print(f"\n{len(kernels)} kernels: no spill, no local memory, no fused or approximate", end=" ")
+    print("arithmetic, as expected or better")
     return 0
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.cuda import nvcc, report, sass
+from tests.cuda import nvcc, ptx, report, sass
+from tests.cuda.expected import ARCH, ARCHS, Expected, read_registers, registers_text
 from tests.cuda.verdict import Kernel, faults, readable, worse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +26,24 @@ ptxas info    : Compiling entry function 'second' for 'sm_90'
 ptxas info    : Function properties for second
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 12 registers, used 0 barriers
+"""
+PTX = """
+.visible .entry first(
+	.param .u64 first_param_0
+)
+{
+	.reg .f32 	%f<4>;
+	mul.rn.f32 	%f1, %f2, %f3;
+}
+.visible .entry second(
+)
+{
+	.loc	1 20 5
+$L__BB1_2:
+	add.rn.f32 	%f1, %f2, %f3;
+	@%p1 add.rn.f32 	%f2, %f1, %f3;
+	st.global.f32 	[%rd1], %f2;
+}
 """
 # A loop around another, each with a load; then the branch to itself that ends every kernel.
 NESTED = [
@@ -129,7 +148,7 @@ def test_each_fault_is_named(
 ) -> None:
     code = GOOD.code if loops is None else sass.Code(loops, 0)
     kernel = Kernel(GOOD.name, replace(GOOD.resources, **resources), code)
-    assert faults(kernel) == [f"{GOOD.name}: {message}"]
+    assert faults(kernel) == [f"{GOOD.name} on sm_90: {message}"]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +173,9 @@ def test_arrays_are_counted_by_their_single_elements(
 def test_norm_reads_packs_alone() -> None:
     bad = Kernel("norm<2>", GOOD.resources, sass.Code([loop(LDG16=3, LDG4=1)], 0))
     assert faults(replace(bad, code=sass.Code([loop(LDG16=4), loop(LDG4=4)], 0))) == []
-    assert faults(bad) == ["norm<2>: narrowest load in a main loop: must be 16 bytes, got 4"]
+    assert faults(bad) == [
+        "norm<2> on sm_90: narrowest load in a main loop: must be 16 bytes, got 4"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +186,66 @@ def test_getting_worse_than_expected_is_named(change: dict[str, int]) -> None:
     assert len(lines) == 1
     assert f"{next(iter(change))}: expected" in lines[0]
     assert "--update" in worse(GOOD, None)[0]
+
+
+@pytest.mark.parametrize(
+    ("opcode", "found"),
+    [
+        *((name, False) for name in ("add.rn.f32", "mul.rn.f64", "sub.rn.f32", "div.rn.f32")),
+        *((name, False) for name in ("sqrt.rn.f64", "rcp.rn.f32", "max.NaN.f32", "cvt.rn.f32.f64")),
+        *(
+            (name, False)
+            for name in ("mad.lo.s32", "add.s64", "mul.wide.u32", "atom.global.add.u32")
+        ),
+        ("mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64", False),
+        *((name, True) for name in ("fma.rn.f32", "fma.rn.f64", "mad.rn.f32", "fma.rn.f16x2")),
+        *((name, True) for name in ("add.f32", "mul.f64", "sub.f32", "add.rn.ftz.f32")),
+        *((name, True) for name in ("div.full.f32", "div.approx.f32", "sqrt.approx.ftz.f32")),
+        *((name, True) for name in ("rcp.approx.ftz.f64", "rsqrt.approx.f32", "ex2.approx.f32")),
+        *((name, True) for name in ("lg2.approx.f32", "sin.approx.f32", "tanh.approx.f32")),
+    ],
+)
+def test_arithmetic_unlike_a_cpus_is_told_apart(opcode: str, found: bool) -> None:
+    assert ptx.is_inexact(opcode) == found
+    text = PTX.replace("add.rn.f32", opcode)
+    assert ptx.inexact(text) == ({"second": Counter({opcode: 2})} if found else {})
+
+
+def test_arithmetic_unlike_a_cpus_is_a_fault() -> None:
+    fused = replace(GOOD, inexact=Counter({"fma.rn.f32": 3}))
+    assert faults(fused) == [f"{GOOD.name} on sm_90: fma.rn.f32, unlike a CPU: must be 0, got 3"]
+
+
+def test_registers_are_kept_for_every_architecture() -> None:
+    """A column that was not compiled keeps what it had, and a new kernel has a dash there."""
+    table = {"step<adam, float32, mixed>": dict.fromkeys(ARCHS, 128), "norm<2>": {ARCH: 64}}
+    text = registers_text(table)
+    assert [line.split()[-1] for line in text.splitlines()] == [ARCHS[-1], "-", "128"]
+    assert read_registers(text) == table
+
+
+def test_an_update_writes_what_was_compiled_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("expected.json", "registers.txt"):
+        shutil.copy(Path(report.__file__).with_name(name), tmp_path)
+    expected = Expected(tmp_path)
+    before = expected.registers[GOOD.name]
+    fewer = replace(GOOD, resources=replace(GOOD.resources, registers=9))
+    fresh = replace(GOOD, name="step<fresh, float32, uniform>")
+    expected.update("13.9", [fewer, fresh])
+    again = Expected(tmp_path)
+    assert again.release == "13.9"
+    assert again.registers == {GOOD.name: before | {ARCH: 9}, fresh.name: {ARCH: 64}}
+    for kernel in (fewer, fresh):
+        assert worse(kernel, again.of(kernel.name, ARCH)) == []
+        assert worse(replace(kernel, resources=GOOD.resources), again.of(GOOD.name, ARCH))
+    assert again.of(fresh.name, "sm_75") is None
+    assert again.gone([fresh.name]) == [GOOD.name]
+
+
+def test_both_files_keep_the_same_kernels() -> None:
+    expected = Expected()
+    assert expected.code.keys() == expected.registers.keys()
+    assert all(ARCH in counts for counts in expected.registers.values())
 
 
 def tools_lack() -> str:
@@ -182,6 +263,7 @@ template __global__ void fusedstep::cuda::step_kernel<fusedstep::adam::Rule, flo
     const fusedstep::Table, const fusedstep::Clip, int64_t, unsigned*);
 """
 BLOCKS = "(uniform ? 3 : 2)"
+ADAM = "optim/rules/adam.h"
 IN_PTX = "(__CUDA_ARCH__)\n  // Said in PTX"
 
 
@@ -210,6 +292,8 @@ IN_PTX = "(__CUDA_ARCH__)\n  // Said in PTX"
             ["stores of 16"],
         ),
         (True, "common/vector.cuh", "__isGlobal(p)", "p != nullptr", ["generic accesses in loops"]),
+        (True, ADAM, "c.beta1 * m + ", "std::fma(c.beta1, m, 0) + ", ["fma.rn.f32, unlike a CPU"]),
+        (True, ADAM, "m / denominator", "__fdividef(m, denominator)", ["div.approx.f32, unlike"]),
     ],
 )
 def test_planted_faults_are_found_in_the_compiled_kernel(
@@ -225,7 +309,7 @@ def test_planted_faults_are_found_in_the_compiled_kernel(
     toolkit, nvdisasm = report.find_tools()
     flags = ["-I", str(tmp_path), *nvcc.build_flags(toolkit)]
     (kernel,) = report.inspect(toolkit, nvdisasm, source, flags)
-    expected = json.loads(report.EXPECTED.read_text())["kernels"][kernel.name]
+    expected = Expected().of(kernel.name, ARCH)
     lines = faults(kernel) + worse(kernel, expected)
     assert all(any(what in line for line in lines) for what in found), lines
     assert bool(lines) == bool(found)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from tests.cuda.nvcc import Resources
 from tests.cuda.sass import Code, Loop
@@ -51,6 +52,8 @@ class Kernel:
     name: str
     resources: Resources
     code: Code
+    arch: str = "sm_90"
+    inexact: Counter[str] = field(default_factory=Counter)  # instructions of ptx.is_inexact
 
     @property
     def main_loops(self) -> list[Loop]:
@@ -61,7 +64,7 @@ class Kernel:
         return sum(loop.widths(operation)[16] for loop in self.main_loops)
 
     def summary(self) -> dict[str, int]:
-        """What expected.json keeps."""
+        """What tests/cuda/expected.py keeps."""
         return {
             "registers": self.resources.registers,
             "shared": self.resources.shared,
@@ -98,13 +101,14 @@ def faults(kernel: Kernel) -> list[str]:
             if operation in ("LD", "ST")
         ),
     }
+    forbidden |= {f"{opcode}, unlike a CPU": count for opcode, count in kernel.inexact.items()}
     lines = [f"{what}: must be 0, got {count}" for what, count in forbidden.items() if count]
     loads = any(loop.accesses for loop in kernel.code.loops)
     if loads and not kernel.main_loops and kernel.name.split("<")[0] not in SINGLE:
         lines.append("loops with accesses of 16 bytes: must be there, got none")
     for operation in ("load", "store"):
         lines += [line for loop in kernel.main_loops for line in narrow(kernel, loop, operation)]
-    return [f"{kernel.name}: {line}" for line in lines]
+    return [f"{kernel.name} on {kernel.arch}: {line}" for line in lines]
 
 
 def narrow(kernel: Kernel, loop: Loop, operation: str) -> list[str]:
@@ -128,12 +132,14 @@ def narrow(kernel: Kernel, loop: Loop, operation: str) -> list[str]:
 
 def worse(kernel: Kernel, expected: dict[str, int] | None) -> list[str]:
     """Where a kernel needs more or moves less at once than expected."""
+    who = f"{kernel.name} on {kernel.arch}"
     if expected is None:
-        return [f"{kernel.name}: is not in expected.json: run with --update"]
+        return [f"{who}: was not expected: run with --update"]
     lines = []
-    for key, got in kernel.summary().items():
+    for key, bound in expected.items():
+        got = kernel.summary()[key]
         more_is_worse = key in ("registers", "shared")
-        if got > expected[key] if more_is_worse else got < expected[key]:
-            bound = "at most" if more_is_worse else "at least"
-            lines.append(f"{kernel.name}: {key}: expected {bound} {expected[key]}, got {got}")
+        if got > bound if more_is_worse else got < bound:
+            limit = "at most" if more_is_worse else "at least"
+            lines.append(f"{who}: {key}: expected {limit} {bound}, got {got}")
     return lines
