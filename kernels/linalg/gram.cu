@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kGramThreads, kGramBlocks)
       fetch(left - kGramStep);  // is under way while this step is multiplied
     }
     if (multiplies) {
-#pragma unroll
+#pragma unroll kGramProducts
       for (int k = 0; k < kGramStep; k += 8) {
         sums.add(tile, stage + k * kPairs, row, stage + right + k * kPairs, column);
       }

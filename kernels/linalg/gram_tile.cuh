@@ -9,7 +9,14 @@
 namespace fusedstep::cuda {
 
 constexpr int kGramThreads = 128;
-constexpr int kGramBlocks = 3;  // that must fit a multiprocessor at once: up to 168 registers
+// Blocks that must fit a multiprocessor at once, three leaving a thread 168 registers, and how many
+// products of 8 rows are in flight. Before compute capability 8 a multiprocessor's shared memory
+// holds two blocks, and a product without float64 tensor cores takes many registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kGramBlocks = 2, kGramProducts = 1;
+#else
+constexpr int kGramBlocks = 3, kGramProducts = kGramStep / 8;
+#endif
 constexpr int kPairs = kGramTile / 2;
 
 // Two neighbouring columns of a row: what shared memory is read and written by.

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from python.buildtools import solvers
 
-# One target for each major architecture is what a release carries: code for x.0 runs on x.y, and
-# PTX of the last covers what comes after.
-RELEASE_ARCHS = ("8.0", "9.0", "10.0", "12.0")
+# The oldest that torch's wheels serve, of Turing (T4, RTX 20), and one target for each major
+# architecture: code for x.0 runs on x.y, and PTX of the last covers what comes after.
+RELEASE_ARCHS = ("7.5", "8.0", "9.0", "10.0", "12.0")
 
 # What makes a folder a toolkit, each line with the places where distributions put it.
 TOOLKIT_FILES = (

@@ -9,6 +9,7 @@ import pytest
 from tests.support.fake_toolkit import headers, script
 
 from python.buildtools import cuda, solvers
+from tests.cuda.expected import ARCHS
 
 
 @pytest.fixture
@@ -93,7 +94,12 @@ def test_0_leaves_cuda_out(toolkit: Path) -> None:
 def test_default_architectures_are_those_torch_and_nvcc_share() -> None:
     torch_flags = "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120"
     codes = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"]
-    assert cuda.default_archs(torch_flags, codes) == "8.0;9.0;10.0;12.0+PTX"
-    assert cuda.default_archs(torch_flags, codes[:3]) == "8.0;9.0+PTX"
+    assert cuda.default_archs(torch_flags, codes) == "7.5;8.0;9.0;10.0;12.0+PTX"
+    assert cuda.default_archs(torch_flags, codes[1:3]) == "8.0;9.0+PTX"
     with pytest.raises(RuntimeError, match="set TORCH_CUDA_ARCH_LIST"):
-        cuda.default_archs("sm_75", codes)
+        cuda.default_archs("sm_70", codes)
+
+
+def test_what_is_built_for_is_looked_at_by_the_report() -> None:
+    """tests/cuda/report.py compiles for each, and allows no spill on any."""
+    assert {"sm_" + arch.replace(".", "") for arch in cuda.RELEASE_ARCHS} <= set(ARCHS)
