@@ -4,14 +4,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/common/write_words.cuh"
+
 namespace fusedstep::cuda {
 namespace {
-
-bool is_capturing(cudaStream_t stream) {
-  cudaStreamCaptureStatus status;
-  check(cudaStreamIsCapturing(stream, &status), "asking whether the stream is being captured");
-  return status != cudaStreamCaptureStatusNone;
-}
 
 constexpr size_t kAlign = 16;
 size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -40,43 +36,42 @@ void DeviceTable::synchronize(const TableData& table, std::span<const std::byte>
   std::ranges::copy(groups, often.data());
   std::memcpy(often.data() + aligned(groups.size()), table.grads.data(), grads_bytes);
 
-  const bool laid_out = layout_version_ == table.version && groups_bytes_ == groups.size();
+  const bool laid_out = layout_version_ == table.version && groups_bytes_ == groups.size() &&
+                        memory_->stream() == stream;
   const bool current = laid_out && std::memcmp(sent_.data(), often.data(), often.size()) == 0;
   if (!current) {
     // A captured graph goes on reading its table at every replay: leave it and begin another.
-    // During capture even a copy that no graph reads stays: the new one does not go through the
+    // During capture even one that no graph reads is left: the new one does not go through the
     // stream, so it would not wait for the kernels in flight.
     const bool keep = laid_out && !captured_ && !capturing;
-    forget();  // if anything fails from here on, the next call starts over
+    layout_version_ = -1;  // if anything fails from here on, the next call starts over
     if (!keep) {
-      place(table, groups.size(), capturing);
+      place(table, groups.size(), stream, capturing);
     }
     std::memcpy(sent_.data(), often.data(), often.size());
-    send(0, keep ? often.size() : sent_.size(), stream, capturing);
+    send(keep ? often.size() : sent_.size(), stream, capturing);
     layout_version_ = table.version;
   }
   captured_ = captured_ || capturing;
   view_.num_chunks = table.layout.num_chunks();
 }
 
-void DeviceTable::place(const TableData& table, size_t groups_bytes, bool capturing) {
+void DeviceTable::place(const TableData& table, size_t groups_bytes, cudaStream_t stream,
+                        bool capturing) {
   const Layout& layout = table.layout;
   const size_t grads_at = aligned(groups_bytes);
   const size_t rows_at = aligned(grads_at + bytes_of(table.grads));
   const size_t chunks_at = aligned(rows_at + bytes_of(layout.rows));
   const size_t partials_at = aligned(chunks_at + bytes_of(layout.row_of_chunk));
   const size_t counters_at = partials_at + layout.num_chunks() * sizeof(double);
-  const size_t total = counters_at + (1 + layout.rows.size()) * sizeof(unsigned);
+  const size_t total = aligned(counters_at + (1 + layout.rows.size()) * sizeof(unsigned));
 
-  const bool retire = captured_ || capturing;
-  if (memory_ == nullptr || retire || memory_->bytes() < total) {
-    auto memory = std::make_unique<DeviceMemory>(capturing ? total : total + total / 2);
-    if (retire && memory_ != nullptr) {
-      retired_.push_back(std::move(memory_));
-    }
-    memory_ = std::move(memory);
-    captured_ = false;
+  auto memory = std::make_unique<DeviceMemory>(total, stream, capturing);
+  if (captured_) {
+    retired_.push_back(std::move(memory_));
   }
+  memory_ = std::move(memory);
+  captured_ = false;
   sent_.assign(total, std::byte{0});
   std::memcpy(sent_.data() + rows_at, layout.rows.data(), bytes_of(layout.rows));
   std::memcpy(sent_.data() + chunks_at, layout.row_of_chunk.data(), bytes_of(layout.row_of_chunk));
@@ -90,21 +85,22 @@ void DeviceTable::place(const TableData& table, size_t groups_bytes, bool captur
   groups_bytes_ = groups_bytes;
 }
 
-void DeviceTable::send(size_t begin, size_t end, cudaStream_t stream, bool capturing) {
-  const size_t bytes = end - begin;
+void DeviceTable::send(size_t bytes, cudaStream_t stream, bool capturing) {
+  constexpr const char* kWhat = "sending the tensor table";
   if (capturing) {
     // Now and outside the graph: a copy inside it would read host memory at every replay.
     RelaxedCapture relaxed;
     SideStream aside;
-    check(cudaMemcpyAsync(memory_->data() + begin, sent_.data() + begin, bytes,
-                          cudaMemcpyHostToDevice, aside),
-          "sending the tensor table");
-    check(cudaStreamSynchronize(aside), "sending the tensor table");
-    return;
+    check(cudaMemcpyAsync(memory_->data(), sent_.data(), bytes, cudaMemcpyHostToDevice, aside),
+          kWhat);
+    check(cudaStreamSynchronize(aside), kWhat);
+  } else if (bytes <= kMostWrittenBytes) {
+    check(write_words(sent_.data(), bytes, memory_->data(), stream), kWhat);
+  } else {
+    Staging& staging = free_staging(bytes);
+    std::memcpy(staging.data(), sent_.data(), bytes);
+    staging.copy_to(memory_->data(), bytes, stream);
   }
-  Staging& staging = free_staging(bytes);
-  std::memcpy(staging.data(), sent_.data() + begin, bytes);
-  staging.copy_to(memory_->data() + begin, bytes, stream);
 }
 
 // Memory whose last copy is done, or new memory: never a wait.
@@ -118,12 +114,15 @@ Staging& DeviceTable::free_staging(size_t bytes) {
   return *staging_.back();
 }
 
+void DeviceTable::release() {
+  layout_version_ = -1;
+  memory_.reset();
+}
+
 BorrowedTable::BorrowedTable(int32_t device, cudaStream_t stream)
     : key_(device, stream), table_(pool().take(key_)) {
   if (table_ == nullptr) {
     table_ = std::make_unique<DeviceTable>();
-  } else {
-    table_->forget();
   }
 }
 
@@ -131,6 +130,7 @@ BorrowedTable::~BorrowedTable() {
   if (table_->captured()) {
     (void)table_.release();  // the graph reads it for as long as it lives
   } else {
+    table_->release();
     pool().give_back(key_, std::move(table_));
   }
 }

@@ -1,6 +1,7 @@
 // CUDA's memory and events as objects, and the check of CUDA's answers.
 #include "csrc/cuda/memory.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/headeronly/util/Exception.h>
 
 namespace fusedstep::cuda {
@@ -21,14 +22,32 @@ void check(cudaError_t status, const char* what) {
                   " failed: ", cudaGetErrorString(status));
 }
 
-DeviceMemory::DeviceMemory(size_t bytes) : bytes_(bytes) {
-  RelaxedCapture relaxed;
-  check(cudaMalloc(reinterpret_cast<void**>(&data_), bytes), "allocating the tensor table");
+bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status;
+  check(cudaStreamIsCapturing(stream, &status), "asking whether the stream is being captured");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+DeviceMemory::DeviceMemory(size_t bytes, cudaStream_t stream, bool capturing)
+    : stream_(stream), outside_torch_(capturing) {
+  if (outside_torch_) {
+    RelaxedCapture relaxed;
+    check(cudaMalloc(&data_, bytes), "allocating the tensor table");
+  } else {
+    // The reason is in what torch logs: this interface returns only that it failed.
+    STD_TORCH_CHECK(
+        aoti_torch_cuda_caching_allocator_raw_alloc(bytes, &data_) == AOTI_TORCH_SUCCESS,
+        "fusedstep: allocating the tensor table failed: torch has no memory for it");
+  }
 }
 
 DeviceMemory::~DeviceMemory() {
-  RelaxedCapture relaxed;
-  drop(cudaFree(data_));
+  if (outside_torch_) {
+    RelaxedCapture relaxed;
+    drop(cudaFree(data_));
+  } else {
+    (void)aoti_torch_cuda_caching_allocator_raw_delete(data_);
+  }
 }
 
 // Delegates to the default constructor: if a call fails, the destructor frees what was allocated.

@@ -11,6 +11,8 @@ namespace fusedstep::cuda {
 // after the next launch must not see it again.
 void check(cudaError_t status, const char* what);
 
+bool is_capturing(cudaStream_t stream);
+
 // While it lives, this thread may call what CUDA forbids, in every thread, while a stream is being
 // captured: allocating, freeing, querying events. None of that becomes part of the graph.
 class RelaxedCapture {
@@ -23,19 +25,25 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// Memory from CUDA itself, outside torch's pools: inside a graph capture, a pool may hand out
-// memory that earlier nodes of the same graph write to again at every replay.
+// Memory that only `stream` uses. It comes from torch's allocator, which can give what it holds in
+// reserve, and goes back to it in the order of the stream: what is in flight there may still use
+// it.
+//
+// While the stream is being captured it comes from CUDA itself, and lives as long as this object:
+// the pool of a graph may hand out what earlier nodes of it write to again at every replay.
 class DeviceMemory {
  public:
-  explicit DeviceMemory(size_t bytes);
+  // `stream` is torch's current one, of the current device.
+  DeviceMemory(size_t bytes, cudaStream_t stream, bool capturing);
   ~DeviceMemory();
   DeviceMemory(const DeviceMemory&) = delete;
-  std::byte* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
+  std::byte* data() const { return static_cast<std::byte*>(data_); }
+  cudaStream_t stream() const { return stream_; }
 
  private:
-  std::byte* data_ = nullptr;
-  size_t bytes_;
+  void* data_ = nullptr;
+  cudaStream_t stream_;
+  bool outside_torch_;
 };
 
 // Page-locked memory from which a copy may still be under way.

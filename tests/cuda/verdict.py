@@ -41,8 +41,8 @@ PACKS = {
 }
 
 # They read doubles one by one, a warp a run of 256 bytes, and are a small part of a factorisation.
-# Those of tiny matrices read each once, and then compute.
-SINGLE = ("certify", "sum_strips", "scale_rows", "truncate", "tiny_pinv")
+# Those of tiny matrices read each once, and then compute. A few words come from an argument.
+SINGLE = ("certify", "sum_strips", "scale_rows", "truncate", "tiny_pinv", "write_words")
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ import torch
 
 import fusedstep
 from tests.support.on_host import assert_twins, step_on_cpu, twins
-from tests.support.tensors import assert_same_bits, make_params, set_grads
+from tests.support.tensors import assert_same_bits, set_grads
 
 pytestmark = pytest.mark.slow
+
+MANY = 250  # tensors whose table is too large for the arguments of a few kernels
 
 
 def change_everything(params: list[list[torch.Tensor]], optimizers: list[fusedstep.AdamW]) -> None:
@@ -30,17 +32,20 @@ def change_rates(optimizers: list[fusedstep.AdamW]) -> None:
 
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize(
-    "call", ["cudaMalloc", "cudaHostAlloc", "cudaMemcpyAsync", "cudaLaunchKernelEx"]
+    ("call", "message"),
+    [
+        ("cached_alloc", "allocating the tensor table failed: torch has no memory for it"),
+        ("cudaLaunchKernelEx", "sending the tensor table failed: out of memory"),
+    ],
 )
 def test_the_next_step_starts_over_where_a_call_failed(
-    on_simt: Any, call: str, captured: bool
+    on_simt: Any, call: str, message: str, captured: bool
 ) -> None:
     params, optimizers = twins(capturable=True)
     for p in params:
         set_grads(p, seed=0)
-    if call in ("cudaMemcpyAsync", "cudaLaunchKernelEx"):  # memory is allocated at the first step
-        optimizers[0].step()
-        step_on_cpu(optimizers[1])
+    optimizers[0].step()
+    step_on_cpu(optimizers[1])
     if captured:
         on_simt.begin_capture()
         optimizers[0].step()
@@ -48,7 +53,7 @@ def test_the_next_step_starts_over_where_a_call_failed(
     change_everything(params, optimizers)
     on_simt.fail_next(call)
     before = [p.detach().clone() for p in params[0]]
-    with pytest.raises(RuntimeError, match=r"fusedstep: .* failed: out of memory"):
+    with pytest.raises(RuntimeError, match=f"fusedstep: {message}"):
         optimizers[0].step()
     assert on_simt.last_error() == 0
     for i, (param, value) in enumerate(zip(params[0], before, strict=True)):
@@ -59,14 +64,47 @@ def test_the_next_step_starts_over_where_a_call_failed(
     assert_twins(params, optimizers)
 
 
-def test_a_rate_whose_copy_failed_is_sent_again(on_simt: Any) -> None:
+@pytest.mark.parametrize("call", ["cudaMalloc", "cudaMemcpyAsync"])
+def test_a_capture_that_failed_can_be_made_again(on_simt: Any, call: str) -> None:
+    params, optimizers = twins(capturable=True)
+    for p in params:
+        set_grads(p, seed=0)
+    on_simt.begin_capture()
+    on_simt.fail_next(call)
+    with pytest.raises(RuntimeError, match="the tensor table failed: out of memory"):
+        optimizers[0].step()
+    assert on_simt.end_capture() == []
+    on_simt.begin_capture()
+    optimizers[0].step()
+    on_simt.end_capture()
+    for _ in range(2):
+        on_simt.replay()
+        step_on_cpu(optimizers[1])
+    assert_twins(params, optimizers)
+
+
+@pytest.mark.parametrize("call", ["cudaHostAlloc", "cudaMemcpyAsync"])
+def test_a_table_whose_copy_failed_is_sent_again(on_simt: Any, call: str) -> None:
+    params, twin = ([torch.ones(3, requires_grad=True) for _ in range(MANY)] for _ in range(2))
+    optimizers = [fusedstep.SGD(p) for p in (params, twin)]
+    for p in (*params, *twin):
+        p.grad = torch.ones(3)
+    on_simt.fail_next(call)
+    with pytest.raises(RuntimeError, match="failed: out of memory"):
+        optimizers[0].step()
+    optimizers[0].step()
+    step_on_cpu(optimizers[1])
+    assert_same_bits(torch.stack(params), torch.stack(twin), "parameters")
+
+
+def test_a_rate_that_was_not_sent_is_sent_again(on_simt: Any) -> None:
     params, optimizers = twins()
     for p in params:
         set_grads(p, seed=0)
     optimizers[0].step()
     step_on_cpu(optimizers[1])
     change_rates(optimizers)
-    on_simt.fail_next("cudaMemcpyAsync")
+    on_simt.fail_next("cudaLaunchKernelEx")
     with pytest.raises(RuntimeError, match="sending the tensor table failed"):
         optimizers[0].step()
     optimizers[0].step()
@@ -76,49 +114,51 @@ def test_a_rate_whose_copy_failed_is_sent_again(on_simt: Any) -> None:
 
 def test_page_locked_memory_is_freed_after_its_copy(on_simt: Any) -> None:
     gc.collect()  # what tests before this one left
-    optimizer = fusedstep.AdamW(params := make_params((100,)))
-    set_grads(params, seed=0)
+    allocations, cached = on_simt.allocations(), on_simt.cached()
+    optimizer = fusedstep.SGD(params := [torch.ones(1, requires_grad=True) for _ in range(MANY)])
+    for p in params:
+        p.grad = torch.ones(1)
     on_simt.fail_next("cudaLaunchKernelEx")  # so that nothing has waited for the copy
     with pytest.raises(RuntimeError, match="launching the step pass failed"):
         optimizer.step()
-    before = on_simt.allocations()
+    assert on_simt.allocations() == allocations + 1
+    assert on_simt.cached() == cached + 1
     del optimizer
     gc.collect()
-    assert on_simt.allocations() == before - 2
+    assert on_simt.allocations() == allocations
+    assert on_simt.cached() == cached
     assert on_simt.freed_too_early() == 0
 
 
 def test_default_streams_of_two_devices_do_not_share_a_table(on_simt: Any) -> None:
-    memory = [on_simt.borrowed_memory(device) for device in (0, 1, 0, 1)]
-    assert memory[:2] == memory[2:]
-    assert memory[0] != memory[1]
+    tables = [on_simt.borrowed_table(device) for device in (0, 1, 0, 1)]
+    assert tables[:2] == tables[2:]
+    assert tables[0] != tables[1]
 
 
 def test_a_step_leaves_the_capture_of_another_thread_valid(on_simt: Any) -> None:
     params, optimizers = twins(max_norm=1.0)
     for p in params:
         set_grads(p, seed=0)
-    before = on_simt.copies()
     on_simt.begin_capture_elsewhere()
     for _ in range(3):
-        change_rates(optimizers)  # each sends, so staging memory is asked whether it is free
+        change_rates(optimizers)
         optimizers[0].step()
         step_on_cpu(optimizers[1])
-    assert on_simt.copies() == before + 3
     assert on_simt.end_capture_elsewhere()
     assert_twins(params, optimizers)
 
 
 def test_staging_is_taken_again_though_another_thread_captures(on_simt: Any) -> None:
-    params, (optimizer, _) = twins()
-    set_grads(params[0], seed=0)
-    optimizer.step()
-    before = on_simt.allocations()
+    """It is asked whether it is free, which a capture forbids to every thread."""
+    tensors = [torch.ones(3)] * MANY
+    torch.ops.fusedstep.total_norm(tensors)
+    before, copies = on_simt.allocations(), on_simt.copies()
     on_simt.begin_capture_elsewhere()
     for _ in range(3):
-        change_rates([optimizer])
-        optimizer.step()
+        torch.ops.fusedstep.total_norm(tensors)
     assert on_simt.end_capture_elsewhere()
+    assert on_simt.copies() == copies + 3
     assert on_simt.allocations() == before
 
 

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 ops = torch.ops.fusedstep
 
+MANY = 250  # tensors whose table is too large for the arguments of a few kernels
 STORED_SHAPES = ((3000,), (2, 65), (5,), (0,), ())
 
 
@@ -94,15 +95,16 @@ def test_replays_draw_fresh_random_numbers(on_simt: Any) -> None:
 
 
 def test_the_table_is_sent_only_when_something_changed(on_simt: Any) -> None:
+    """By launches, whose arguments so few bytes are, beside the norm pass and the step pass."""
     params, (optimizer, twin) = twins(max_norm=1.0)
     for p in params:
         set_grads(p, seed=0)
-    sent, before = [], on_simt.copies()
+    sent, copies, before = [], on_simt.copies(), on_simt.launches()
 
     def step() -> None:
         optimizer.step()
         step_on_cpu(twin)
-        sent.append(on_simt.copies() - before)
+        sent.append(on_simt.launches() - before - 2 * (len(sent) + 1))
 
     step()
     step()  # nothing changed
@@ -118,6 +120,7 @@ def test_the_table_is_sent_only_when_something_changed(on_simt: Any) -> None:
     step()  # a gradient is missing: a new layout
     step()
     assert sent == [1, 1, 2, 3, 4, 4]
+    assert on_simt.copies() == copies
     assert len(kept) == len(SHAPES)
     assert_twins(params, [optimizer, twin])
 
@@ -125,20 +128,75 @@ def test_the_table_is_sent_only_when_something_changed(on_simt: Any) -> None:
 def test_staging_is_not_reused_before_its_copy_is_done(on_simt: Any) -> None:
     """Two uploads before any kernel runs: the second must not overwrite the first one's source."""
     first, second = (torch.randn(1000, generator=torch.manual_seed(i)) for i in (0, 1))
-    norms = [ops.total_norm([x]) for x in (first, second, first)]
+    before = on_simt.copies()
+    norms = [ops.total_norm([x] * MANY) for x in (first, second, first)]
+    assert on_simt.copies() == before + 3
     with on_cpu():
-        assert_same_bits(norms[0], ops.total_norm([first]), "first")
-        assert_same_bits(norms[1], ops.total_norm([second]), "second")
+        assert_same_bits(norms[0], ops.total_norm([first] * MANY), "first")
+        assert_same_bits(norms[1], ops.total_norm([second] * MANY), "second")
     assert_same_bits(norms[2], norms[0], "again")
 
 
-def test_memory_of_list_ops_goes_back_to_a_pool(on_simt: Any) -> None:
-    tensors = make_params((100,), (3, 5))
+def test_memory_of_list_ops_goes_back(on_simt: Any) -> None:
+    """To torch's allocator; page-locked memory to a pool of ours."""
+    tensors = make_params((100,), (3, 5)) * MANY
     ops.total_norm(tensors)
-    before = on_simt.allocations()
+    before, cached = on_simt.allocations(), on_simt.cached()
     for _ in range(5):
         ops.total_norm(tensors)
     assert on_simt.allocations() == before
+    assert on_simt.cached() == cached
+
+
+def test_rates_of_steps_in_flight_take_no_memory(on_simt: Any) -> None:
+    """However far the GPU lags behind: they are arguments of a kernel, which CUDA keeps."""
+    params, (optimizer, twin) = twins()
+    for p in params:
+        set_grads(p, seed=0)
+    optimizer.step()
+    step_on_cpu(twin)
+    before = on_simt.allocations(), on_simt.cached(), on_simt.copies()
+    on_simt.hold()
+    for _ in range(5):
+        for o in (optimizer, twin):
+            o.param_groups[0]["lr"] *= 0.5
+        optimizer.step()
+        step_on_cpu(twin)
+    assert (on_simt.allocations(), on_simt.cached(), on_simt.copies()) == before
+    on_simt.finish()
+    assert_twins(params, [optimizer, twin])
+
+
+def test_eager_steps_take_no_memory_beside_torchs_allocator(on_simt: Any) -> None:
+    """Which may hold all that the GPU has: then CUDA gives none."""
+    params, (optimizer, twin) = twins(max_norm=1.0)
+    before = on_simt.cached()
+    for seed in range(3):
+        for p in params:
+            set_grads(p, seed=seed)
+        params[0][seed].grad = params[1][seed].grad = None  # a new layout
+        on_simt.fail_next("cudaMalloc")
+        optimizer.step()
+        step_on_cpu(twin)
+        assert on_simt.cached() == before + 1
+    assert_twins(params, [optimizer, twin])
+    on_simt.fail_next("")  # nobody asked CUDA
+
+
+def test_memory_is_freed_on_the_stream_that_uses_it(on_simt: Any) -> None:
+    """torch hands it to the next on its own stream at once, however busy another one is."""
+    params, (optimizer, twin) = twins(max_norm=1.0)
+    others = on_simt.cached_on_current()  # of tests before this one
+    for p in params:
+        set_grads(p, seed=0)
+    for side in (False, True, True, False):
+        on_simt.use_side_stream(side)
+        optimizer.step()
+        step_on_cpu(twin)
+        assert on_simt.cached_on_current() == (1 if side else others + 1)
+    on_simt.finish()
+    on_simt.use_side_stream(False)
+    assert_twins(params, [optimizer, twin])
 
 
 def test_a_captured_graph_replays_with_new_gradients_and_survives_eager_steps(on_simt: Any) -> None:
@@ -207,15 +265,15 @@ def test_a_launch_for_each_combination_of_dtypes(on_simt: Any) -> None:
     assert step_passes == [2, 3]  # a block a chunk: float32, then bfloat16
 
 
-def test_a_clip_of_plain_tensors_is_two_launches(on_simt: Any) -> None:
+def test_a_clip_of_plain_tensors_is_two_launches_and_one_that_sends(on_simt: Any) -> None:
     params, twin = (make_params(*SHAPES, seed=1) for _ in range(2))
     for some in (params, twin):
         set_grads(some)
     before = on_simt.launches()
     norm = fusedstep.clip_grad_norm_(params, 0.25)
-    assert on_simt.launches() - before == 2
-    after = fusedstep.get_total_norm([p.grad for p in params])
     assert on_simt.launches() - before == 3
+    after = fusedstep.get_total_norm([p.grad for p in params])
+    assert on_simt.launches() - before == 5
     on_simt.finish()
     assert float(after) == pytest.approx(0.25, rel=1e-5)
     with on_cpu():

@@ -4,6 +4,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <ranges>
+
 #include "csrc/cuda/device_table.h"
 #include "csrc/cuda/solvers.h"
 #include "csrc/device.h"
@@ -12,7 +15,14 @@
 
 // What csrc/cuda asks of torch about CUDA devices; this module links them to itself.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
-  *stream = nullptr;
+  *stream = simt::device.current;
+  return AOTI_TORCH_SUCCESS;
+}
+extern "C" AOTITorchError aoti_torch_cuda_caching_allocator_raw_alloc(uint64_t bytes, void** data) {
+  return simt::cached_alloc(data, bytes) ? AOTI_TORCH_SUCCESS : AOTI_TORCH_FAILURE;
+}
+extern "C" AOTITorchError aoti_torch_cuda_caching_allocator_raw_delete(void* data) {
+  simt::cached_free(data);
   return AOTI_TORCH_SUCCESS;
 }
 extern "C" AOTITorchError aoti_torch_create_device_guard(int32_t, DeviceGuardHandle* guard) {
@@ -26,6 +36,8 @@ extern "C" AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle) {
 namespace {
 
 using solvers::settings;
+
+CUstream_st side_stream;
 
 void begin_capture() {
   simt::device.graph.clear();
@@ -61,12 +73,15 @@ void finish() {
   simt::device.finish(nullptr, true);
 }
 
-// Where the table lies that an op without one of its own borrows on a device's default stream.
-int64_t borrowed_memory(int32_t device) {
-  const fusedstep::TableData table{fusedstep::make_layout({fusedstep::Row{}}), {nullptr}, 1};
+// Which table an op without one of its own borrows on a device's default stream.
+int64_t borrowed_table(int32_t device) {
   const fusedstep::cuda::BorrowedTable borrowed(device, nullptr);
-  borrowed->synchronize(table, {}, nullptr);
-  return reinterpret_cast<int64_t>(borrowed->view().groups);
+  return reinterpret_cast<int64_t>(&*borrowed);
+}
+
+// Of what torch's allocator gave out, how much is for the current stream alone.
+int64_t cached_on_current() {
+  return std::ranges::count(std::views::values(simt::device.cached), simt::device.current);
 }
 
 // How many matrices the pieces of a batch have, and that they follow one another.
@@ -97,8 +112,11 @@ PYBIND11_MODULE(fusedstep_simt, m) {
   m.def("copies", [] { return simt::device.copies; });  // asked for so far
   m.def("launches", [] { return simt::device.launches; });
   m.def("allocations", [] { return simt::device.allocated.size(); });
+  m.def("cached", [] { return simt::device.cached.size(); });  // that torch's allocator gave out
+  m.def("cached_on_current", &cached_on_current);
+  m.def("use_side_stream", [](bool side) { simt::device.current = side ? &side_stream : nullptr; });
   m.def("freed_too_early", [] { return simt::device.freed_too_early; });
-  m.def("borrowed_memory", &borrowed_memory);
+  m.def("borrowed_table", &borrowed_table);
   m.def("pieces", &pieces);
   m.def("libraries_missing", [](bool missing) { settings.missing = missing; });
   m.def("gives_up", [](int64_t matrix) { settings.gives_up = matrix; });

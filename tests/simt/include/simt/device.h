@@ -66,6 +66,8 @@ struct Device {
   int freed_too_early = 0;                 // page-locked memory that a copy was still to read
   std::string fail_next;                   // the call that fails, once
   cudaError_t last_error = cudaSuccess;
+  cudaStream_t current = nullptr;        // torch's
+  std::map<void*, cudaStream_t> cached;  // what torch's allocator gave out, and for which stream
 
   cudaError_t fail(cudaError_t error) { return last_error = error; }
 
@@ -119,6 +121,25 @@ inline cudaError_t allocate(const char* call, void** memory, std::size_t bytes) 
   std::memset(*memory, 0xa5, bytes);  // CUDA promises nothing either
   device.allocated[*memory] = bytes;
   return cudaSuccess;
+}
+
+// torch's caching allocator, which has memory where CUDA has none left. What it takes back serves
+// the stream that it was allocated on at once: there it may be in use for as long as work lasts
+// that was asked for before, on any other stream it must not be.
+inline bool cached_alloc(void** memory, std::size_t bytes) {
+  if (device.capturing && device.current == nullptr) std::abort();  // from the pool of a graph
+  if (device.begin("cached_alloc")) return device.last_error = cudaSuccess, false;
+  *memory = std::malloc(bytes);
+  std::memset(*memory, 0xa5, bytes);
+  device.cached[*memory] = device.current;
+  return true;
+}
+
+inline void cached_free(void* memory) {
+  if (memory == nullptr) return;
+  const auto found = device.cached.find(memory);
+  device.add(found->second, [memory] { std::free(memory); });
+  device.cached.erase(found);
 }
 
 }  // namespace simt
