@@ -4,6 +4,8 @@
 // A row-major matrix is the transpose of a column-major one, which is what the libraries know.
 #include "csrc/cuda/solvers.h"
 
+#include <torch/headeronly/util/Exception.h>
+
 #include <cstddef>
 #include <vector>
 
@@ -77,25 +79,44 @@ void inverse_of_cholesky_factor(const Squares& G, double* inverses, Workspace& w
   }
 }
 
+// cuSOLVER promises nothing about graphs: memory of the host that it wants might be read again at
+// every replay, when it is long gone. So a capture is refused then, before anything is computed.
 void eigh(const Squares& A, double* values, Workspace& workspace, cudaStream_t stream) {
   const int64_t n = A.rows;
   const SolverHandles handles(workspace.device(), stream);
-  in_pieces(A.count, n * n, [&](int64_t first, int64_t count) {
-    // The upper triangle of the transpose is the lower one of A, as torch.linalg.eigh reads.
-    const auto solve = [&](auto function, auto... buffers) {
-      return function(handles->cusolver, handles->eigh, CUSOLVER_EIG_MODE_VECTOR,
-                      CUBLAS_FILL_MODE_UPPER, n, CUDA_R_64F, A.data + first * n * n, n, CUDA_R_64F,
-                      values + first * n, CUDA_R_64F, buffers..., count);
-    };
+  // The upper triangle of the transpose is the lower one of A, as torch.linalg.eigh reads.
+  const auto solve = [&](int64_t first, int64_t count, auto function, auto... buffers) {
+    return function(handles->cusolver, handles->eigh, CUSOLVER_EIG_MODE_VECTOR,
+                    CUBLAS_FILL_MODE_UPPER, n, CUDA_R_64F, A.data + first * n * n, n, CUDA_R_64F,
+                    values + first * n, CUDA_R_64F, buffers..., count);
+  };
+  struct Sizes {
     size_t on_device = 0, on_host = 0;
-    check(solve(handles->library.cusolverDnXsyevBatched_bufferSize, &on_device, &on_host),
+  };
+  const auto sizes_of = [&](int64_t first, int64_t count) {
+    Sizes sizes;
+    check(solve(first, count, handles->library.cusolverDnXsyevBatched_bufferSize, &sizes.on_device,
+                &sizes.on_host),
           "cusolverDnXsyevBatched_bufferSize");
+    return sizes;
+  };
+  if (is_capturing(stream)) {
+    in_pieces(A.count, n * n, [&](int64_t first, int64_t count) {
+      const size_t on_host = sizes_of(first, count).on_host;
+      STD_TORCH_CHECK(on_host == 0,
+                      "eigh: A must need no host memory of cuSOLVER while a CUDA graph is "
+                      "captured, got ",
+                      on_host, " bytes for ", count, " matrices of ", n, " rows");
+    });
+  }
+  in_pieces(A.count, n * n, [&](int64_t first, int64_t count) {
+    const Sizes sizes = sizes_of(first, count);
     Workspace piece = workspace.part();
     // cuSOLVER 11.7.1 reads the old contents: without the zeros its vectors are wrong.
-    auto* const work = piece.zeros<std::byte>(static_cast<int64_t>(on_device));
-    std::vector<std::byte> host_work(on_host);  // until the call returns: torch keeps no more
-    check(solve(handles->library.cusolverDnXsyevBatched, work, on_device, host_work.data(), on_host,
-                A.info + first),
+    auto* const work = piece.zeros<std::byte>(static_cast<int64_t>(sizes.on_device));
+    std::vector<std::byte> host_work(sizes.on_host);  // until the call returns, as in torch
+    check(solve(first, count, handles->library.cusolverDnXsyevBatched, work, sizes.on_device,
+                host_work.data(), sizes.on_host, A.info + first),
           "cusolverDnXsyevBatched");
   });
 }

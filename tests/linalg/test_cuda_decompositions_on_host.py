@@ -211,9 +211,26 @@ def test_a_capture_forbids_none_of_the_calls(on_simt: Any, name: str) -> None:
     for a, b in zip(again, expected, strict=True):
         assert torch.equal(a, b)
     on_simt.begin_capture()
+    on_simt.host_work(0)
     op(positive(2, 3))
+    on_simt.host_work(16)
     kernels = on_simt.end_capture()
     assert len(kernels) == (3 if name == "inverse_of_cholesky_factor" else 1)
+
+
+def test_a_capture_is_refused_where_cusolver_wants_memory_of_the_host(on_simt: Any) -> None:
+    """A replay might read it; nothing is launched, and another capture is not disturbed."""
+    calls = on_simt.library_calls()
+    on_simt.begin_capture()
+    message = (
+        "eigh: A must need no host memory of cuSOLVER while a CUDA graph is captured, "
+        "got 16 bytes for 16384 matrices of 2 rows"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        ops.eigh(positive(20_000, 2))
+    assert on_simt.end_capture() == []
+    assert on_simt.library_calls() == calls
+    assert not ops.eigh(positive(2, 3))[-1].any()
 
 
 def test_handles_that_cannot_be_made_leave_nothing_behind(on_simt: Any) -> None:

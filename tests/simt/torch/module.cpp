@@ -120,6 +120,7 @@ PYBIND11_MODULE(fusedstep_simt, m) {
   m.def("pieces", &pieces);
   m.def("libraries_missing", [](bool missing) { settings.missing = missing; });
   m.def("gives_up", [](int64_t matrix) { settings.gives_up = matrix; });
+  m.def("host_work", [](int64_t bytes) { settings.host_work = bytes; });
   m.def("library_calls", [] { return settings.calls; });
   m.def("library_handles", [] { return settings.handles; });
   bind_cuda_tensors(m);

@@ -184,7 +184,7 @@ cusolverStatus_t cusolverDnXsyevBatched_bufferSize(cusolverDnHandle_t, cusolverD
     return CUSOLVER_STATUS_INVALID_VALUE;
   }
   *on_device = static_cast<std::size_t>(8 * (n + count));
-  *on_host = 16;
+  *on_host = static_cast<std::size_t>(settings.host_work);
   return CUSOLVER_STATUS_SUCCESS;
 }
 
