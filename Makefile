@@ -104,8 +104,12 @@ cuda-report: setup ## compile the CUDA kernels, check registers, spills, arithme
 
 # No virtual environment and no network: PYTHON has torch and what a build needs.
 .PHONY: gpu-check
-gpu-check: ## prove and time everything on this machine's GPU, with PYTHON (python3)
+gpu-check: ## prove and time everything on this machine's GPU, with PYTHON (python3); ARGS="--call 1"
 	$(PYTHON) -m bench.gpu_check $(ARGS)
+
+.PHONY: gpu-rehearse
+gpu-rehearse: setup ## the same program with the CPU in the GPU's place; ARGS="--quick" in minutes
+	$(PY) -m bench.gpu_check --rehearse $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/lint ## check format, style and types of all code

@@ -1,103 +1,110 @@
-"""Proves and times everything on this machine's GPU: the build, the tests, the bits, the speed.
+"""Proves and times everything on this machine's GPU: bits, speed, graphs, tests, sanitizers.
 
-    python -m bench.gpu_check      at most 8 minutes, no network; ends in one table
+    python -m bench.gpu_check --call 1      builds, compares bits, times: at most 480 s
+    python -m bench.gpu_check --call 2      tests, sanitizers, counters: at most 260 s
+    python -m bench.gpu_check --rehearse    both, with the CPU in the GPU's place; --quick for CI
 
-Uses the Python it runs under. Logs go to build/gpu-check, the results to bench/results/gpu-*.json;
-copies of both go to the folder $OUT if that is set. Status 0 where all passed, 1 where something
-did not, 2 where torch sees no GPU. FUSEDSTEP_COMMIT names the commit where there is no .git.
+Uses the Python it runs under and no network. Every row is written at once to
+bench/results/gpu-<name>-call-<n>.json, a rehearsal's to build/gpu-check; copies of it and of all
+logs go to the folder $OUT if that is set. Status 0 where nothing failed, 1 where something did, 2
+where torch sees no GPU. FUSEDSTEP_COMMIT names the commit where there is no .git.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
-import shutil
-import subprocess
+import signal
 import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
+from types import FrameType
 
-from bench.gpu.parts import parts
-from bench.gpu.rows import Row, table
-from bench.gpu.runner import Part, Run, run_all, run_command
+from bench.gpu.probe import gpu_and_driver
+from bench.gpu.results import Results, table
+from bench.gpu.rows import Row
+from bench.gpu.runner import Stage, file_name, run_stage
+from bench.gpu.stages import LIMITS, Plan, calls
 from bench.record import RESULTS, ROOT, commit
-from python.buildtools import cuda
+from python.buildtools.facts import fingerprint
 
-SECONDS = 480
-TAIL = 15  # lines of a failing part's log that are shown
-
-
-class Results:
-    """Keeps the results file current: a machine may be taken away before the end."""
-
-    def __init__(self, facts: dict, results: Path, logs: Path, out: Path | None) -> None:
-        name = re.sub(r"[^a-z0-9]+", "-", facts["name"].lower()).strip("-")
-        self.rows: list[Row] = []
-        self._path = results / f"gpu-{name}.json"
-        self._logs, self._out = logs, out
-        self._begin = time.monotonic()
-        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._all = {"date": date, **facts, "commit": commit(), "parts": {}}
-
-    def take(self, part: Part, rows: list[Row], figures: dict, seconds: float) -> None:
-        """One part's rows and figures; prints them, with the end of the log where one failed."""
-        self.rows += rows
-        self._all["parts"][part.name] = {
-            "seconds": round(seconds, 1),
-            "rows": [vars(row) | {"verdict": row.verdict} for row in rows],
-            "figures": figures,
-        }
-        self._all["passed"] = all(row.passed for row in self.rows)
-        self._all["seconds"] = round(time.monotonic() - self._begin, 1)
-        print(f"\n== {part.name}, {seconds:.0f} s\n{table(rows)}", flush=True)
-        log = self._logs / f"{part.name.replace(' ', '-')}.log"
-        text = log.read_text(errors="replace") if log.exists() and seconds else ""
-        if not all(row.passed for row in rows):
-            print("\n".join(text.strip().split("\n")[-TAIL:]), flush=True)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(self._all, indent=1) + "\n")
-        if self._out:
-            shutil.copy(self._path, self._out)
-            with (self._out / "gpu-check.log").open("a") as file:
-                file.write(f"\n== {part.name}\n{text}")
+LEAST = 15  # seconds that a stage without seconds of its own must find left
 
 
-def device_facts() -> dict:
-    """The first GPU and the versions, asked in a separate process."""
-    command = [sys.executable, "-m", "bench.gpu.device"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if result.returncode:
-        raise SystemExit(f"gpu-check: {sys.executable} cannot ask for the GPU:\n{result.stderr}")
-    return json.loads(result.stdout)
-
-
-def check(
-    facts: dict, results: Path, logs: Path, out: Path | None, seconds: float, run: Run
+def run_stages(
+    stages: list[Stage], limit: float, logs: Path, results: Results, copies: Path | None
 ) -> int:
-    """Runs all parts; the exit status."""
-    if not facts["name"]:
-        print(f"gpu-check: torch {facts['torch']} sees no GPU on this machine: nothing to check")
-        return 2
-    print(f"{facts['name']}, torch {facts['torch']}, CUDA {facts['cuda']}, commit {commit()}")
-    kept = Results(facts, results, logs, out)
-    every = parts(ROOT, cuda.find_toolkit(), facts["capability"])
-    run_all(every, logs, seconds, run, kept.take)
-    print("\n" + table(kept.rows, heading=True))
-    failed = sum(not row.passed for row in kept.rows)
-    print(f"\n{failed} of {len(kept.rows)} failed" if failed else "\nall passed")
-    return 1 if failed else 0
+    """Runs them one after another within `limit` seconds; the exit status."""
+    logs.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + limit
+    with ((copies or logs) / f"all-{logs.name}.log").open("w", buffering=1) as log:
+        for stage in stages:
+            begin = time.monotonic()
+            left = end - begin
+            if stage.left_out or left < (1 if stage.limit else LEAST):
+                reason = stage.left_out or f"the {limit:.0f} s were used up"
+                results.take(stage.name, Row(stage.name, f"left out: {reason}"))
+                continue
+            print(f"== {stage.name}", file=log)
+            run_stage(
+                stage,
+                min(stage.limit or left, left),
+                logs,
+                take=lambda row, name=stage.name: results.take(name, row),  # type: ignore[misc]
+                tell=lambda line: print(line, file=log),
+            )
+            results.end(stage.name, time.monotonic() - begin)
+            lost = [r for _, r in results.failed if r.name == stage.needs]
+            if lost:
+                print(f"\ngpu-check: {lost[0].name}: {lost[0].result}; nothing else can run")
+                return 2 if lost[0].name == "GPU" else 1
+    return 1 if results.failed else 0
+
+
+def run_call(call: int, plan: Plan, folder: Path, copies: Path | None) -> int:
+    """One of the two calls; the exit status."""
+    gpu = "rehearsal" if plan.rehearse else gpu_and_driver() or "unknown"
+    name = f"gpu-{file_name(gpu.split(',')[0]).lower()}-call-{call}"
+    facts = {
+        "gpu": gpu,
+        "call": call,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "sources": fingerprint(plan.root),
+        "scale": plan.scale,
+    }
+    print(f"gpu-check, call {call}: {gpu}, commit {facts['commit']}", flush=True)
+    logs = ROOT / "build" / "gpu-check" / f"call-{call}"
+    results = Results(folder / f"{name}.json", facts, copies)
+    built = len(list((plan.root / "python" / "fusedstep").glob("_C*.so"))) >= 2
+    limit = plan.seconds(LIMITS[call])
+    status = run_stages(calls(plan, built)[call], limit, logs, results, copies)
+    if results.failed:
+        print("\n" + table(results.failed))
+    print(f"\n{len(results.failed)} of {len(results.rows)} rows failed, {results.seconds:.0f} s")
+    return status
+
+
+def end(number: int, frame: FrameType | None) -> None:
+    """On SIGTERM: what runs is killed on the way out."""
+    raise SystemExit(128 + number)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="limit for all parts")
-    seconds = parser.parse_args().seconds
-    out = Path(os.environ["OUT"]) if os.environ.get("OUT") else None
-    logs = ROOT / "build" / "gpu-check"
-    return check(device_facts(), RESULTS, logs, out, seconds, run_command)
+    parser.add_argument("--call", type=int, choices=tuple(LIMITS), help="default: both")
+    parser.add_argument("--rehearse", action="store_true", help="with the CPU in the GPU's place")
+    parser.add_argument("--quick", action="store_true", help="a rehearsal of a few small checks")
+    asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, end)
+    plan = Plan(ROOT, asked.rehearse or asked.quick, asked.quick)
+    folder = ROOT / "build" / "gpu-check" if plan.rehearse else RESULTS
+    copies = Path(os.environ["OUT"]) if os.environ.get("OUT") else None
+    status = 0
+    for call in [asked.call] if asked.call else LIMITS:
+        status = max(status, run_call(call, plan, folder, copies))
+    return status
 
 
 if __name__ == "__main__":

@@ -42,11 +42,11 @@ class Case:
     target: float | None = None  # wanted ratio of torch's time to ours
 
     def batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        hidden = torch.randn(self.tokens, self.width, generator=generator)
-        often = 1 / torch.arange(1, self.vocabulary + 1).float()
+        generator = torch.Generator(device).manual_seed(0)
+        hidden = torch.randn(self.tokens, self.width, generator=generator, device=device)
+        often = 1 / torch.arange(1, self.vocabulary + 1, device=device).float()
         tokens = torch.multinomial(often, self.tokens, replacement=True, generator=generator)
-        return hidden.to(device), tokens.to(device)
+        return hidden, tokens
 
     def torch_solution(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         wide = hidden.double()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
@@ -37,15 +38,15 @@ class Case:
     target: float | None = None  # wanted ratio of torch's time to ours
 
     def matrices(self, device: torch.device) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
         *batch, m, n = self.shape
+        normal = partial(torch.randn, generator=generator, device=device)
         if self.rank is None:
-            return torch.randn(self.shape, generator=generator).to(device, self.dtype)
+            return normal(self.shape).to(self.dtype)
         left, right = (
-            torch.randn(*batch, *size, generator=generator, dtype=torch.float64)
-            for size in ((m, self.rank), (self.rank, n))
+            normal(*batch, *size, dtype=torch.float64) for size in ((m, self.rank), (self.rank, n))
         )
-        return (left @ right).to(device, self.dtype)
+        return (left @ right).to(self.dtype)
 
     def sides(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """fusedstep's function and torch's; for least squares, the one that takes any rank."""

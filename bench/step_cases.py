@@ -133,8 +133,8 @@ class ForeachLion(torch.optim.Optimizer):
 class Rule:
     """An optimizer of fusedstep and its opponent, made with the same `arguments`.
 
-    The opponent is torch's best documented path: fused, or foreach for RMSprop, which torch has
-    not fused. torch has no Lion at all: fusedstep's is timed against ForeachLion.
+    The opponent is torch's best documented path: fused, or foreach where torch has not fused
+    (RMSprop, Adagrad on a GPU). torch has no Lion at all: fusedstep's is timed against ForeachLion.
     """
 
     name: str  # the stem of its files
@@ -150,6 +150,12 @@ def fused(name: str, title: str, states: int, **arguments: Any) -> Rule:
     """A rule whose class of this title torch has fused."""
     theirs = partial(getattr(torch.optim, title), fused=True)
     return Rule(name, getattr(fusedstep, title), theirs, "torch, fused", states, title, arguments)
+
+
+def torch_adagrad(params: list[Tensor], **arguments: Any) -> torch.optim.Optimizer:
+    """Torch's fastest: fused on a CPU; on a GPU it has only foreach, and refuses fused."""
+    fastest = "foreach" if params[0].is_cuda else "fused"
+    return torch.optim.Adagrad(params, **{fastest: True}, **arguments)
 
 
 ADAMW = fused("adamw", "AdamW", 2, weight_decay=0.1)
@@ -168,7 +174,14 @@ RULES = {
             arguments={"momentum": 0.9, "centered": True},
         ),
         fused("sgd", "SGD", 1, momentum=0.9),
-        fused("adagrad", "Adagrad", 1),
+        Rule(
+            "adagrad",
+            fusedstep.Adagrad,
+            torch_adagrad,
+            against="torch, fused or foreach",
+            states=1,
+            title="Adagrad",
+        ),
         Rule(
             "lion",
             fusedstep.Lion,

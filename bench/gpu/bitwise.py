@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import chain, product
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import fusedstep
-from bench.gpu.rows import Findings
+from bench.gpu.checks import Reporter, Scale, options, run
+from bench.gpu.compare import differing
 from bench.gpu.trials import ALIKE, TRIALS, Pairs, Trial, grad_of
 from fusedstep import _C
 
 # Around the norm's rows of 256, a pack, and a chunk; 0 and 1.
-SIZES = (0, 1, 7, 255, 256, 257, 4099, _C.CHUNK_SIZE, _C.CHUNK_SIZE + 1)
+SIZES: dict[Scale, tuple[int, ...]] = {
+    "full": (0, 1, 7, 255, 256, 257, 4099, _C.CHUNK_SIZE, _C.CHUNK_SIZE + 1),
+    "host": (0, 1, 7, 257, _C.CHUNK_SIZE + 1),
+    "quick": (0, 1, 257),
+}
 # Elements by which parameter and gradient lie after an address that is aligned to 16 bytes.
 OFFSETS = ((0, 0), (1, 1), (0, 1), (3, 2))
 STEPS = 3
 DEVICES = ("cpu", "cuda")
-_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 Twins = list[tuple[Tensor, Tensor]]  # the same parameter on each of DEVICES
 
 
@@ -42,10 +45,13 @@ def values(count: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor
 
 
 def make(
-    param_dtype: torch.dtype, grad_dtype: torch.dtype, generator: torch.Generator
+    sizes: tuple[int, ...],
+    param_dtype: torch.dtype,
+    grad_dtype: torch.dtype,
+    generator: torch.Generator,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Twins with a gradient for each size and offset."""
-    for size, (param_offset, grad_offset) in product(SIZES, OFFSETS):
+    for size, (param_offset, grad_offset) in product(sizes, OFFSETS):
         param = values(size, param_dtype, generator)
         grad = values(size, grad_dtype, generator)
         twins = [misaligned(param, param_offset, device).requires_grad_() for device in DEVICES]
@@ -80,20 +86,20 @@ class Comparison:
     """Counts what was compared and describes the first differences."""
 
     def __init__(self) -> None:
-        self.tensors = self.elements = self.differing = 0
+        self.tensors = self.elements = self.wrong = 0
 
     def same(self, what: str, on_cpu: Tensor, on_cuda: Tensor) -> None:
         """Every bit; a NaN equals any NaN."""
-        a, b = on_cpu.detach().contiguous(), on_cuda.detach().cpu().contiguous()
-        bits = _BITS[a.element_size()]
-        differ = (a.view(bits) != b.view(bits)) & ~(a.isnan() & b.isnan())
+        differ = differing(on_cpu, on_cuda)
         self.tensors += 1
-        self.elements += a.numel()
+        self.elements += differ.numel()
         if differ.any():
-            self.differing += 1
+            self.wrong += 1
             at = tuple(differ.nonzero()[0].tolist())
-            if self.differing <= 20:
-                print(f"{what}: {int(differ.sum())} differ, first {at}: {a[at]!r} and {b[at]!r}")
+            if self.wrong <= 20:
+                print(
+                    f"{what}: {int(differ.sum())} differ, first {at}: {on_cpu[at]}, {on_cuda[at]}"
+                )
 
 
 def steps(twins: Twins, trial: Trial, label: str, seen: Comparison) -> None:
@@ -131,27 +137,29 @@ def clips(twins: Twins, label: str, seen: Comparison) -> None:
             seen.same(f"{label}, clip: grad of params[{i}]", grad_of(first), grad_of(second))
 
 
-def check(trial: Trial | None, pairs: Pairs, seen: Comparison, name: str) -> None:
+def compare(trial: Trial | None, pairs: Pairs, report: Reporter, name: str) -> None:
     """One trial, or (None) the stand-alone clip: each pair of dtypes, then all of them at once."""
     generator = torch.Generator().manual_seed(0)
+    seen = Comparison()
     everything: Twins = []
-    for dtypes in pairs:
-        twins = list(make(*dtypes, generator))
+    for dtypes in pairs if report.scale == "full" else pairs[:5]:
+        twins = list(make(SIZES[report.scale], *dtypes, generator))
         everything += twins[:: len(OFFSETS) + 1]  # each size and offset comes up
         label = f"{name}, {dtypes[0]} with {dtypes[1]}"
         clips(twins, label, seen) if trial is None else steps(twins, trial, label, seen)
     label = f"{name}, all dtypes at once"
     clips(everything, label, seen) if trial is None else steps(everything, trial, label, seen)
+    result = f"{seen.wrong} of {seen.tensors} tensors differ, {seen.elements} elements"
+    report.right(name, result, "0 differ", seen.wrong == 0 < seen.tensors)
 
 
 def main() -> None:
-    found = Findings(Path(sys.argv[1]))
-    for trial in (*TRIALS, None):
-        name = trial.name if trial else "clip_grad_norm_"
-        seen = Comparison()
-        check(trial, trial.pairs if trial else ALIKE, seen, name)
-        result = f"{seen.differing} of {seen.tensors} tensors differ, {seen.elements} elements"
-        found.row(f"bits: {name}", result, "0 differ", seen.differing == 0)
+    asked = options()
+    report = Reporter(asked.scale)
+    trials = TRIALS[::5] if asked.scale == "quick" else TRIALS
+    checks = [(t.name, partial(compare, t, t.pairs, report, t.name)) for t in trials]
+    clip = "clip_grad_norm_"
+    run([*checks, (clip, partial(compare, None, ALIKE, report, clip))], asked)
 
 
 if __name__ == "__main__":

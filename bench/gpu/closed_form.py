@@ -1,37 +1,37 @@
-"""The closed form's speed on a GPU: pseudo-inverses, Gram matrix, sums by token, Newton's steps.
+"""How fast the closed form is on a GPU: first our kernels beside their floors, then torch.
 
-Each is compared with a bound measured in the same process: torch's float64 product, or a copy.
-Where torch takes one matrix after another, it is timed on a few of the batch and the time of all is
-computed from that; the result says so.
+Torch takes larger matrices one after another, and refuses or slows down on large batches: it is
+timed on a few matrices, and the rates are compared, matrices a second.
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+import time
+from dataclasses import replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from bench.gpu.rows import Findings
+import fusedstep
+from bench.gpu.checks import Check, Reporter, Scale, options, run
 from bench.least_squares import Case as LeastSquaresCase
-from bench.measure import Call, Medians, compare, copy_rate, product_rate, timer_of
+from bench.measure import Call, copy_rate, product_rate, timer_of
 from bench.newton import CASES as NEWTON_CASES
+from bench.newton import Case as NewtonCase
 from bench.pinv import Case, error
 from fusedstep.lm_head import least_squares
 
 DEVICE = torch.device("cuda", 0)
-RATE_SIZE = 8192  # of the matrices whose product gives the rate
-COPIED = 1 << 27  # float64 elements copied for the bandwidth
-SECONDS = 1.0  # of timing each pair
-FEW_COLUMNS = 1024  # of all matrices together that stand for a batch which torch takes one by one
-SAMPLE = 32  # matrices whose error is looked at
+RATE_SIZE: dict[Scale, int] = {"full": 8192, "host": 128, "quick": 64}  # of a product's matrices
+COPIED: dict[Scale, int] = {"full": 1 << 27, "host": 1 << 16, "quick": 1 << 12}  # float64 elements
+SECONDS: dict[Scale, float] = {"full": 0.4, "host": 0.05, "quick": 0.0}  # of timing one side
 TINY, SMALL = 32, 256  # columns up to which a matrix is called so
-RECIPE = 1.5  # wanted ratio of the recipe's time to ours
-# The bounds table of the design: from a batch of tiny ones to one that fills the machine.
+FEW_TINY, FEW = 4096, 8  # matrices that torch is given
+SAMPLE = 8  # matrices whose error is looked at
+RECIPE = 1.5  # wanted ratio of our rate to the recipe's
+# From a batch of tiny ones to one that fills the machine.
 PINV_CASES = (
     Case("tiny", (100_000, 16, 16), target=1.5),
     Case("tiny-32", (10_000, 32, 32), target=1.5),
@@ -47,14 +47,6 @@ LAST_LAYER = LeastSquaresCase("words", 1 << 19, 50257, 768)
 GRAM_SHARE, SUM_SHARE = 0.60, 0.70  # of the product's rate and of the copy's
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """What this GPU does at best."""
-
-    operations: float  # a second, of a float64 product
-    bytes: float  # a second, read and written both counted
-
-
 def recipe(A: Tensor) -> Tensor:
     """What one would write in torch: a float64 Gram matrix, its eigh, the small ones cut off."""
     X = A.double() if A.shape[-2] >= A.shape[-1] else A.double().mT
@@ -65,106 +57,163 @@ def recipe(A: Tensor) -> Tensor:
     return (P if A.shape[-2] >= A.shape[-1] else P.mT).to(A.dtype)
 
 
-def medians(ours: Call, theirs: Call) -> Medians:
-    """Of both in turns; torch's side may take seconds."""
-    return compare(ours, theirs, DEVICE, SECONDS, least_samples=3)
+def sized(case: Case, scale: Scale) -> Case:
+    """The case, or a few matrices that an emulated GPU can do."""
+    if scale == "full":
+        return case
+    side = 40 if scale == "host" else 12
+    shape = (3, *(min(n, side) for n in case.shape[1:]))
+    return replace(case, shape=shape, rank=case.rank and min(shape[1:]) - 2)
 
 
-def seconds_of(call: Call) -> float:
-    """The median of fifteen after three."""
-    timer = timer_of(DEVICE)
-    return statistics.median([timer(call, 1) for _ in range(18)][3:])
+def title_of(case: Case) -> str:
+    name = f"pinv {'x'.join(map(str, case.shape))} {str(case.dtype).removeprefix('torch.')}"
+    return name + (f", rank {case.rank}" if case.rank else "")
 
 
-def measure_bounds(found: Findings) -> Bounds:
-    bounds = Bounds(product_rate(DEVICE, RATE_SIZE, torch.float64), copy_rate(DEVICE, COPIED))
-    result = f"{bounds.operations / 1e12:.3g} TFLOP/s, copy {bounds.bytes / 1e9:.0f} GB/s"
-    found.row("torch's float64 product", result)
-    found.figure("bounds", vars(bounds))
-    return bounds
+def few_of(A: Tensor) -> Tensor:
+    """The part of a batch that torch is given."""
+    return A[: FEW_TINY if min(A.shape[-2:]) <= TINY else FEW]
 
 
-def pinv_rows(case: Case, bounds: Bounds, found: Findings) -> None:
-    """Against torch.linalg.pinv and against the recipe; the error of ours and torch's."""
-    A, (ours, theirs) = case.matrices(DEVICE), case.sides()
-    title = f"pinv {'x'.join(map(str, case.shape))} {str(case.dtype).removeprefix('torch.')}"
-    title += f", rank {case.rank}" if case.rank else ""
-    columns = min(A.shape[-2:])
-    one_by_one = columns > TINY
-    few = A[: max(2, FEW_COLUMNS // columns)] if one_by_one else A
-    timed = medians(lambda: ours(A), lambda: theirs(few))
-    our_seconds, their_seconds = timed.ours, timed.theirs * len(A) / len(few)
-    ratio, target = their_seconds / our_seconds, f"{case.target:g}x" if case.target else ""
-    times = f"{1e3 * our_seconds:.4g} ms, torch {1e3 * their_seconds:.4g} ms"
-    times += f" (computed from {len(few)})" if one_by_one else ""
-    passed = case.target is None or ratio >= case.target
-    found.row(title, f"{times}: {ratio:.3g}x", target, passed)
+class ClosedForm:
+    """The checks, and the rates that bound what they time."""
 
-    if case.dtype == torch.float32:
-        timed = medians(lambda: ours(A), lambda: recipe(A))
-        our_seconds, ratio = timed.ours, timed.ratio
-        wanted = TINY < columns <= SMALL and case.rank is None
-        result = f"float64 Gram + eigh {1e3 * timed.theirs:.4g} ms: {ratio:.3g}x"
-        passed = not wanted or ratio >= RECIPE
-        found.row(f"{title}: recipe", result, f"{RECIPE:g}x" if wanted else "", passed)
-        some = A[:SAMPLE]
-        rtol = torch.finfo(A.dtype).eps * max(A.shape[-2:])
-        truth = torch.linalg.pinv(some.double().cpu(), rtol=rtol).to(DEVICE)
-        errors = [error(side, truth, some) for side in (ours, theirs)]
-        passed = float(errors[0]) <= float(errors[1])
-        found.row(f"{title}: error", f"{errors[0]}, torch's {errors[1]}", "torch's", passed)
-    bytes_moved = A.numel() * A.element_size() * 2
-    floor = max(case.operations / bounds.operations, bytes_moved / bounds.bytes)
-    found.row(f"{title}: floor", f"{1e3 * floor:.3g} ms, {our_seconds / floor:.3g} times that")
+    def __init__(self, report: Reporter) -> None:
+        self.report, self.scale = report, report.scale
+        self._timer = timer_of(DEVICE)
 
+    def seconds(self, call: Call) -> float:
+        """The median, after one call to warm up; of one sample where a call takes that long."""
+        samples, end = [self._timer(call, 1)], time.perf_counter() + SECONDS[self.scale]
+        while len(samples) < 2 or time.perf_counter() < end:
+            samples.append(self._timer(call, 1))
+        return statistics.median(samples[1:])
 
-def last_layer_rows(case: LeastSquaresCase, bounds: Bounds, found: Findings) -> None:
-    """The two sums of least squares by themselves, then all of it."""
-    hidden, tokens = case.batch(DEVICE)
-    width = case.width
-    gram = torch.zeros(width, width, dtype=torch.float64, device=DEVICE)
-    seconds = seconds_of(lambda: torch.ops.fusedstep.gram_(gram, hidden))
-    share = case.tokens * width**2 / seconds / bounds.operations  # half of all, for symmetry
-    result = f"{1e3 * seconds:.4g} ms, {share:.0%} of the product's rate"
-    found.row("float64 Gram matrix", result, f"{GRAM_SHARE:.0%}", share >= GRAM_SHARE)
+    @cached_property
+    def operations(self) -> float:
+        """A second, of torch's float64 product."""
+        return product_rate(DEVICE, RATE_SIZE[self.scale], torch.float64)
 
-    sums = torch.zeros(case.vocabulary, width, dtype=torch.float64, device=DEVICE)
-    order = torch.sort(tokens, stable=True).indices
-    ids = tokens[order]
-    seconds = seconds_of(lambda: torch.ops.fusedstep.segment_sum_(sums, hidden, order, ids))
-    moved = 4 * hidden.numel() + 16 * width * len(ids.unique()) + 16 * case.tokens
-    share = moved / seconds / bounds.bytes
-    result = f"{1e3 * seconds:.4g} ms, {share:.0%} of the copy's rate"
-    found.row("sums by token", result, f"{SUM_SHARE:.0%}", share >= SUM_SHARE)
+    @cached_property
+    def bandwidth(self) -> float:
+        """Bytes a second that torch's copy reads and writes."""
+        return copy_rate(DEVICE, COPIED[self.scale])
 
-    timed = medians(
-        lambda: least_squares(hidden, tokens, case.vocabulary),
-        lambda: case.torch_solution(hidden, tokens),
-    )
-    found.row("least squares", in_words(timed))
+    def bounds(self) -> None:
+        result = f"{self.operations / 1e12:.3g} TFLOP/s, copy {self.bandwidth / 1e9:.0f} GB/s"
+        figures = {"operations": self.operations, "bytes": self.bandwidth}
+        self.report.row("torch's float64 product", result, **figures)
 
+    def pinv(self, case: Case) -> None:
+        case = sized(case, self.scale)
+        A = case.matrices(DEVICE)
+        seconds = self.seconds(lambda: fusedstep.pinv(A))
+        floor = max(case.operations / self.operations, 2 * A.nbytes / self.bandwidth)
+        result = f"{1e3 * seconds:.4g} ms, {seconds / floor:.3g} times the floor"
+        self.report.row(title_of(case), result, seconds=seconds, floor=floor)
 
-def in_words(timed: Medians) -> str:
-    return f"{1e3 * timed.ours:.4g} ms, torch {1e3 * timed.theirs:.4g} ms: {timed.ratio:.3g}x"
+    def pinv_beside_torch(self, case: Case) -> None:
+        """Torch's own function, the recipe, and the errors of ours and torch's."""
+        wanted, case = case.target, sized(case, self.scale)
+        A, title = case.matrices(DEVICE), title_of(case)
+        few, columns = few_of(A), min(case.shape[-2:])
+        rate = len(A) / self.seconds(lambda: fusedstep.pinv(A))
 
+        def against(name: str, call: Call, aim: float | None) -> None:
+            theirs = len(few) / self.seconds(call)
+            result = f"{rate:.4g} matrices/s, {name} {theirs:.4g} (of {len(few)})"
+            result += f": {rate / theirs:.3g}x"
+            shown, reached = f"{aim:g}x" if aim else "", aim is None or rate >= aim * theirs
+            self.report.fast(f"{title}: {name}", result, shown, reached, ours=rate, theirs=theirs)
 
-def newton_rows(found: Findings) -> None:
-    for case in NEWTON_CASES:
+        against("torch.linalg.pinv", lambda: torch.linalg.pinv(few), wanted)
+        if case.dtype == torch.float32:
+            aim = RECIPE if TINY < columns <= SMALL and case.rank is None else None
+            against("Gram + eigh", lambda: recipe(few), aim)
+            some = A[:SAMPLE]
+            rtol = torch.finfo(A.dtype).eps * max(A.shape[-2:])
+            truth = torch.linalg.pinv(some.double().cpu(), rtol=rtol).to(DEVICE)
+            ours, theirs = (error(side, truth, some) for side in case.sides())
+            good = float(ours) <= float(theirs)
+            self.report.fast(f"{title}: error", f"{ours}, torch's {theirs}", "torch's", good)
+
+    @cached_property
+    def last_layer(self) -> tuple[LeastSquaresCase, Tensor, Tensor]:
+        few = LeastSquaresCase("few", 400, 30, 8)
+        case = LAST_LAYER if self.scale == "full" else few
+        return case, *case.batch(DEVICE)
+
+    def gram(self) -> None:
+        case, hidden, _ = self.last_layer
+        gram = torch.zeros(case.width, case.width, dtype=torch.float64, device=DEVICE)
+        seconds = self.seconds(lambda: torch.ops.fusedstep.gram_(gram, hidden))
+        share = case.tokens * case.width**2 / seconds / self.operations  # half, for symmetry
+        result = f"{1e3 * seconds:.4g} ms, {share:.0%} of the product's rate"
+        aim, good = f"{GRAM_SHARE:.0%}", share >= GRAM_SHARE
+        self.report.fast("float64 Gram matrix", result, aim, good, seconds=seconds)
+
+    def sums(self) -> None:
+        case, hidden, tokens = self.last_layer
+        sums = torch.zeros(case.vocabulary, case.width, dtype=torch.float64, device=DEVICE)
+        order = torch.sort(tokens, stable=True).indices
+        ids = tokens[order]
+        seconds = self.seconds(lambda: torch.ops.fusedstep.segment_sum_(sums, hidden, order, ids))
+        moved = hidden.nbytes + 16 * case.width * len(ids.unique()) + 16 * case.tokens
+        share = moved / seconds / self.bandwidth
+        result = f"{1e3 * seconds:.4g} ms, {share:.0%} of the copy's rate"
+        aim, good = f"{SUM_SHARE:.0%}", share >= SUM_SHARE
+        self.report.fast("sums by token", result, aim, good, seconds=seconds)
+
+    def least_squares(self) -> None:
+        case, hidden, tokens = self.last_layer
+        ours = self.seconds(lambda: least_squares(hidden, tokens, case.vocabulary))
+        self.report.row("least squares", f"{1e3 * ours:.4g} ms", seconds=ours)
+
+    def least_squares_beside_torch(self) -> None:
+        case, hidden, tokens = self.last_layer
+        self._ratio(
+            "least squares",
+            lambda: least_squares(hidden, tokens, case.vocabulary),
+            lambda: case.torch_solution(hidden, tokens),
+        )
+
+    def newton_beside_torch(self, case: NewtonCase) -> None:
+        if self.scale != "full":
+            case = replace(case, tokens=4, vocabulary=30, width=5)
         problem = case.problem(DEVICE)
-        timed = medians(partial(case.ours, *problem), partial(case.theirs, *problem))
-        found.row(f"newton {case.name}", in_words(timed))
+        ours, theirs = partial(case.ours, *problem), partial(case.theirs, *problem)
+        self._ratio(f"newton {case.name}", ours, theirs)
+
+    def _ratio(self, name: str, ours: Call, theirs: Call) -> None:
+        mine, other = self.seconds(ours), self.seconds(theirs)
+        result = f"{1e3 * mine:.4g} ms, torch {1e3 * other:.4g} ms: {other / mine:.3g}x"
+        self.report.row(f"{name}: torch", result, ours=mine, theirs=other)
+
+    def checks(self) -> list[Check]:
+        """Ours, then those that torch may take long for."""
+        cases = PINV_CASES[::4] if self.scale == "quick" else PINV_CASES
+        return [
+            ("torch's float64 product", self.bounds),
+            *((f"pinv {case.name}", partial(self.pinv, case)) for case in cases),
+            ("float64 Gram matrix", self.gram),
+            ("sums by token", self.sums),
+            ("least squares", self.least_squares),
+            *(
+                (f"newton {case.name}", partial(self.newton_beside_torch, case))
+                for case in NEWTON_CASES
+            ),
+            ("least squares: torch", self.least_squares_beside_torch),
+            *(
+                (f"pinv {case.name}: torch", partial(self.pinv_beside_torch, case))
+                for case in cases
+            ),
+        ]
 
 
 def main() -> None:
-    found = Findings(Path(sys.argv[1]))
-    found.figure("torch", torch.__version__)
-    bounds = measure_bounds(found)
-    for case in PINV_CASES:
-        pinv_rows(case, bounds, found)
-        torch.cuda.empty_cache()
-    last_layer_rows(LAST_LAYER, bounds, found)
-    torch.cuda.empty_cache()
-    newton_rows(found)
+    asked = options()
+    run(ClosedForm(Reporter(asked.scale)).checks(), asked)
 
 
 if __name__ == "__main__":

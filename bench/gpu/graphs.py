@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import fusedstep
+from bench.gpu.checks import Reporter, options, run
 from bench.gpu.forms import ROUNDED, Form
-from bench.gpu.rows import Findings
 from bench.gpu.trials import grad_of
 
 REPLAYS = 5
+LAUNCHES = "kernels launched"
 LONG = 200_000_000  # cycles, about 0.1 s: longer than any host needs for a step
 
 
@@ -181,25 +180,30 @@ def launches(params: list[Tensor]) -> int:
     return len(on_gpu)
 
 
-CHECKS: tuple[tuple[str, Callable[[], int], str], ...] = (
-    ("graph replay equals eager", replay_equals_eager, "tensors differ"),
-    ("the same, rounded stochastically", partial(replay_equals_eager, ROUNDED), "tensors differ"),
-    ("replays round differently", replays_round_differently, "repeat"),
-    ("graph survives an eager step", graph_survives_an_eager_step, "tensors differ"),
-    ("side stream", side_stream_is_followed, "tensors differ"),
-    ("no waiting for the GPU", step_returns_before_the_gpu_is_done, "waits"),
+# What is counted, and how many there must be.
+CHECKS: tuple[tuple[str, Callable[[], int], str, int], ...] = (
+    ("graph replay equals eager", replay_equals_eager, "tensors differ", 0),
+    ("so rounded stochastically", partial(replay_equals_eager, ROUNDED), "tensors differ", 0),
+    ("replays round differently", replays_round_differently, "repeat", 0),
+    ("graph survives an eager step", graph_survives_an_eager_step, "tensors differ", 0),
+    ("side stream", side_stream_is_followed, "tensors differ", 0),
+    ("no waiting for the GPU", step_returns_before_the_gpu_is_done, "waits", 0),
+    ("2000 tensors", lambda: launches(make(2000)), LAUNCHES, 2),
+    ("two dtypes", lambda: launches(make(300) + make(300, torch.bfloat16)), LAUNCHES, 3),
 )
 
 
 def main() -> None:
-    found = Findings(Path(sys.argv[1]))
-    for name, check, what in CHECKS:
-        count = check()
-        found.row(name, f"{count} {what}", f"0 {what}", count == 0)
-    count = launches(make(2000))
-    found.row("launches, 2000 tensors", str(count), "2", count == 2)
-    count = launches(make(300) + make(300, torch.bfloat16))
-    found.row("launches, two dtypes", str(count), "3", count == 3)
+    asked = options()
+    report = Reporter(asked.scale)
+
+    def expect(name: str, count: Callable[[], int], what: str, wanted: int) -> None:
+        found = count()
+        report.right(name, f"{found} {what}", f"{wanted} {what}", found == wanted)
+
+    # A CPU launches nothing.
+    checks = [check for check in CHECKS if asked.scale == "full" or check[2] != LAUNCHES]
+    run([(check[0], partial(expect, *check)) for check in checks], asked)
 
 
 if __name__ == "__main__":

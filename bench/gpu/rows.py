@@ -1,63 +1,46 @@
-"""The lines of the final table: what was checked, the result, what was wanted."""
+"""What a stage's processes tell the runner, line by line in their logs: rows, and what begins."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
-from bench.record import text_table
+ROW, CHECK = "row: ", "check: "  # begin a line; of a check, its number and its name follow
+BROKEN = 3  # exit status: the rows are told, but this process can use the GPU no more
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line. `target` is "" where a figure is only reported, and then `passed` is ignored."""
+    """What was looked at and what came out."""
 
-    part: str
+    name: str
     result: str
-    target: str
-    passed: bool
+    target: str = ""  # what was wanted
+    passed: bool | None = None  # None where the result is only reported
+    figures: Mapping[str, object] = field(default_factory=dict)  # for the results file alone
 
     @property
     def verdict(self) -> str:
-        return ("pass" if self.passed else "FAIL") if self.target else ""
+        return {True: "pass", False: "FAIL", None: ""}[self.passed]
+
+    def show(self) -> None:
+        """Prints it for whoever reads the log; a pipe or file must not hold it back."""
+        print(ROW + json.dumps(asdict(self)), flush=True)
 
 
-class Findings:
-    """What a script has found, written line by line: a script that runs over keeps its lines."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: list[Row] = []
-        self._figures: dict[str, object] = {}
-        self._write()
-
-    def row(self, part: str, result: str, target: str = "", passed: bool = True) -> None:
-        """Adds a line to the table and prints it."""
-        self._rows.append(Row(part, result, target, passed))
-        print(table(self._rows[-1:]), flush=True)
-        self._write()
-
-    def figure(self, name: str, value: object) -> None:
-        """Adds what only the results file shows."""
-        self._figures[name] = value
-        self._write()
-
-    def _write(self) -> None:
-        rows = [asdict(row) for row in self._rows]
-        self._path.write_text(json.dumps({"rows": rows, "figures": self._figures}))
+def parse(line: str) -> Row | None:
+    """The row of a line of a log; None where it has none, or was cut off."""
+    if not line.startswith(ROW):
+        return None
+    try:
+        return Row(**json.loads(line[len(ROW) :], parse_constant=str))
+    except (TypeError, ValueError):
+        return None
 
 
-def read(path: Path) -> tuple[list[Row], dict[str, object]]:
-    """The lines and figures of a script; none if it did not get that far."""
-    if not path.exists():
-        return [], {}
-    found = json.loads(path.read_text())
-    return [Row(**row) for row in found["rows"]], found["figures"]
-
-
-def table(rows: list[Row], heading: bool = False) -> str:
-    """The lines for people, columns aligned."""
-    cells = [("part", "result", "target", "")] if heading else []
-    cells += [(row.part, row.result, row.target, row.verdict) for row in rows]
-    return text_table(cells)
+def parse_check(line: str) -> tuple[int, str] | None:
+    """The number and the name of the check that begins with this line."""
+    found = re.match(rf"{CHECK}(\d+) (.*)", line)
+    return (int(found[1]), found[2]) if found else None

@@ -1,21 +1,23 @@
-"""The speed on a GPU: copy bandwidth, cases and rules against torch, forms, the host's time."""
+"""How fast the step is on a GPU: the copy, 1e9 parameters in every form, models, the host's part.
+
+What matters most comes first: the stage may run out of time.
+"""
 
 from __future__ import annotations
 
 import statistics
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from functools import cached_property, partial
 
 import torch
 
 import fusedstep
+from bench.gpu.checks import Check, Reporter, Scale, options, run
 from bench.gpu.forms import FORMS, Form
-from bench.gpu.rows import Findings
-from bench.measure import cuda_seconds, facts
-from bench.record import Row, append_csv
-from bench.step import CSV, Outcome, contest
+from bench.measure import timer_of
+from bench.step import contest
 from bench.step_cases import (
     ADAMW,
     BILLION,
@@ -23,102 +25,120 @@ from bench.step_cases import (
     MAX_NORM,
     RULES,
     Case,
+    Rule,
     fused_step,
     make_params,
 )
 
 DEVICE = torch.device("cuda", 0)
-COPIED = 4 << 30  # bytes of each of the two buffers
-SECONDS = 4.0  # of timing a case with AdamW
-SHORTER = 2.0  # of timing another rule
+COPIED: dict[Scale, int] = {"full": 1 << 30, "host": 1 << 16, "quick": 1 << 12}  # float32 elements
+SECONDS: dict[Scale, float] = {"full": 2.0, "host": 0.1, "quick": 0.0}  # of timing two sides
+LEAST_SHARE = 0.92  # of the copy's rate, for 1e9 float32 parameters
 QUARTER = Case("quarter", "2.5e8 parameters", BILLION[: len(BILLION) // 4])
-FORM_SAMPLES = 20  # of 3 steps
-LEAST_SHARE = 0.92  # of the copy bandwidth, for 1e9 parameters
 HOST_TENSORS, HOST_LIMIT = 150, 60e-6
-HOST_SAMPLES = 200  # of 20 steps
 
 
-def copy_bandwidth() -> float:
-    """Bytes a second, read and written both counted, of a device-to-device copy: the median."""
-    source = torch.randn(COPIED // 4, device=DEVICE)
-    target = torch.empty_like(source)
-    samples = [cuda_seconds(lambda: target.copy_(source), 3) / 3 for _ in range(15)]
-    return 2 * COPIED / statistics.median(samples[3:])
+def sized(case: Case, scale: Scale) -> Case:
+    """The case, or its first tensors cut to what an emulated GPU can do."""
+    if scale == "full":
+        return case
+    most, side = (12, 32) if scale == "host" else (3, 16)
+    shapes = (tuple(min(n, side) for n in shape) for shape in case.shapes[:most])
+    return replace(case, shapes=tuple(shapes))
 
 
-def host_seconds() -> float:
-    """Of one call of step() with little for the GPU to do, the median: what the host spends."""
-    case = Case("host", "150 tensors", ((64,),) * HOST_TENSORS)
-    step = fused_step(make_params(case, DEVICE))
-    samples = []
-    for _ in range(HOST_SAMPLES):
-        torch.cuda.synchronize()  # the queue is empty, so that no call waits for a place in it
-        begin = time.perf_counter()
-        for _ in range(20):
-            step()
-        samples.append((time.perf_counter() - begin) / 20)
-    return statistics.median(samples[HOST_SAMPLES // 10 :])
+class Timings:
+    """The checks; each reports its share of the copy's rate."""
 
+    def __init__(self, report: Reporter) -> None:
+        self.report, self.scale = report, report.scale
+        self._timer = timer_of(DEVICE)
+        self._brief = 1 if self.scale == "full" else 5  # divides what is repeated
 
-def form_seconds(form: Form) -> float:
-    """Of one clip + AdamW step on the parameters of QUARTER stored in this form: the median."""
-    case = replace(QUARTER, dtype=form.dtype)
-    optimizer = fusedstep.AdamW(make_params(case, DEVICE), max_norm=MAX_NORM, **form.options)
-    samples = [cuda_seconds(optimizer.step, 3) / 3 for _ in range(FORM_SAMPLES)]
-    return statistics.median(samples[FORM_SAMPLES // 5 :])
+    def median(self, call: Callable[[], object], samples: int, repeats: int) -> float:
+        """Seconds of one call, after a fifth of the samples to warm up."""
+        samples = max(2, samples // self._brief)
+        taken = [self._timer(call, repeats) / repeats for _ in range(samples)]
+        return statistics.median(taken[samples // 5 :])
 
+    @cached_property
+    def bandwidth(self) -> float:
+        """Bytes a second that a copy from device to device reads and writes."""
+        source = torch.randn(COPIED[self.scale], device=DEVICE)
+        target = torch.empty_like(source)
+        return 2 * source.nbytes / self.median(lambda: target.copy_(source), 15, 3)
 
-class Report:
-    """Rows and figures of what is timed, each with its share of the copy bandwidth."""
+    def copy(self) -> None:
+        rate = self.bandwidth
+        self.report.row("copy", f"{rate / 1e9:.0f} GB/s", bytes_per_second=rate)
 
-    def __init__(self, found: Findings, bandwidth: float) -> None:
-        self.found, self.bandwidth = found, bandwidth
-        self.rows: list[Row] = []
-        self._where = facts(DEVICE)
-
-    def take(self, outcome: Outcome, title: str, wanted: float = 0.0) -> None:
-        """A contest; `wanted`: the least share, 0 where it is only reported."""
-        self.rows.append(outcome.row(self._where, None))
-        self.found.figure("timings", self.rows)
-        timed, target = outcome.medians, f"{outcome.target}x" if outcome.target else ""
-        times = f"{1e3 * timed.ours:.4g} ms, {outcome.against} {1e3 * timed.theirs:.4g} ms"
-        self.found.row(title, f"{times}: {timed.ratio:.2f}x", target, outcome.passed)
-        per_parameter = outcome.floor_bytes / outcome.case.parameters
-        self.share(title, timed.ours, outcome.case.parameters, per_parameter, wanted)
-
-    def share(
-        self, title: str, seconds: float, parameters: int, bytes_each: float, wanted: float = 0.0
-    ) -> None:
+    def share(self, name: str, seconds: float, least_bytes: float, wanted: float = 0.0) -> None:
         """How fast the bytes were moved that no implementation can avoid moving."""
-        share = bytes_each * parameters / seconds / self.bandwidth
-        result = f"{bytes_each:.4g} a parameter, {100 * share:.1f} % of the copy bandwidth"
-        target = f"{wanted:.0%}" if wanted else ""
-        self.found.row(f"{title}: bytes", result, target, share >= wanted)
+        share = least_bytes / seconds / self.bandwidth
+        floor = 1e3 * least_bytes / self.bandwidth
+        result = f"{1e3 * seconds:.4g} ms, {share:.1%} of the copy's rate, floor {floor:.4g} ms"
+        aim = f"{wanted:.0%}" if wanted else ""
+        self.report.fast(name, result, aim, share >= wanted, seconds=seconds, share=share)
+
+    def against_torch(self, case: Case, rule: Rule = ADAMW) -> None:
+        outcome = contest(sized(case, self.scale), DEVICE, SECONDS[self.scale], rule)
+        timed, title = outcome.medians, case.title if rule is ADAMW else rule.title
+        self.share(
+            title,
+            timed.ours,
+            outcome.floor_bytes,
+            LEAST_SHARE if case.name == "billion" else 0.0,
+        )
+        result = f"{outcome.against} {1e3 * timed.theirs:.4g} ms: {timed.ratio:.2f}x"
+        aim = f"{outcome.target}x" if outcome.target else ""
+        figures = {"ours": timed.ours, "theirs": timed.theirs, "samples": timed.samples}
+        self.report.fast(f"{title}, ratio", result, aim, outcome.passed, **figures)
+
+    def form(self, form: Form) -> None:
+        """Clip + AdamW on 1e9 parameters stored so."""
+        case = sized(Case("billion", "1e9 parameters", BILLION, form.dtype), self.scale)
+        optimizer = fusedstep.AdamW(make_params(case, DEVICE), max_norm=MAX_NORM, **form.options)
+        seconds = self.median(optimizer.step, 15, 3)
+        self.share(form.name, seconds, form.bytes() * case.parameters)
+
+    def host(self) -> None:
+        """Of one call of step() with little for the GPU to do: what the host spends."""
+        step = fused_step(make_params(Case("host", "", ((64,),) * HOST_TENSORS), DEVICE))
+        samples = []
+        for _ in range(200 // self._brief**2):
+            torch.cuda.synchronize()  # the queue is empty: no call waits for a place in it
+            begin = time.perf_counter()
+            for _ in range(20 // self._brief):
+                step()
+            samples.append((time.perf_counter() - begin) / (20 // self._brief))
+        host = statistics.median(samples[len(samples) // 5 :])
+        result, aim = f"{1e6 * host:.1f} us, {HOST_TENSORS} tensors", f"< {1e6 * HOST_LIMIT:.0f} us"
+        self.report.fast("host time of step()", result, aim, host < HOST_LIMIT, seconds=host)
+
+    def checks(self) -> list[Check]:
+        """In the order of their worth."""
+        cases = {case.name: case for case in GPU_CASES}
+        against = {name: partial(self.against_torch, case) for name, case in cases.items()}
+        first, then = ("billion",), ("billion-bf16", "gpt2", "many")
+        forms: list[Check] = [(form.name, partial(self.form, form)) for form in FORMS]
+        return [
+            ("copy", self.copy),
+            *((cases[name].title, against[name]) for name in first),
+            *(forms[::4] if self.scale == "quick" else forms),
+            *((cases[name].title, against[name]) for name in then),
+            ("host time of step()", self.host),
+            *((cases[n].title, call) for n, call in against.items() if n not in (*first, *then)),
+            *(
+                (rule.title, partial(self.against_torch, QUARTER, rule))
+                for rule in RULES.values()
+                if rule is not ADAMW  # which all above are about
+            ),
+        ]
 
 
 def main() -> None:
-    found = Findings(Path(sys.argv[1]))
-    bandwidth = copy_bandwidth()
-    found.row("copy bandwidth", f"{bandwidth / 1e9:.0f} GB/s")
-    found.figure("copy_bytes_per_second", bandwidth)
-    report = Report(found, bandwidth)
-    for case in GPU_CASES:
-        wanted = LEAST_SHARE if case.name == "billion" else 0.0
-        report.take(contest(case, DEVICE, SECONDS), case.title, wanted)
-        torch.cuda.empty_cache()
-    host = host_seconds()
-    result = f"{1e6 * host:.1f} us, {HOST_TENSORS} tensors"
-    found.row("host time of step()", result, f"< {1e6 * HOST_LIMIT:.0f} us", host < HOST_LIMIT)
-    for rule in RULES.values():
-        if rule is not ADAMW:  # which every case above is about
-            report.take(contest(QUARTER, DEVICE, SHORTER, rule), rule.title)
-            torch.cuda.empty_cache()
-    for form in FORMS:
-        seconds = form_seconds(form)
-        found.row(f"AdamW, {form.name}", f"{1e3 * seconds:.4g} ms, {QUARTER.title}")
-        report.share(f"AdamW, {form.name}", seconds, QUARTER.parameters, form.bytes())
-        torch.cuda.empty_cache()
-    append_csv(report.rows, CSV)
+    asked = options()
+    run(Timings(Reporter(asked.scale)).checks(), asked)
 
 
 if __name__ == "__main__":

@@ -1,231 +1,313 @@
-"""make gpu-check without a GPU: its parts in order, their limits, verdicts, what is kept."""
+"""make gpu-check without a GPU: its stages and limits, how output is read, what is kept."""
 
 from __future__ import annotations
 
 import ast
 import json
 import math
+import os
+import re
+import subprocess
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench import gpu_check
-from bench.gpu import bitwise, closed_form, forms, parts, rows, runner, small, timings
-from bench.measure import cpu_seconds
+from bench.gpu import (
+    bitwise,
+    build,
+    closed_form,
+    families,
+    forms,
+    graphs,
+    probe,
+    smoke,
+    stages,
+    suite,
+    timings,
+    tools,
+)
+from bench.gpu.checks import Reporter, options
+from bench.gpu.compare import differing
+from bench.gpu.rows import Row, parse
+from bench.gpu.runner import Stage, Task
 from bench.record import ROOT
-from bench.step_cases import Case
 
-FACTS = {
-    "name": "NVIDIA H100 80GB HBM3",
-    "capability": "9.0",
-    "driver": "580.1",
-    "torch": "2.11.0",
-    "cuda": "13.0",
-}
+REAL, REHEARSED = stages.Plan(ROOT), stages.Plan(ROOT, rehearse=True)
+QUICK = stages.Plan(ROOT, rehearse=True, quick=True)
 
 
-class FakeRunner:
-    """Answers for the commands of the parts as tools and scripts do where all is well."""
+def rows_of(printed: str) -> dict[str, Row]:
+    rows = [row for line in printed.split("\n") if (row := parse(line))]
+    return {row.name: row for row in rows}
 
-    def __init__(self, **answers: tuple[int, str]) -> None:
-        self.answers = answers
-        self.commands: list[list[str]] = []
-        self.environments: list[dict[str, str]] = []
 
-    def __call__(self, command: list[str], env: dict[str, str], log: Path, seconds: float) -> int:
-        self.commands.append(command)
-        self.environments.append(env)
-        if command[-1].endswith(".json"):
-            rows.Findings(Path(command[-1])).row(log.stem, "0 differ", "0 differ")
-        good = "===== 4 passed, 1 skipped in 2.01s =====\n========= ERROR SUMMARY: 0 errors\n"
-        status, text = self.answers.get(log.stem.replace("-", "_"), (0, good))
-        log.write_text(text)
-        return status
+# --- the plan ---
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> dict[str, Path]:
-    (tmp_path / "out").mkdir()
-    return {"results": tmp_path / "results", "logs": tmp_path / "logs", "out": tmp_path / "out"}
+def tools_are_there(monkeypatch) -> None:
+    monkeypatch.setattr(stages, "find_tool", lambda name: f"/tools/{name}")
 
 
-def check(folders: dict[str, Path], run, seconds: float = 100, facts: dict = FACTS) -> int:
-    return gpu_check.check(facts, **folders, seconds=seconds, run=run)
-
-
-def test_all_parts_run_and_the_results_are_kept(folders, capsys) -> None:
-    run = FakeRunner()
-    assert check(folders, run) == 0
-    lines = capsys.readouterr().out.strip().split("\n")
-    assert lines[-1] == "all passed"
-    names = (
-        "build",
-        "GPU tests",
-        "bitwise",
-        "graphs",
-        "timings",
-        "closed_form",
-        *parts.SANITIZERS,
+@pytest.mark.usefixtures("tools_are_there")
+@pytest.mark.parametrize("call", [1, 2])
+def test_the_limits_add_up_to_the_calls(call: int) -> None:
+    every = stages.calls(REAL, built=True)[call]
+    assert sum(stage.limit for stage in every) == stages.LIMITS[call]
+    # What is left, if anything, is for the last one.
+    assert [stage.name for stage in every if not stage.limit] == (
+        [] if call == 1 else ["initcheck"]
     )
-    assert [name for name in names if not any(line.startswith(name) for line in lines)] == []
-    assert run.environments[0] == {"FUSEDSTEP_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
-    assert ["--tool", "racecheck"] in [command[1:3] for command in run.commands]
-
-    path = folders["results"] / "gpu-nvidia-h100-80gb-hbm3.json"
-    kept = json.loads(path.read_text())
-    assert {key: kept[key] for key in FACTS} == FACTS
-    assert kept["passed"] is True
-    assert kept["commit"]
-    assert kept["parts"]["GPU tests"]["rows"][0]["result"] == "4 passed, 1 skipped"
-    assert (folders["out"] / path.name).read_text() == path.read_text()
-    assert "== racecheck" in (folders["out"] / "gpu-check.log").read_text()
-    assert len(list(folders["out"].iterdir())) <= 8
+    for stage in every:
+        assert all(0 < task.each <= max(stage.limit, 150) for task in stage.tasks)
 
 
-def test_a_failing_part_is_shown_with_its_log_and_the_rest_still_runs(folders, capsys) -> None:
-    hazard = "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)"
-    run = FakeRunner(racecheck=(9, f"planted hazard\n{hazard}\n"))
-    assert check(folders, run) == 1
+@pytest.mark.usefixtures("tools_are_there")
+def test_what_each_call_runs() -> None:
+    first, second = stages.calls(REAL, built=True).values()
+    names = ["probe", "build", "smoke", "timings", "bitwise", "graphs", "closed_form"]
+    assert [stage.name for stage in first] == names
+    names = ["build", "GPU tests", "memcheck", "racecheck", "ncu", "initcheck"]
+    assert [stage.name for stage in second] == names
+    assert len(first[2].tasks) == first[2].at_once - 2 == len(families.FAMILIES)
+    memcheck = second[2].tasks
+    assert len(memcheck) == stages.OURS == families.OURS
+    assert memcheck[0].command[:6] == [
+        *("/tools/compute-sanitizer", *tools.SANITIZER, "memcheck", sys.executable)
+    ]
+    assert memcheck[0].environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
+    assert families.FAMILIES[-1].name == "solvers"
+    assert stages.calls(REAL, built=False)[2][0].limit > 10
+
+
+def test_tools_that_are_absent_are_left_out_and_nothing_fails(
+    monkeypatch, tmp_path, capsys
+) -> None:
+    monkeypatch.setattr(stages, "find_tool", lambda name: "")
+    second = stages.calls(REAL, built=True)[2]
+    absent = [stage for stage in second if stage.left_out]
+    assert [stage.name for stage in absent] == ["memcheck", "racecheck", "ncu", "initcheck"]
+    results = gpu_check.Results(tmp_path / "r.json", {}, None)
+    assert gpu_check.run_stages(absent, 9, tmp_path, results, None) == 0
+    assert "left out: compute-sanitizer is absent" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("plan", [REHEARSED, QUICK])
+def test_a_rehearsal_runs_every_stage_through_its_stand_in(plan: stages.Plan) -> None:
+    for real, rehearsed in zip(
+        stages.calls(REAL, built=True).values(),
+        stages.calls(plan, built=True).values(),
+        strict=True,
+    ):
+        names = [stage.name for stage in real if stage.name != "initcheck"]
+        assert [stage.name for stage in rehearsed] == names
+        for task in (task for stage in rehearsed for task in stage.tasks):
+            assert task.command[:3] == [sys.executable, "-m", "bench.gpu.rehearsal"]
+    assert len([t for s in stages.calls(QUICK, built=True)[2] for t in s.tasks]) < 10
+
+
+def test_every_file_with_gpu_tests_is_run() -> None:
+    """And those of linear algebra first, which take longest."""
+    files = suite.files(ROOT)
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "gpu", "tests"]
+    environment = {**os.environ, **REAL.environment(1)}
+    collected = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    found = {ROOT / line.split("::")[0] for line in collected.stdout.split("\n") if "::" in line}
+    assert len(found) > 10
+    assert found <= set(files)
+    assert [p for p in files if "linalg" in p.parts] == files[
+        : sum("linalg" in p.parts for p in files)
+    ]
+    assert all((ROOT / name) in found for name in suite.BRIEF)
+
+
+def test_no_gpu_test_needs_what_the_machine_lacks() -> None:
+    """A test file may import more only behind importorskip."""
+    there = sys.stdlib_module_names | {"bench", "fusedstep", "python", "tests", "setup"}
+    there |= {"torch", "numpy", "pytest", "hypothesis", "scipy", "mpmath", "ml_dtypes"}
+    for path in suite.files(ROOT):
+        text = path.read_text()
+        if "importorskip" not in text:
+            assert imported_by(path) - there == set(), path
+            assert "torch.testing._internal" not in text
+
+
+# --- the program ---
+
+
+def stage_of(name: str, *rows: Row, **more: str) -> Stage:
+    task = Task(name, [sys.executable, "-c", ""], 9, judge=lambda status, log: list(rows))
+    return Stage(name, 9, [task], **more)
+
+
+def run_stages(some: list[Stage], folder: Path, limit: float = 30) -> tuple[int, dict]:
+    (folder / "out").mkdir()
+    results = gpu_check.Results(folder / "r.json", {"gpu": "G"}, folder / "out")
+    status = gpu_check.run_stages(some, limit, folder / "call-1", results, folder / "out")
+    return status, json.loads((folder / "out" / "r.json").read_text())
+
+
+def test_a_failing_stage_does_not_stop_the_next(tmp_path: Path) -> None:
+    some = [stage_of("a", Row("x", "bad", "good", False)), stage_of("b", Row("y", "fine"))]
+    status, kept = run_stages(some, tmp_path)
+    assert status == 1
+    assert kept["passed"] is False
+    assert [list(stage["rows"]) for stage in kept["stages"].values()] != [[], []]
+    assert set(kept["stages"]) == {"a", "b"}
+    assert (tmp_path / "out" / "all-call-1.log").read_text() == "== a\n== b\n"
+
+
+@pytest.mark.parametrize(("name", "status"), [("GPU", 2), ("build", 1)])
+def test_nothing_runs_on_without_what_it_needs(tmp_path: Path, name: str, status: int) -> None:
+    first = stage_of("first", Row(name, "none", "there", False), needs=name)
+    found, kept = run_stages([first, stage_of("second", Row("y", "fine"))], tmp_path)
+    assert found == status
+    assert set(kept["stages"]) == {"first"}
+
+
+def test_stages_that_find_no_time_are_named(tmp_path: Path) -> None:
+    status, kept = run_stages([stage_of("a", Row("x", "fine"))], tmp_path, limit=0.5)
+    assert status == 0
+    assert kept["stages"]["a"]["rows"][0]["result"] == "left out: the 0 s were used up"
+
+
+def test_a_machine_without_a_gpu_gets_one_sentence(monkeypatch, tmp_path: Path, capsys) -> None:
+    """Of all of the program, with the real probe."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--call", "1"])
+    monkeypatch.setattr(gpu_check, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_check, "run_call", real_call(tmp_path))
+    monkeypatch.delenv("OUT", raising=False)
+    assert gpu_check.main() == 2
     shown = capsys.readouterr().out
-    assert "planted hazard" in shown
-    assert shown.strip().endswith("1 of 10 failed")
-    assert "initcheck" in [command[2] for command in run.commands]
+    assert f"torch {torch.__version__} sees no GPU on this machine; nothing else can run" in shown
+    kept = json.loads((tmp_path / "gpu-unknown-call-1.json").read_text())
+    names = [row["name"] for row in kept["stages"]["probe"]["rows"]]
+    assert names[:2] == ["Python", "Python.h"]
+    assert names[-1] == "GPU"
 
 
-def test_nothing_runs_on_after_a_failed_build(folders, capsys) -> None:
-    run = FakeRunner(build=(1, "error: no nvcc"))
-    assert check(folders, run) == 1
-    assert len(run.commands) == 1
-    shown = capsys.readouterr().out
-    assert "error: no nvcc" in shown
-    assert "not run: build failed" in shown
+def real_call(folder: Path):
+    """Of this tree, but with its logs in `folder`."""
+    real = gpu_check.run_call
+    return lambda call, plan, results, copies: real(call, stages.Plan(ROOT), results, copies)
 
 
-def test_time_used_up_is_reported_for_what_did_not_run(folders, capsys) -> None:
-    assert check(folders, FakeRunner(), seconds=0.5) == 1
-    assert "not run: the 0 s were used up" in capsys.readouterr().out
+# --- what is read ---
 
 
-def test_without_a_gpu_there_is_one_sentence(folders, capsys) -> None:
-    run = FakeRunner()
-    assert check(folders, run, facts={"name": "", "torch": "2.14.1", "cuda": ""}) == 2
-    shown = capsys.readouterr().out
-    assert shown == "gpu-check: torch 2.14.1 sees no GPU on this machine: nothing to check\n"
-    assert run.commands == []
-
-
-def test_a_command_that_runs_over_is_ended_with_its_children(tmp_path: Path) -> None:
-    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', {!r}])"
-    late = tmp_path / "late"
-    sleeper = f"import time; time.sleep(2); open({str(late)!r}, 'w')"
-    command = [sys.executable, "-c", child.format(sleeper)]
-    log = tmp_path / "log"
-    assert runner.run_command(command, {}, log, 0.5) == runner.RAN_OVER
-    time.sleep(3)
-    assert not late.exists()
-    part = runner.Part("slow", 1, command, parts.judge_build)
-    found, _ = runner.run_part(part, tmp_path, 0.2, runner.run_command)
-    assert [row.result for row in found] == ["ran over 0 s"]
-    assert not found[0].passed
-
-
-def test_a_command_that_is_not_there_fails_with_its_name(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    assert runner.run_command(["no-such-tool"], {}, log, 1) == 127
-    assert "no-such-tool" in log.read_text()
-
-
-def test_a_script_that_dies_keeps_its_rows_and_fails(tmp_path: Path) -> None:
-    def run(command: list[str], env: dict[str, str], log: Path, seconds: float) -> int:
-        rows.Findings(Path(command[-1])).row("first", "fine", "fine")
-        return 1
-
-    found, _ = runner.run_part(runner.Part("script", 9, ["x"]), tmp_path, 9, run)
-    assert [(row.part, row.passed) for row in found] == [("first", True), ("script", False)]
-
-
-def test_nothing_has_to_be_installed() -> None:
-    """What the parts import, one through the other, is torch, this package and Python's own."""
-    seen: set[Path] = set()
-    left = [ROOT / "bench" / "gpu_check.py", *(ROOT / "bench" / "gpu").glob("*.py")]
-    imported = set()
-    while left:
-        path = left.pop()
-        seen.add(path)
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                module = node.module or ""
-                names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
-            imported |= {name.split(".")[0] for name in names}
-            files = {(ROOT / name.replace(".", "/")).with_suffix(".py") for name in names}
-            left += [file for file in files - seen if file.is_file()]
-    assert ROOT / "bench" / "measure.py" in seen
-    # matplotlib is named for the type of an argument alone
-    assert imported - sys.stdlib_module_names == {
-        *("torch", "fusedstep", "bench", "python", "matplotlib")
-    }
+def judged(rows: list[Row]) -> list[tuple[str, bool | None]]:
+    return [(row.result, row.passed) for row in rows]
 
 
 @pytest.mark.parametrize(
-    ("judge", "status", "log", "judged"),
+    ("status", "log", "expected"),
     [
-        ("pytest", 0, "12 passed, 3 skipped in 61.20s (0:01:01)\n", ("12 passed, 3 skipped", True)),
-        ("pytest", 1, "== 1 failed, 3 passed in 2.0s ==\n", ("1 failed, 3 passed", False)),
-        ("pytest", 0, "5 skipped in 0.10s\n", ("5 skipped", False)),
-        ("pytest", 5, "no tests ran in 0.01s\n", ("exit status 5", False)),
-        ("sanitizer", 0, "", ("no summary, exit status 0", False)),
-        ("sanitizer", 0, "========= ERROR SUMMARY: 0 errors\n", ("ERROR SUMMARY: 0 errors", True)),
+        (0, "12 passed, 3 skipped in 61.20s (0:01:01)\n", [("12 passed, 3 skipped", True)]),
         (
-            "sanitizer",
-            9,
-            "========= ERROR SUMMARY: 10 errors\n",
-            ("ERROR SUMMARY: 10 errors", False),
+            1,
+            "FAILED tests/a.py::test_x[1] - E\n== 1 failed, 3 passed in 2.0s ==\n",
+            [("1 failed, 3 passed: test_x[1]", False)],
         ),
-        ("build", 1, "long\nfusedstep: no nvcc\n", ("fusedstep: no nvcc", False)),
+        (0, "5 skipped in 0.10s\n", [("5 skipped", False)]),
+        (5, "no tests ran in 0.01s\n", []),
+        (-11, "Fatal Python error\n", [("exit status -11", False)]),
+        (
+            5,
+            "SKIPPED [1] tests/a.py:20: could not import 'b': No module named 'b'\n",
+            [("left out: could not import 'b': No module named 'b'", None)],
+        ),
     ],
 )
-def test_output_of_the_tools_is_judged(judge, status, log, judged) -> None:
-    assert getattr(parts, f"judge_{judge}")(status, log) == judged
+def test_what_pytest_says(status: int, log: str, expected: list) -> None:
+    assert judged(suite.judge("name", status, log)) == expected
 
 
-# --- the scripts that are run on the GPU, here with the CPU in its place ---
+@pytest.mark.parametrize(
+    ("status", "log", "expected"),
+    [
+        (0, "", ("no summary, exit status 0", False)),
+        (0, "========= ERROR SUMMARY: 0 errors\n", ("ERROR SUMMARY: 0 errors", True)),
+        (9, "========= ERROR SUMMARY: 10 errors\n", ("ERROR SUMMARY: 10 errors", False)),
+        (
+            9,
+            "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n",
+            ("RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)", False),
+        ),
+        (
+            1,
+            "========= Error: Device not supported. Exit\n",
+            ("left out: Device not supported. Exit", None),
+        ),
+    ],
+)
+def test_what_the_sanitizer_says(status: int, log: str, expected: tuple) -> None:
+    assert judged(tools.judge_sanitizer("memcheck", status, log)) == [expected]
 
 
-def test_bits_are_compared_and_one_wrong_bit_is_found(monkeypatch, tmp_path: Path) -> None:
+def test_what_ncu_says() -> None:
+    heading = '"ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"'
+    values = {
+        tools.SECONDS: "1,000,000",
+        tools.BYTES: "4,000,000,000",
+        tools.SHARE: "83.4",
+        tools.INSTRUCTIONS: "12,500",
+        tools.REGISTERS: "62",
+        tools.WARPS: "37.2",
+        tools.WRITTEN: "7",
+    }
+    lines = [f'"0","9","norm_kernel(Table, int)","{m}","u","{v}"' for m, v in values.items()]
+    log = "\n".join(["==PROF== Connected", heading, *lines, "==PROF== Disconnected"])
+    (row,) = tools.judge_ncu(0, log)
+    assert row.name == "norm_kernel"
+    assert row.result.startswith("1 ms, 4000 GB/s (83 % of the peak), 1.25e+04 instructions")
+    assert row.passed is None
+    refused = "==ERROR== Failed to initialize the profiler: LibraryNotLoaded\n"
+    assert tools.judge_ncu(1, refused)[0].result == f"left out: {refused[10:-1]}"
+
+
+# --- the scripts, here with the CPU on both sides; bench.gpu.rehearsal runs them in full ---
+
+
+def test_one_wrong_bit_is_found(monkeypatch, capsys) -> None:
+    a = torch.tensor([0.0, math.nan, 1.0])
+    assert not differing(a, torch.tensor([0.0, -math.nan, 1.0])).any()
+    assert differing(a, torch.tensor([-0.0, math.nan, 1.0])).tolist() == [True, False, False]
+    with pytest.raises(ValueError, match="compared with"):
+        differing(a, a.double())
+    assert not smoke.far_apart(a[[0, 2]], torch.tensor([1e-9, 1.0]), 1e-8)
+    assert smoke.far_apart(a[[0, 2]], torch.tensor([1e-7, 1.0]), 1e-8)
+    assert smoke.far_apart(a[[0, 2]], torch.tensor([0.0, math.nan]), 1e-8)
+
+    sides = iter(([("x", a)], [("x", a + 1)]))
+    smoke.compare(families.Family("f", lambda *_: next(sides)), Reporter("full"))
+    assert rows_of(capsys.readouterr().out)["f"].passed is False
+    smoke.compare(families.Family("none", lambda *_: iter(())), Reporter("full"))
+    assert rows_of(capsys.readouterr().out)["none"].passed is False
+
+
+def test_every_family_and_trial_has_equal_sides(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(smoke, "DEVICE", "cpu")
     monkeypatch.setattr(bitwise, "DEVICES", ("cpu", "cpu"))
-    monkeypatch.setattr(bitwise, "SIZES", (0, 1, 257))
-    monkeypatch.setattr(sys, "argv", ["bitwise", str(tmp_path / "found.json")])
-    bitwise.main()
-    found, _ = rows.read(tmp_path / "found.json")
-    assert len(found) == len(bitwise.TRIALS) + 1
-    assert all(row.passed and row.result.startswith("0 of ") for row in found)
+    for script in (smoke, bitwise):
+        monkeypatch.setattr(sys, "argv", ["script", "--scale", "quick"])
+        script.main()
+    rows = rows_of(capsys.readouterr().out)
+    assert [row for row in rows.values() if not row.passed] == []
+    assert {family.name for family in families.FAMILIES} <= set(rows)
     names = [trial.name for trial in bitwise.TRIALS]
     assert len(set(names)) == len(names)
+    assert set(names[::5]) <= set(rows)
     rules = {path.stem for path in (ROOT / "kernels" / "optim" / "rules").glob("*.h")}
     tried = {trial.optimizer([torch.zeros(1)])._rule for trial in bitwise.TRIALS}
     # The clip's, that of parameters without a gradient, and one that multiplies matrices.
     assert rules - tried == {"scale", "rest", "muon"}
     assert any(trial.rests for trial in bitwise.TRIALS)
-
-    seen = bitwise.Comparison()
-    a = torch.tensor([0.0, math.nan, 1.0])
-    seen.same("equal", a, torch.tensor([0.0, -math.nan, 1.0]))
-    assert (seen.tensors, seen.elements, seen.differing) == (1, 3, 0)
-    seen.same("sign of zero", a, torch.tensor([-0.0, math.nan, 1.0]))
-    assert seen.differing == 1
-
-
-def test_small_set_for_the_sanitizer_runs(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(small, "SIZES", (0, 1, 255))
-    small.main("cpu")
-    told = capsys.readouterr().out
-    assert told.count("norm") >= len(small.RUNS)
-    assert f"closed form {len(small.SHAPES)} shapes" in told
 
 
 def test_bytes_of_the_forms_are_those_that_no_step_can_avoid() -> None:
@@ -239,72 +321,130 @@ def test_bytes_of_the_forms_are_those_that_no_step_can_avoid() -> None:
     assert 14 < bytes_of["bfloat16, correction, int8 state"] < 14.2
 
 
-def test_timings_become_rows_and_figures(monkeypatch, tmp_path: Path) -> None:
+def test_timings_and_the_closed_form_report_every_check(monkeypatch, capsys) -> None:
     for name in ("synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
-    recorded: list[dict] = []
-    few = Case("billion", "few", ((10, 10),), targets={"adamw": 1e9})
-    replacements = {
-        "DEVICE": torch.device("cpu"),
-        "COPIED": 1 << 16,
-        "SECONDS": 0.0,
-        "SHORTER": 0.0,
-        "QUARTER": Case("quarter", "quarter", ((10,),)),
-        "FORM_SAMPLES": 5,
-        "HOST_SAMPLES": 10,
-        "cuda_seconds": cpu_seconds,
-        "GPU_CASES": (few, Case("mlp", "b", ((3,),))),
-    }
-    for name, value in replacements.items():
-        monkeypatch.setattr(timings, name, value)
-    monkeypatch.setattr(timings, "append_csv", lambda rows, path: recorded.extend(rows))
-    monkeypatch.setattr(sys, "argv", ["timings", str(tmp_path / "found.json")])
-    timings.main()
-    found, figures = rows.read(tmp_path / "found.json")
-    by_part = {row.part: row for row in found}
-    assert not by_part["few"].passed  # nothing is 1e9 times as fast
-    assert by_part["few: bytes"].target == "92%"
-    assert by_part["b"].target == by_part["b"].verdict == ""
-    assert by_part["host time of step()"].target == "< 60 us"
-    assert by_part["few: bytes"].result.startswith("32 a parameter, ")
-    rules = [row["rule"] for row in figures["timings"] if row["case"] == "quarter"]
-    assert rules == ["adam", "rmsprop", "sgd", "adagrad", "lion"]
-    assert all(f"AdamW, {form.name}: bytes" in by_part for form in forms.FORMS)
-    assert recorded == figures["timings"]
-    assert [row["case"] for row in recorded[:2]] == ["billion", "mlp"]
-    assert figures["copy_bytes_per_second"] > 0
+    for script in (timings, closed_form):
+        monkeypatch.setattr(script, "DEVICE", torch.device("cpu"))
+    timed = timings.Timings(Reporter("host"))
+    for _, check in timed.checks():
+        check()
+    rows = rows_of(capsys.readouterr().out)
+    assert list(rows)[:2] == ["copy", "1e9 parameters"]
+    assert list(rows)[3:11] == [form.name for form in forms.FORMS]
+    assert "Lion, ratio" in rows
+    assert all(row.passed is None for row in rows.values())
+    solved = closed_form.ClosedForm(Reporter("host"))
+    for _, check in solved.checks():
+        check()
+    rows = rows_of(capsys.readouterr().out)
+    ours = [name for name in rows if name.startswith("pinv") and ":" not in name]
+    assert len(ours) >= 5
+    assert max(map(list(rows).index, ours)) < list(rows).index("least squares: torch")
+    assert any(name.endswith("Gram + eigh") for name in rows)
 
 
-def test_the_closed_form_is_timed_beside_its_bounds(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    never = closed_form.Case("sequences", (3, 70, 40), target=1e9)
-    problem = replace(closed_form.NEWTON_CASES[0], tokens=4, vocabulary=30, width=5)
-    replacements = {
-        "DEVICE": torch.device("cpu"),
-        "RATE_SIZE": 64,
-        "COPIED": 1 << 16,
-        "SECONDS": 0.0,
-        "FEW_COLUMNS": 80,
-        "PINV_CASES": (never, closed_form.Case("tiny", (3, 4, 6))),
-        "LAST_LAYER": closed_form.LeastSquaresCase("few", 500, 30, 8),
-        "NEWTON_CASES": (problem,),
-    }
-    for name, value in replacements.items():
-        monkeypatch.setattr(closed_form, name, value)
-    monkeypatch.setattr(sys, "argv", ["closed_form", str(tmp_path / "found.json")])
-    closed_form.main()
-    found, figures = rows.read(tmp_path / "found.json")
-    by_part = {row.part: row for row in found}
-    assert not by_part["pinv 3x70x40 float32"].passed  # nothing is 1e9 times as fast
-    assert "(computed from 2)" in by_part["pinv 3x70x40 float32"].result
-    assert by_part["pinv 3x70x40 float32: recipe"].target == "1.5x"
-    assert by_part["pinv 3x70x40 float32: error"].passed
-    assert by_part["pinv 3x4x6 float32: recipe"].target == ""
-    assert by_part["float64 Gram matrix"].target == "60%"
-    assert by_part["sums by token"].target == "70%"
-    assert set(figures["bounds"]) == {"operations", "bytes"}
+def test_torch_never_gets_a_batch_that_it_refuses(monkeypatch, capsys) -> None:
+    """XsyevBatched refuses 32768 matrices, to which torch passes whatever it is given."""
+    for case in closed_form.PINV_CASES:
+        few = closed_form.few_of(torch.empty(case.shape, device="meta"))
+        assert 2 <= len(few) <= 4096
+        assert min(case.shape[-2:]) <= 32 or len(few) <= 8
 
+
+def test_the_recipe_is_an_inverse() -> None:
     A = torch.randn(2, 9, 5)
     for matrices in (A, A.mT):
         expected = torch.linalg.pinv(matrices)
         assert torch.allclose(closed_form.recipe(matrices), expected, atol=1e-5)
+
+
+def test_a_gpu_is_asked_of_torch_for_the_aims(capsys) -> None:
+    never = timings.Case("billion", "few", ((10,),), targets={"adamw": 1e9})
+    for scale, passed in (("full", False), ("host", None)):
+        report = timings.Timings(Reporter(scale))
+        report.__dict__["bandwidth"] = 1.0
+        report.share("few", 1.0, 0.5, 0.92)
+        assert rows_of(capsys.readouterr().out)["few"].passed is passed
+    assert never.targets
+
+
+def test_the_modules_that_are_there_are_built_from_this_tree(monkeypatch, capsys) -> None:
+    reason = build.lack()
+    assert reason == "" or "left out of this build" in reason or "left alone" in reason
+    monkeypatch.setattr(build, "fingerprint", lambda root: "other")
+    monkeypatch.setattr(build, "LOAD", "print('', 'ours', sep='|')")
+    assert build.lack() == "built from other sources"
+    monkeypatch.setattr(build, "LOAD", "raise ImportError('no module')")
+    assert build.lack() == "ImportError: no module"
+
+
+def test_ninjas_log_names_the_slowest(tmp_path: Path) -> None:
+    log = tmp_path / ".ninja_log"
+    log.write_text("# ninja log v5\n0\t2000\t1\t/x/a.o\tff\n0\t31000\t1\t/x/b.o\tff\n")
+    assert build.slowest([log, tmp_path / "none"]) == "b 31 s, a 2 s"
+
+
+def test_the_probe_goes_on_after_what_it_cannot_find(monkeypatch, capsys) -> None:
+    def breaks() -> None:
+        raise OSError("no such thing")
+
+    monkeypatch.setattr(probe, "compilers", breaks)
+    monkeypatch.setenv("PATH", "/nowhere")
+    probe.main()
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["breaks"].result == "OSError: no such thing"
+    assert rows["Python"].passed
+    assert rows["ncu"].passed is None
+    assert "GPU" in rows
+
+
+def test_every_graph_check_is_asked_for_its_count(monkeypatch, capsys) -> None:
+    some = (("a", lambda: 0, "waits", 0), ("b", lambda: 3, graphs.LAUNCHES, 2))
+    monkeypatch.setattr(graphs, "CHECKS", some)
+    monkeypatch.setattr(sys, "argv", ["graphs"])
+    graphs.main()
+    rows = rows_of(capsys.readouterr().out)
+    assert (rows["a"].passed, rows["b"].passed) == (True, False)
+    assert rows["b"].result == "3 kernels launched"
+
+
+# --- what has to be installed ---
+
+
+def imported_by(path: Path) -> set[str]:
+    """The packages that a file imports."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+    return {name.split(".")[0] for name in names}
+
+
+def test_nothing_has_to_be_installed() -> None:
+    """What the stages import, one through the other, is torch, this package and Python's own."""
+    seen: set[Path] = set()
+    left = [ROOT / "bench" / "gpu_check.py", *(ROOT / "bench" / "gpu").glob("*.py")]
+    left = [path for path in left if path.name not in ("rehearsal.py", "host_cuda.py")]
+    imported = set()
+    while left:
+        path = left.pop()
+        seen.add(path)
+        imported |= imported_by(path)
+        names = re.findall(r"^(?:from|import) ([\w.]+)(?: import (.*))?", path.read_text(), re.M)
+        for module, what in names:
+            dotted = [module, *(f"{module}.{name.strip()}" for name in what.split(","))]
+            files = {(ROOT / name.replace(".", "/")).with_suffix(".py") for name in dotted}
+            left += [file for file in files - seen if file.is_file()]
+    assert ROOT / "bench" / "measure.py" in seen
+    # matplotlib is named for the type of an argument alone
+    assert imported - sys.stdlib_module_names == {
+        *("torch", "fusedstep", "bench", "python", "matplotlib")
+    }
+
+
+def test_scales_and_shares_are_arguments() -> None:
+    asked = options(["--scale", "quick", "--share", "2/10", "--done", "1"])
+    assert (asked.scale, asked.share, asked.done) == ("quick", "2/10", 1)

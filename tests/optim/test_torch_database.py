@@ -20,15 +20,18 @@ import pytest
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+import fusedstep
+from tests.support.tensors import DTYPES, assert_same_bits, make_params, name_of, set_grads
+
+pytest.importorskip("expecttest")  # which the database imports
+
 from torch.testing._internal.common_optimizers import (
     ErrorOptimizerInput,
     OptimizerErrorEnum,
     OptimizerInfo,
     optim_db,
 )
-
-import fusedstep
-from tests.support.tensors import DTYPES, assert_same_bits, make_params, name_of, set_grads
 
 NAMES = ("Adam", "AdamW", "RMSprop", "SGD", "Adagrad")
 DATABASE: dict[str, OptimizerInfo] = {info.optim_cls.__name__: info for info in optim_db}

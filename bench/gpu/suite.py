@@ -1,0 +1,45 @@
+"""The suite's GPU tests, a process for each file: which files, and what pytest says at the end."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from bench.gpu.rows import Row
+
+# A GPU test takes the fixture `device` or bears the mark; a word in the text selects a few more.
+WORDS = re.compile(r"\bdevice: |\(device\)|, device\b|pytest\.mark\.gpu\b|\bgpu\b")
+NOTHING_COLLECTED = 5  # exit status
+BRIEF = ("tests/optim/test_cuda.py", "tests/lm_head/test_segment_sum.py")  # of a quick rehearsal
+SECONDS_A_TEST = 60
+
+
+def files(root: Path) -> list[Path]:
+    """The files that may have GPU tests; those of linear algebra, which take longest, first."""
+    every = sorted((root / "tests").rglob("test_*.py"))
+    some = [path for path in every if WORDS.search(path.read_text())]
+    some = [path for path in some if path.parent.name not in ("bench", "cuda", "trainers")]
+    return sorted(some, key=lambda path: "linalg" not in path.parts)
+
+
+def arguments(path: Path) -> list[str]:
+    """Of pytest: GPU tests alone, a line for each as it runs, no test for ever."""
+    limit = ["--timeout", f"{SECONDS_A_TEST}", "--timeout-method", "thread"]
+    limit = limit if importlib.util.find_spec("pytest_timeout") else []
+    return [str(path), "-m", "gpu", "-v", "-rsfE", "-p", "no:cacheprovider", "--tb=short", *limit]
+
+
+def judge(name: str, status: int, log: str) -> list[Row]:
+    """One row, with the names of what failed; none for a file without GPU tests."""
+    lacking = re.search(r"could not import .*$", log, re.MULTILINE)
+    if lacking:
+        return [Row(name, f"left out: {lacking[0]}")]
+    if status == NOTHING_COLLECTED:
+        return []
+    ends = re.findall(r"^=* ?((?:\d+ \w+,? ?)+)in [\d.]+s", log, re.MULTILINE)
+    counts = ends[-1].strip() if ends else f"exit status {status}"
+    failed = re.findall(r"^(?:FAILED|ERROR) \S+?::(\S+)", log, re.MULTILINE)
+    told = f"{counts}: {', '.join(failed[:3])}" if failed else counts
+    passed = status == 0 and " passed" in counts
+    return [Row(name, told, "none fails", passed, {"failed": failed})]
