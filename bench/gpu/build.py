@@ -11,8 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 from bench.gpu.checks import options
 from bench.gpu.rows import Row
 from bench.record import ROOT
@@ -48,6 +46,8 @@ def main() -> None:
         Row("build", "those that were there", "built", True).show()
         return
     print(f"no modules that can be used: {reason}", flush=True)
+    import torch
+
     architecture = ".".join(map(str, torch.cuda.get_device_capability()))
     wanted = {"FUSEDSTEP_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architecture}
     command = [sys.executable, str(ROOT / "setup.py"), "-q", "build_ext", "--inplace"]

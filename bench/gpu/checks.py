@@ -17,8 +17,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
-
 from bench.gpu.rows import BROKEN, CHECK, Row
 
 Scale = Literal["full", "host", "quick"]  # for a GPU; for a rehearsal on a CPU; and a brief one
@@ -73,7 +71,8 @@ def run(checks: Sequence[Check], asked: argparse.Namespace) -> None:
 def free_memory() -> None:
     """Gives back what a check held; ends the process where the CUDA context is lost."""
     gc.collect()
-    if not torch.cuda.is_available():
+    torch = sys.modules.get("torch")  # which a check has imported, if it has used the GPU
+    if torch is None or not torch.cuda.is_available():
         return
     try:
         torch.cuda.synchronize()

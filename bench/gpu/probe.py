@@ -22,7 +22,7 @@ from python.buildtools import cuda
 from python.buildtools.minimum_torch import MINIMUM_TORCH
 
 OLDEST_PYTHON, OLDEST_GCC = (3, 10), 12
-BUILD, TEST = ("setuptools", "pybind11", "ninja"), ("pytest", "pytest_timeout", "hypothesis")
+BUILD, TEST = ("setuptools", "pybind11", "ninja"), ("pytest", "hypothesis")
 
 
 def first_line(*command: str) -> str:
@@ -72,6 +72,8 @@ def find_tool(name: str) -> str:
 def tools_and_packages() -> None:
     for name in ("compute-sanitizer", "ncu"):
         Row(name, find_tool(name) or "absent: what needs it is left out").show()
+    limit = importlib.util.find_spec("pytest_timeout")
+    Row("pytest_timeout", "there" if limit else "absent: a test may take a file's time").show()
     for names, what in ((BUILD, "packages for the build"), (TEST, "packages for the tests")):
         lacking = [name for name in names if not importlib.util.find_spec(name)]
         expect(what, f"no {', '.join(lacking)}" if lacking else "there", "there", not lacking)

@@ -33,11 +33,6 @@ class Plan:
         """How large the checks are, as bench/gpu/checks.py has it."""
         return "quick" if self.quick else "host" if self.rehearse else "full"
 
-    @property
-    def at_once(self) -> int:
-        """Processes side by side; an emulated GPU takes a processor for each."""
-        return CORES if self.rehearse else 12
-
     def seconds(self, limit: float) -> float:
         return SLOWER * limit if self.rehearse else limit
 
@@ -50,7 +45,7 @@ class Plan:
         """Of each of so many processes, which share the processors."""
         places = [str(self.root / "python"), str(self.root), os.environ.get("PYTHONPATH")]
         path = os.pathsep.join(filter(None, places))
-        threads = max(1, CORES // min(processes, self.at_once))
+        threads = max(1, CORES // min(processes, CORES))
         return {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
 
 
@@ -67,7 +62,7 @@ def script(
         environment = plan.environment(processes)
         title = f"{name} {i}" if processes > 1 else name
         tasks.append(Task(title, command, plan.seconds(each), environment))
-    return Stage(name, plan.seconds(limit), tasks, plan.at_once, needs)
+    return Stage(name, plan.seconds(limit), tasks, CORES, needs)
 
 
 def tests(plan: Plan, limit: float) -> Stage:
@@ -79,7 +74,7 @@ def tests(plan: Plan, limit: float) -> Stage:
         name = str(path.relative_to(plan.root / "tests"))
         command, judge = plan.command("pytest", *suite.arguments(path)), partial(suite.judge, name)
         tasks.append(Task(name, command, plan.seconds(limit), environment, judge))
-    return Stage("GPU tests", plan.seconds(limit), tasks, plan.at_once)
+    return Stage("GPU tests", plan.seconds(limit), tasks, CORES)
 
 
 def sanitizer(plan: Plan, tool: str, limit: float) -> Stage:
@@ -97,7 +92,7 @@ def sanitizer(plan: Plan, tool: str, limit: float) -> Stage:
         name, seconds = f"{tool} {i}", plan.seconds(limit or 60)
         judge = None if plan.rehearse else partial(tools.judge_sanitizer, name)
         tasks.append(Task(name, [*before, *command], seconds, environment, judge))
-    return Stage(tool, plan.seconds(limit), tasks, plan.at_once)
+    return Stage(tool, plan.seconds(limit), tasks, CORES)
 
 
 def ncu(plan: Plan, limit: float) -> Stage:
@@ -114,13 +109,17 @@ def ncu(plan: Plan, limit: float) -> Stage:
 
 def calls(plan: Plan, built: bool) -> dict[int, list[Stage]]:
     """What each call does. `built`: there are modules; else the second call makes them, too."""
+    first = [
+        script(plan, "probe", 20, each=20, needs="GPU"),
+        script(plan, "build", 290, each=290, needs="build"),
+    ]
     return {
         1: [
-            script(plan, "probe", 10, each=10, needs="GPU"),
-            script(plan, "build", 300, each=300, needs="build"),
+            # The build of a rehearsal makes the GPU that its probe finds.
+            *(first[::-1] if plan.rehearse else first),
             script(plan, "smoke", 20, each=20, processes=FAMILIES),
             script(plan, "timings", 45, each=20),
-            script(plan, "bitwise", 40, each=20, processes=8),
+            script(plan, "bitwise", 40, each=20, processes=4),
             script(plan, "graphs", 25, each=15),
             script(plan, "closed_form", 40, each=20),
         ],

@@ -11,7 +11,10 @@ from bench.gpu.rows import Row
 # A GPU test takes the fixture `device` or bears the mark; a word in the text selects a few more.
 WORDS = re.compile(r"\bdevice: |\(device\)|, device\b|pytest\.mark\.gpu\b|\bgpu\b")
 NOTHING_COLLECTED = 5  # exit status
-BRIEF = ("tests/optim/test_cuda.py", "tests/lm_head/test_segment_sum.py")  # of a quick rehearsal
+BRIEF = (
+    "tests/linalg/test_rank.py",
+    "tests/lm_head/test_least_squares_refused.py",
+)  # of a quick rehearsal
 SECONDS_A_TEST = 60
 
 

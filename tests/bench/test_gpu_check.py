@@ -72,7 +72,7 @@ def test_what_each_call_runs() -> None:
     assert [stage.name for stage in first] == names
     names = ["build", "GPU tests", "memcheck", "racecheck", "ncu", "initcheck"]
     assert [stage.name for stage in second] == names
-    assert len(first[2].tasks) == first[2].at_once - 2 == len(families.FAMILIES)
+    assert len(first[2].tasks) == stages.FAMILIES == len(families.FAMILIES)
     memcheck = second[2].tasks
     assert len(memcheck) == stages.OURS == families.OURS
     assert memcheck[0].command[:6] == [
@@ -81,6 +81,14 @@ def test_what_each_call_runs() -> None:
     assert memcheck[0].environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
     assert families.FAMILIES[-1].name == "solvers"
     assert stages.calls(REAL, built=False)[2][0].limit > 10
+
+
+@pytest.mark.usefixtures("tools_are_there")
+def test_the_page_has_the_stages_and_their_seconds() -> None:
+    page = (ROOT / "bench" / "gpu" / "README.md").read_text()
+    shown = re.findall(r"^\| (\w[\w ]*) \| (\d+|what is left) \|", page, re.M)
+    every = [stage for call in stages.calls(REAL, built=True).values() for stage in call]
+    assert shown == [(stage.name, str(stage.limit or "what is left")) for stage in every]
 
 
 def test_tools_that_are_absent_are_left_out_and_nothing_fails(
@@ -103,7 +111,7 @@ def test_a_rehearsal_runs_every_stage_through_its_stand_in(plan: stages.Plan) ->
         strict=True,
     ):
         names = [stage.name for stage in real if stage.name != "initcheck"]
-        assert [stage.name for stage in rehearsed] == names
+        assert sorted(stage.name for stage in rehearsed) == sorted(names)
         for task in (task for stage in rehearsed for task in stage.tasks):
             assert task.command[:3] == [sys.executable, "-m", "bench.gpu.rehearsal"]
     assert len([t for s in stages.calls(QUICK, built=True)[2] for t in s.tasks]) < 10
