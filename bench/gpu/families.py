@@ -194,7 +194,7 @@ FAMILIES = (
     Family(
         "other rules",
         all_of(
-            steps(fusedstep.RMSprop, CLIP | {"momentum": 0.9, "centered": True}, ALIKE),
+            steps(fusedstep.RMSprop, {**CLIP, "momentum": 0.9, "centered": True}, ALIKE),
             steps(fusedstep.SGD, CLIP | {"momentum": 0.9}, ALIKE),
             steps(fusedstep.Adagrad, CLIP, ALIKE),
             steps(fusedstep.Lion, CLIP, ALIKE),
@@ -203,10 +203,13 @@ FAMILIES = (
     Family(
         "stored in fewer bits",
         all_of(
-            *(steps(ADAMW, CLIP | form.options, ((form.dtype, form.dtype),)) for form in FORMS),
+            *(
+                steps(ADAMW, {**CLIP, **form.options}, ((form.dtype, form.dtype),))
+                for form in FORMS
+            ),
             steps(
                 ADAMW,
-                CLIP | {"ema_decay": 0.9} | SMALLEST.options,
+                {**CLIP, "ema_decay": 0.9, **SMALLEST.options},
                 ((SMALLEST.dtype, torch.float32),),
             ),
         ),

@@ -130,18 +130,16 @@ class Process:
 
     def _ended(self, status: int) -> list[Row]:
         stopped, self._reason = self._reason, ""
-        if self.task.judge and not stopped:
+        rows = [Row(self._name, stopped, "to end in time", False)] if stopped else []
+        if self.task.judge:
             self.over = True
-            return self.task.judge(status, self._log.read_text(errors="replace"))
+            return [*self.task.judge(status, self._log.read_text(errors="replace")), *rows]
         out_of_time = bool(stopped) and not stopped.startswith("ran over")
-        progress = self._check >= self._done
-        self.over = bool(self.task.judge) or status == 0 or out_of_time or not progress
-        rows = []
-        if stopped:
-            rows = [Row(self._name, stopped, "to end in time", False)]
-        elif status not in (0, BROKEN):
+        done = status == 0 and not stopped
+        self.over = done or out_of_time or self._check < self._done
+        if not (stopped or status in (0, BROKEN)):
             rows = [Row(self._name, described(status), "exit status 0", False)]
-        elif self.over and not self._rows:
+        elif self.over and not (stopped or self._rows):
             rows = [Row(self.task.name, f"no row, {described(status)}", "rows", False)]
         if not self.over:
             self._start(self._check + 1)

@@ -18,8 +18,10 @@ INSTRUCTIONS, WARPS = "smsp__inst_executed.sum", "sm__warps_active.avg.pct_of_pe
 REGISTERS, WRITTEN = "launch__registers_per_thread", "lts__t_sectors_op_write.sum"
 METRICS = (SECONDS, BYTES, SHARE, INSTRUCTIONS, WARPS, REGISTERS, WRITTEN)
 # The clocks stay as they are; only what a program asks for is profiled.
-NCU = ("--clock-control", "none", "--profile-from-start", "off", "--csv", "--print-units", "base")
-NCU = (*NCU, "--metrics", ",".join(METRICS))
+NCU = (
+    *("--clock-control", "none", "--profile-from-start", "off"),
+    *("--csv", "--print-units", "base", "--metrics", ",".join(METRICS)),
+)
 
 
 def judge_sanitizer(name: str, status: int, log: str) -> list[Row]:

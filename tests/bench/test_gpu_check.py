@@ -117,6 +117,7 @@ def test_a_rehearsal_runs_every_stage_through_its_stand_in(plan: stages.Plan) ->
     assert len([t for s in stages.calls(QUICK, built=True)[2] for t in s.tasks]) < 10
 
 
+@pytest.mark.slow
 def test_every_file_with_gpu_tests_is_run() -> None:
     """And those of linear algebra first, which take longest."""
     files = suite.files(ROOT)
@@ -219,12 +220,16 @@ def judged(rows: list[Row]) -> list[tuple[str, bool | None]]:
         (0, "12 passed, 3 skipped in 61.20s (0:01:01)\n", [("12 passed, 3 skipped", True)]),
         (
             1,
-            "FAILED tests/a.py::test_x[1] - E\n== 1 failed, 3 passed in 2.0s ==\n",
-            [("1 failed, 3 passed: test_x[1]", False)],
+            "tests/a.py::test_x[1, 2] FAILED [ 9%]\n== 1 failed, 3 passed in 2.0s ==\n",
+            [("1 failed, 3 passed: test_x[1, 2]", False)],
         ),
         (0, "5 skipped in 0.10s\n", [("5 skipped", False)]),
         (5, "no tests ran in 0.01s\n", []),
-        (-11, "Fatal Python error\n", [("exit status -11", False)]),
+        (
+            -9,
+            "tests/a.py::test_x PASSED [ 9%]\ntests/a.py::test_y \nFatal Python error\n",
+            [("1 passed, 0 failed, exit status -9", False)],
+        ),
         (
             5,
             "SKIPPED [1] tests/a.py:20: could not import 'b': No module named 'b'\n",
