@@ -7,7 +7,7 @@ Python version.
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import os
 import shutil
 import sys
@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
 from setuptools.command.build import build
 
 from python.buildtools import cuda
-from python.buildtools.facts import write_header
+from python.buildtools.facts import fingerprint, write_header
 from python.buildtools.flags import CXX_FLAGS, NVCC_FLAGS
 from python.buildtools.minimum_torch import MINIMUM_TORCH, TORCH_TARGET_VERSION
 from python.buildtools.rules import write_sources
@@ -77,10 +77,10 @@ def plan_cuda() -> cuda.CudaPlan:
 
 
 def bound_jobs() -> None:
-    """Limits ninja to the CPUs given and to 2 GiB of memory for each compiler; MAX_JOBS wins."""
+    """Limits each ninja to the CPUs given, and all to 2 GiB for each compiler; MAX_JOBS wins."""
     cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    os.environ.setdefault("MAX_JOBS", str(max(1, min(cpus, memory // 2**31))))
+    os.environ.setdefault("MAX_JOBS", str(max(1, min(cpus, memory // 2**31 // len(MODULES)))))
 
 
 def build_facts(plan: cuda.CudaPlan, version: str) -> dict[str, str]:
@@ -96,16 +96,8 @@ def build_facts(plan: cuda.CudaPlan, version: str) -> dict[str, str]:
         "cuda_archs": os.environ["TORCH_CUDA_ARCH_LIST"] if plan.root else "",
         "cuda_flags": " ".join(NVCC_FLAGS) if plan.root else "",
         "cuda_reason": plan.reason,
-        "sources": fingerprint(),
+        "sources": fingerprint(ROOT),
     }
-
-
-def fingerprint() -> str:
-    """Tells builds of different C++ sources apart: the two modules share structs."""
-    digest = hashlib.sha256()
-    for path in sorted(path for room in ("csrc", "kernels") for path in (ROOT / room).rglob("*.*")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 class BuildFromEmpty(build):
@@ -117,11 +109,16 @@ class BuildFromEmpty(build):
 
 
 class BuildModules(cpp_extension.BuildExtension):
-    """Compiles with ninja; every kind of build uses the same folder and re-uses its objects."""
+    """Compiles with ninja, both modules at once; every kind of build re-uses the same objects."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = len(MODULES)  # setuptools then has a thread for each
 
     def build_extension(self, ext: setuptools.Extension) -> None:
-        self.build_temp = str(OBJECTS / ext.name)
-        super().build_extension(ext)
+        of_this_thread = copy.copy(self)
+        of_this_thread.build_temp = str(OBJECTS / ext.name)
+        super(BuildModules, of_this_thread).build_extension(ext)
 
     def run(self) -> None:
         facts = build_facts(PLAN, self.distribution.get_version())
@@ -142,12 +139,11 @@ def module(
     foreign = [*cpp_extension.include_paths("cpu"), pybind11.get_include()]
     system = [part for path in foreign for part in ("-isystem", path)]  # no warnings of theirs
     sources = [path for glob in globs for path in ROOT.glob(glob)]
-    sources += write_sources(device, GENERATED / "rules" / device, ROOT)
+    sources += write_sources(device, GENERATED / device, ROOT)
     names = [str(path.relative_to(ROOT)) for path in sources]
     return setuptools.Extension(
         f"fusedstep.{name}",
-        # Those that take longest come first: at the end, the other processors would wait for them.
-        sorted(names, key=lambda name: ("tiny_pinv" not in name, name)),
+        sorted(names),
         include_dirs=[
             *[str(ROOT), str(GENERATED)],
             *[path for path in cpp_extension.include_paths(device) if path not in foreign],

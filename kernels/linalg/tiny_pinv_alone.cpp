@@ -1,6 +1,6 @@
 // The pseudo-inverse of one tiny matrix on the CPU, whose columns lie in one piece each: vector
-// instructions take several elements of a column, while those of kernels/linalg/tiny_pinv.cpp take
-// the same element of eight matrices.
+// instructions take several elements of a column, while those of tiny_pinv_eight.h take the same
+// element of eight matrices.
 #include "kernels/linalg/tiny_pinv.h"
 
 namespace fusedstep::cpu {

@@ -6,8 +6,8 @@
 //   Coefficients  what the inner loop needs of them, combined in double and rounded to T once
 //   Rule          with_variant(group, f) calls f with the variant that the group asks for
 // and a variant has the number of its states, kStates, and two functions: coefficients(group,
-// update) and update(param, grad, state, coefficients), the formula. rule.cpp.in and rule.cu.in
-// become a source file for each rule when the modules are built.
+// update) and update(param, grad, state, coefficients), the formula. rule.cpp.in, rule.cu.in and
+// rule_double.cu.in become a source file for each rule when the modules are built.
 #pragma once
 
 #include <algorithm>

@@ -162,17 +162,22 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<T, uniform>)
   });
 }
 
-template <typename Rule>
-cudaError_t step_pass(const Table& table, const Clip& clip, const Launch& range, unsigned* finished,
-                      cudaStream_t stream) {
+// Computed in T.
+template <typename Rule, typename T>
+cudaError_t step_pass_in(const Table& table, const Clip& clip, const Launch& range,
+                         unsigned* finished, cudaStream_t stream) {
   const auto run = [&](auto kernel) {
     return launch(kernel, range.num_chunks, stream, table, clip, range.first_chunk, finished);
   };
-  if (range.computed == Dtype::kFloat64) {
-    return range.uniform ? run(step_kernel<Rule, double, true>)
-                         : run(step_kernel<Rule, double, false>);
-  }
-  return range.uniform ? run(step_kernel<Rule, float, true>) : run(step_kernel<Rule, float, false>);
+  return range.uniform ? run(step_kernel<Rule, T, true>) : run(step_kernel<Rule, T, false>);
+}
+
+template <typename Rule>
+cudaError_t step_pass(const Table& table, const Clip& clip, const Launch& range, unsigned* finished,
+                      cudaStream_t stream) {
+  return range.computed == Dtype::kFloat64
+             ? step_pass_in<Rule, double>(table, clip, range, finished, stream)
+             : step_pass_in<Rule, float>(table, clip, range, finished, stream);
 }
 
 }  // namespace fusedstep::cuda

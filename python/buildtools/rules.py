@@ -1,28 +1,44 @@
-"""Makes the source files that compile each rule of kernels/optim/rules, which is one header."""
+"""Makes the source files of kernels/*/*.in: a file for each rule, or for each kind of matrix.
+
+`python rules.py cpu|cuda FOLDER` prints them, for CMake.
+"""
 
 from __future__ import annotations
 
+import sys
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_sources(device: str, folder: Path, root: Path = ROOT) -> list[Path]:
-    """Fills in the template of `device` ("cpu" or "cuda") for each rule; CMakeLists.txt does too.
+    """Fills in the templates of `device` ("cpu" or "cuda") with all that their @names@ stand for.
 
     A file that is up to date is not written, because a newer time would recompile it. Files of
     rules that no longer exist are removed.
     """
     suffix = {"cpu": ".cpp", "cuda": ".cu"}[device]
-    template = root / "kernels" / "optim" / f"rule{suffix}.in"
+    rules = sorted(path.stem for path in (root / "kernels" / "optim" / "rules").glob("*.h"))
+    choices = {"stem": rules, "storage": ["float", "double"], "side": ["8", "16", "32"]}
     folder.mkdir(parents=True, exist_ok=True)
     sources = []
-    for rule in sorted((root / "kernels" / "optim" / "rules").glob("*.h")):
-        source = folder / f"{rule.stem}{suffix}"
-        text = template.read_text().replace("@stem@", rule.stem)
-        if not source.exists() or source.read_text() != text:
-            source.write_text(text)
-        sources.append(source)
+    for template in sorted((root / "kernels").glob(f"*/*{suffix}.in")):
+        text = template.read_text()
+        names = [name for name in choices if f"@{name}@" in text]
+        for values in product(*(choices[name] for name in names)):
+            filled = text
+            for name, value in zip(names, values, strict=True):
+                filled = filled.replace(f"@{name}@", value)
+            stem = template.name.removesuffix(f"{suffix}.in")
+            source = folder / f"{'_'.join([stem, *values])}{suffix}"
+            if not source.exists() or source.read_text() != filled:
+                source.write_text(filled)
+            sources.append(source)
     for stale in set(folder.glob(f"*{suffix}")) - set(sources):
         stale.unlink()
     return sources
+
+
+if __name__ == "__main__":
+    print(*write_sources(sys.argv[1], Path(sys.argv[2])), sep=";")

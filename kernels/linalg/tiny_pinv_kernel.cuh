@@ -1,5 +1,9 @@
 // The pseudo-inverses of tiny matrices on the GPU: a warp takes one of 32 rows or columns, two of
 // up to 16 or four of up to 8, a lane a column or a row of it.
+#pragma once
+
+#include <type_traits>
+
 #include "kernels/common/launch.cuh"
 #include "kernels/common/warp.cuh"
 #include "kernels/linalg/tiny_pinv.cuh"
@@ -72,13 +76,11 @@ __global__ void __launch_bounds__(kThreadsOf<side>, kBlocks<side>)
 
 }  // namespace
 
-cudaError_t tiny_pinv(const TinyPinv& p, cudaStream_t stream) {
-  return tiny::with_storage_and_side(p, [&](auto storage, auto side) {
-    constexpr int kSide = decltype(side)::value, kThreadsHere = kThreadsOf<kSide>;
-    constexpr int kMatrices = kThreadsHere / kSide;
-    return launch<kThreadsHere>(tiny_pinv_kernel<decltype(storage), kSide>,
-                                (p.count + kMatrices - 1) / kMatrices, stream, p);
-  });
+template <typename Storage, int side>
+cudaError_t tiny_pinv_of(const TinyPinv& p, cudaStream_t stream) {
+  constexpr int kMatrices = kThreadsOf<side> / side;
+  const int64_t blocks = (p.count + kMatrices - 1) / kMatrices;
+  return launch<kThreadsOf<side>>(tiny_pinv_kernel<Storage, side>, blocks, stream, p);
 }
 
 }  // namespace fusedstep::cuda
