@@ -221,7 +221,8 @@ def _symmetric(
 ) -> Tensor:
     """alpha A B^T + beta C, which the caller knows to be symmetric, as C is."""
     if plan.tiled and A.dtype == torch.bfloat16:
-        return _SYMMETRIC(A, B, C, beta, alpha)
+        product: Tensor = _SYMMETRIC(A, B, C, beta, alpha)
+        return product
     B = B.mT
     if plan.depth == 0:
         return A @ B if C is None else _multiply_add(C, A, B, beta, alpha)
