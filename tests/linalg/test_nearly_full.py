@@ -4,6 +4,7 @@ float64 SVDs, next to the tolerance, what is left to other drivers, and that "au
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -203,9 +204,19 @@ def test_auto_takes_it_for_large_matrices() -> None:
 
 
 @pytest.fixture
-def for_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Taken for all but tiny matrices."""
+def for_small_ones(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Taken for all but tiny matrices; fails if it was not."""
+    results = []
+
+    def noted(*arguments):
+        results.append(nearly_full(*arguments))
+        return results[-1]
+
     monkeypatch.setattr(costs, "NEARLY_FULL_COLUMNS", 33)
+    monkeypatch.setattr(costs, "takes_small", lambda _: False)
+    monkeypatch.setattr(drivers, "nearly_full", noted)
+    yield
+    assert any(result is not None and result[0].done for result in results)
 
 
 @pytest.mark.usefixtures("for_small_ones")
