@@ -106,8 +106,9 @@ def pinv(
             - "auto", for m, n <= 32: QR if that proves the rank, else "jacobi". For small matrices
               on a CPU (linalg/costs.py) also QR, if that proves it. For larger matrices on a CPU: a
               pivoted Cholesky factorization of the smaller of AᵀA and AAᵀ, which proves a full or a
-              deficient rank; for float64 it guesses the rank, and QR or a step of subspace
-              iteration proves it. On a GPU, or where `synchronize` is False: a Cholesky
+              deficient rank, after plain ones for float32 with 640 columns or more, which prove
+              that few singular values or none count as zero; for float64 it guesses the rank, and
+              QR or a step of subspace iteration proves it. On a GPU, or where `synchronize` is False: a Cholesky
               factorization, if that proves full rank; CholeskyQR2 for float64, and for float32 with
               a condition number above 2e4. Where nothing is proved, "qr_svd" for float64 and "eigh"
               for float32; but "qr_svd" if the kept singular values have that condition number, or
