@@ -146,13 +146,15 @@ namespace cpu {
 // Eight at once, any range by any thread. Matrices [begin, end), each of which has an element.
 void tiny_pinv(const TinyPinv& p, int64_t begin, int64_t end);
 
-// The same for matrices of one type and size: a source file for each (tiny_pinv_of.cpp.in), for
-// they take long to compile.
-template <typename Storage, int side>
-void tiny_pinv_of(const TinyPinv& p, int64_t begin, int64_t end);
-
 // One, in a fraction of the time of eight.
 void tiny_pinv_alone(const TinyPinv& p, int64_t matrix);
+
+// The same for matrices of one type and size, which take long to compile: tiny_pinv_of.cpp.in and
+// tiny_pinv_alone_of.cpp.in become a source file for each.
+template <typename Storage, int side>
+void tiny_pinv_of(const TinyPinv& p, int64_t begin, int64_t end);
+template <typename Storage, int side>
+void tiny_pinv_alone_of(const TinyPinv& p, int64_t matrix);
 
 }  // namespace cpu
 
