@@ -292,7 +292,13 @@ IN_PTX = "(__CUDA_ARCH__)\n  // Said in PTX"
             ["stores of 16"],
         ),
         (True, "common/vector.cuh", "__isGlobal(p)", "p != nullptr", ["generic accesses in loops"]),
-        (True, ADAM, "c.beta1 * m + ", "std::fma(c.beta1, m, 0) + ", ["fma.rn.f32, unlike a CPU"]),
+        (
+            True,
+            ADAM,
+            "c.beta1 * m + ",
+            "std::fma(c.beta1, m, T{0}) + ",
+            ["fma.rn.f32, unlike a CPU"],
+        ),
         (True, ADAM, "m / denominator", "__fdividef(m, denominator)", ["div.approx.f32, unlike"]),
     ],
 )
