@@ -20,32 +20,35 @@ std::vector<int64_t> sizes_of(const Tensor& A, std::initializer_list<int64_t> la
   return changed;
 }
 
-// A [*, m, n] and perhaps B [*, m, c], as the kernels take them.
-void check_matrices(const char* function, const Tensor& A, const Tensor* B = nullptr) {
-  const int64_t dim = A.dim();
+// A [*, m, n], as the kernels take it.
+void check_matrices(const char* function, const Tensor& A) {
   Arg(function, "A", A)
       .is({ScalarType::Float, ScalarType::Double})
-      .must(dim >= 2, "have two or more dimensions")
+      .must(A.dim() >= 2, "have two or more dimensions")
       .contiguous();
-  if (B != nullptr) {
-    const Arg arg(function, "B", *B);
-    arg.is({A.scalar_type()}).dims(dim).contiguous();
-    arg.must(std::ranges::equal(geometry_of(*B).sizes,
-                                sizes_of(A, {A.size(dim - 2), B->size(dim - 1)})),
-             "have A's sizes, but for the last")
-        .on_device_of(A);
-  }
+}
+
+// B [*, m, c] for it.
+void check_right_sides(const char* function, const Tensor& A, const Tensor& B) {
+  const int64_t dim = A.dim();
+  const Arg arg(function, "B", B);
+  arg.is({A.scalar_type()}).dims(dim).contiguous();
+  arg.must(
+         std::ranges::equal(geometry_of(B).sizes, sizes_of(A, {A.size(dim - 2), B.size(dim - 1)})),
+         "have A's sizes, but for the last")
+      .on_device_of(A);
 }
 
 // Also as small as the kernel of tiny matrices takes them.
 void check_tiny(const char* function, const Tensor& A, const Tensor* B = nullptr) {
-  check_matrices(function, A, B);
+  check_matrices(function, A);
   const auto most = std::to_string(tiny::kLargest);
   const int64_t dim = A.dim();
   Arg(function, "A", A)
       .must(std::max(A.size(dim - 2), A.size(dim - 1)) <= tiny::kLargest,
             "have at most " + most + " rows and columns");
   if (B != nullptr) {
+    check_right_sides(function, A, *B);
     Arg(function, "B", *B)
         .must(B->size(dim - 1) <= tiny::kLargest, "have at most " + most + " columns");
   }
@@ -54,12 +57,13 @@ void check_tiny(const char* function, const Tensor& A, const Tensor* B = nullptr
 // Also no larger than the kernel of small matrices takes them: it counts elements in int.
 void check_small(const char* function, const Tensor& A, const Tensor* B = nullptr) {
   constexpr int64_t kMost = 1 << 30;
-  check_matrices(function, A, B);
+  check_matrices(function, A);
   const int64_t dim = A.dim(), rows = A.size(dim - 2), columns = A.size(dim - 1);
   const auto fits = [](int64_t m, int64_t n) { return n == 0 || m <= kMost / n; };
   Arg(function, "A", A)
       .must(fits(rows, columns), "have at most " + std::to_string(kMost) + " elements a matrix");
   if (B != nullptr) {
+    check_right_sides(function, A, *B);
     Arg(function, "B", *B)
         .must(fits(std::max(rows, columns), B->size(dim - 1)), "have fewer columns");
   }

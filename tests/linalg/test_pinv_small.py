@@ -249,7 +249,6 @@ def test_the_ops_check_their_arguments() -> None:
         (lambda: pinv_op(A.mT, 0.0, 0.0), "pinv_small: A must be contiguous"),
         (lambda: pinv_op(A, -1.0, 0.0), "pinv_small: atol must be 0 or more"),
         (lambda: pinv_op(A, 0.0, math.nan), "pinv_small: rtol must be 0 or more"),
-        (lambda: pinv_op(torch.ones(1, 2**25), 0.0, 0.0), "pinv_small: A must have at most"),
         (lambda: lstsq_op(A, A[1:].contiguous(), 0.0, 0.0), "lstsq_small: B must have A's sizes"),
         (lambda: lstsq_op(A, A.float(), 0.0, 0.0), "lstsq_small: B must be a dense float64"),
     ):
