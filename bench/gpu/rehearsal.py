@@ -26,15 +26,12 @@ from tests.support import host_module
 
 # Tests that are left out of a rehearsal, and why.
 TOO_LARGE = "the harness would take minutes"
-LATE_SIZES = "torch's ops with an out= argument size it at a replay, after those that read it"
 NOT_REHEARSED = {
     "tests/optim/test_cuda.py::test_norm_of_more_chunks_than_can_run_at_once": TOO_LARGE,
     "tests/optim/test_cuda.py::test_same_bits_every_time": TOO_LARGE,
     "tests/linalg/test_cuda_linalg.py::test_threads_and_streams_do_not_disturb_one_another": (
         "the harness runs on one thread"
     ),
-    "tests/linalg/test_cuda_linalg.py::test_a_graph_captures_it": LATE_SIZES,
-    "tests/linalg/test_cuda_linalg.py::test_a_graph_captures_hermitian_matrices": LATE_SIZES,
 }
 
 

@@ -8,16 +8,19 @@
 
 #include "tests/simt/torch/cuda_tensors.h"
 
-#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/native/CPUFallback.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <cuda_runtime.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <set>
@@ -78,10 +81,12 @@ at::Tensor empty_strided(at::IntArrayRef sizes, at::IntArrayRef strides,
 
 // --- ops ---
 
-std::atomic<size_t> kernels{0};                           // of torch: computing ops so far
-bool waiting_is_an_error = false;                         // torch.cuda.set_sync_debug_mode
-thread_local bool computing = false;                      // inside an op: what it calls is its own
-std::set<const c10::GeneratorImpl*> generators_for_cuda;  // torch.Generator("cuda")
+std::atomic<size_t> kernels{0};       // of torch: computing ops so far
+bool waiting_is_an_error = false;     // torch.cuda.set_sync_debug_mode
+thread_local bool computing = false;  // inside an op: what it calls is its own
+// Of torch.Generator("cuda"), which draws the CPU's numbers; never freed, for Python ends before
+// us.
+std::vector<at::Generator>& generators = *new std::vector<at::Generator>;
 
 // A CPU tensor over the same memory.
 at::Tensor on_cpu(const at::Tensor& tensor) {
@@ -140,7 +145,7 @@ void check_generator(const Stack& arguments) {
     if (!value.isGenerator()) continue;
     const at::Generator generator = value.toGenerator();
     TORCH_CHECK(
-        !generator.defined() || generators_for_cuda.contains(generator.unsafeGetGeneratorImpl()),
+        !generator.defined() || std::ranges::find(generators, generator) != generators.end(),
         "Expected a 'cuda' device type for generator but found 'cpu'");
   }
 }
@@ -186,13 +191,27 @@ void copy_to(const IValue& to, const IValue& from) {
   }
 }
 
+// Whether the op has yet to give a tensor that it writes its size.
+bool sizes_something(const OperatorHandle& op, const Stack& arguments) {
+  for (size_t k = 0; k < arguments.size(); ++k) {
+    const c10::Argument& argument = op.schema().arguments()[k];
+    if (argument.kwarg_only() && writes(argument) && arguments[k].isTensor() &&
+        arguments[k].toTensor().numel() == 0) {
+      return true;
+    }
+  }
+  return false;
+}
+
 // Into the graph of the harness, in order with the kernels of fusedstep. What the op writes it
 // writes at a replay; new results get their memory now, with values that no one may rely on.
 void record(const OperatorHandle& op, Stack* stack) {
   const size_t count = op.schema().arguments().size();
   const Stack arguments(stack->end() - static_cast<std::ptrdiff_t>(count), stack->end());
   Stack results;
-  if (writes_something(op)) {
+  if (sizes_something(op, arguments)) {
+    compute(op, stack);
+  } else if (writes_something(op)) {
     torch::jit::drop(*stack, count);
     for (size_t i = 0; i < op.schema().returns().size(); ++i) {
       const auto* const alias = op.schema().returns()[i].alias_info();
@@ -291,7 +310,6 @@ void take_hooks() {
   std::memcpy(static_cast<void*>(&used), static_cast<const void*>(&hooks), sizeof(hooks));
 }
 
-// For the whole process and for good.
 void take_cuda() {
   take_hooks();
   static const c10::impl::DeviceGuardImplRegistrar guard(c10::kCUDA, new Guard);
@@ -325,9 +343,7 @@ void take_cuda() {
 }
 
 at::Generator generator_for_cuda() {
-  const auto generator = at::detail::createCPUGenerator();
-  generators_for_cuda.insert(generator.unsafeGetGeneratorImpl());
-  return generator;
+  return generators.emplace_back(at::detail::createCPUGenerator());
 }
 
 // A captured graph: its work, and the memory that was allocated for it.
@@ -358,7 +374,7 @@ class Graph {
 }  // namespace
 
 void bind_cuda_tensors(pybind11::module_& m) {
-  m.def("take_cuda", &take_cuda);
+  m.def("take_cuda", &take_cuda);  // for the whole process and for good
   m.def("generator_for_cuda", &generator_for_cuda);
   m.def("waiting_is_an_error", [](bool error) { waiting_is_an_error = error; });
   m.def("capturing", [] { return simt::device.capturing; });
