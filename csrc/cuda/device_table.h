@@ -1,5 +1,5 @@
-// The copy of a tensor table in GPU memory: sent once, re-sent only where it changed. Bringing it up
-// to date waits for the GPU in the capture of a graph alone.
+// The copy of a tensor table in GPU memory: sent once, re-sent only where it changed. Bringing it
+// up to date waits for the GPU in the capture of a graph alone.
 #pragma once
 
 #include <memory>

@@ -108,12 +108,12 @@ def pinv(
               pivoted Cholesky factorization of the smaller of AᵀA and AAᵀ, which proves a full or a
               deficient rank, after plain ones for float32 with 640 columns or more, which prove
               that few singular values or none count as zero; for float64 it guesses the rank, and
-              QR or a step of subspace iteration proves it. On a GPU, or where `synchronize` is False: a Cholesky
-              factorization, if that proves full rank; CholeskyQR2 for float64, and for float32 with
-              a condition number above 2e4. Where nothing is proved, "qr_svd" for float64 and "eigh"
-              for float32; but "qr_svd" if the kept singular values have that condition number, or
-              if the tolerance is too small for "eigh". A little float64 work on a CPU, of which QR
-              proves nothing, is left to torch's SVD.
+              QR or a step of subspace iteration proves it. On a GPU, or where `synchronize` is
+              False: a Cholesky factorization, if that proves full rank; CholeskyQR2 for float64,
+              and for float32 with a condition number above 2e4. Where nothing is proved, "qr_svd"
+              for float64 and "eigh" for float32; but "qr_svd" if the kept singular values have that
+              condition number, or if the tolerance is too small for "eigh". A little float64 work
+              on a CPU, of which QR proves nothing, is left to torch's SVD.
             - "cholesky": only the Cholesky factorization. It fails for matrices that it does not
               prove to have full rank.
             - "eigh": the eigenvalues of AᵀA. Singular values below about 1e-7 of the largest count
