@@ -133,7 +133,7 @@ class Process:
         rows = [Row(self._name, stopped, "to end in time", False)] if stopped else []
         if self.task.judge:
             self.over = True
-            return [*self.task.judge(status, self._log.read_text(errors="replace")), *rows]
+            return [*self._judged(self.task.judge, status), *rows]
         out_of_time = bool(stopped) and not stopped.startswith("ran over")
         done = status == 0 and not stopped
         self.over = done or out_of_time or self._check < self._done
@@ -144,6 +144,14 @@ class Process:
         if not self.over:
             self._start(self._check + 1)
         return rows
+
+    def _judged(self, judge: Judge, status: int) -> list[Row]:
+        """What the judge says; output that it does not understand must not end the run."""
+        try:
+            return judge(status, self._log.read_text(errors="replace"))
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}".split("\n")[0]
+            return [Row(self.task.name, f"not understood: {told[:200]}", "rows", False)]
 
 
 def described(status: int) -> str:

@@ -35,11 +35,9 @@ def arguments(path: Path) -> list[str]:
 
 def judge(name: str, status: int, log: str) -> list[Row]:
     """One row, with the names of what failed; none for a file without GPU tests."""
-    lacking = re.search(r"could not import .*$", log, re.MULTILINE)
-    if lacking:
-        return [Row(name, f"left out: {lacking[0]}")]
     if status == NOTHING_COLLECTED:
-        return []
+        lacking = re.search(r"could not import .*$", log, re.MULTILINE)
+        return [Row(name, f"left out: {lacking[0]}")] if lacking else []
     told = re.findall(r"^\S+?::(.+?) (PASSED|FAILED|ERROR)\b", log, re.MULTILINE)  # as they ran
     failed = [test for test, verdict in told if verdict != "PASSED"]
     ends = re.findall(r"^=* ?((?:\d+ \w+,? ?)+)in [\d.]+s", log, re.MULTILINE)

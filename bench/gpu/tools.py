@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections import defaultdict
+from contextlib import suppress
 
 from bench.gpu.rows import Row
 
@@ -46,8 +48,11 @@ def judge_ncu(status: int, log: str) -> list[Row]:
     lines = [line for line in log.split("\n") if line.startswith('"')]
     kernels: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for line in csv.DictReader(lines):
-        value = line["Metric Value"].replace(",", "")
-        kernels[line["ID"], line["Kernel Name"]][line["Metric Name"]] = float(value)
+        metrics = kernels[line["ID"], line["Kernel Name"]]
+        with suppress(ValueError):  # "n/a" and the like, where the GPU has no such counter
+            value = float(line["Metric Value"].replace(",", ""))
+            if math.isfinite(value):  # JSON has no other number
+                metrics[line["Metric Name"]] = value
     if not kernels:
         refused = re.search(r"^==ERROR== (.*)$", log, re.MULTILINE)
         return [Row("ncu", f"left out: {refused[1] if refused else f'exit status {status}'}")]
@@ -55,13 +60,14 @@ def judge_ncu(status: int, log: str) -> list[Row]:
 
 
 def profile(name: str, metrics: dict[str, float]) -> Row:
-    """What one launch did."""
-    seconds = metrics[SECONDS] / 1e9
+    """What one launch did; nan is a figure that ncu lacks."""
+    known = defaultdict(lambda: math.nan, metrics)
+    seconds = known[SECONDS] / 1e9
     told = [
         f"{1e3 * seconds:.4g} ms",
-        f"{metrics[BYTES] / seconds / 1e9:.0f} GB/s ({metrics[SHARE]:.0f} % of the peak)",
-        f"{metrics[INSTRUCTIONS]:.4g} instructions of a warp",
-        f"{metrics[REGISTERS]:.0f} registers",
-        f"{metrics[WARPS]:.0f} % of the warps",
+        f"{known[BYTES] / seconds / 1e9:.0f} GB/s ({known[SHARE]:.0f} % of the peak)",
+        f"{known[INSTRUCTIONS]:.4g} instructions of a warp",
+        f"{known[REGISTERS]:.0f} registers",
+        f"{known[WARPS]:.0f} % of the warps",
     ]
     return Row(name[-60:], ", ".join(told), figures=metrics)

@@ -235,6 +235,12 @@ def judged(rows: list[Row]) -> list[tuple[str, bool | None]]:
             "SKIPPED [1] tests/a.py:20: could not import 'b': No module named 'b'\n",
             [("left out: could not import 'b': No module named 'b'", None)],
         ),
+        (
+            1,
+            "tests/a.py::test_x FAILED [ 9%]\nSKIPPED [1] tests/a.py:20: could not import 'b'\n"
+            "== 1 failed, 1 skipped in 2.0s ==\n",
+            [("1 failed, 1 skipped: test_x", False)],
+        ),
     ],
 )
 def test_what_pytest_says(status: int, log: str, expected: list) -> None:
@@ -280,6 +286,10 @@ def test_what_ncu_says() -> None:
     assert row.name == "norm_kernel"
     assert row.result.startswith("1 ms, 4000 GB/s (83 % of the peak), 1.25e+04 instructions")
     assert row.passed is None
+    unknown = log.replace('"4,000,000,000"', '"n/a"').replace('"7"', '"nan"')
+    (row,) = tools.judge_ncu(0, unknown)
+    assert row.result.startswith("1 ms, nan GB/s (83 % of the peak)")
+    assert set(row.figures) == set(tools.METRICS) - {tools.BYTES, tools.WRITTEN}
     refused = "==ERROR== Failed to initialize the profiler: LibraryNotLoaded\n"
     assert tools.judge_ncu(1, refused)[0].result == f"left out: {refused[10:-1]}"
 

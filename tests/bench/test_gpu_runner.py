@@ -140,6 +140,17 @@ def test_a_judge_makes_the_rows_of_another_program(tmp_path: Path) -> None:
     assert run(Stage("s", 20, [task]), tmp_path) == [Row("out", "4")]
 
 
+def test_output_that_no_judge_understands_ends_nothing(tmp_path: Path) -> None:
+    tasks = [
+        Task("odd", [sys.executable, "-c", ""], 9, judge=lambda status, log: [][0]),
+        Task("t", [sys.executable, "-c", ""], 9, judge=lambda status, log: [Row("n", "fine")]),
+    ]
+    odd, fine = run(Stage("s", 20, tasks), tmp_path)
+    assert (odd.name, odd.passed) == ("odd", False)
+    assert odd.result == "not understood: IndexError: list index out of range"
+    assert fine == Row("n", "fine")
+
+
 def test_numbers_that_json_lacks_and_lines_cut_off_do_no_harm(tmp_path: Path) -> None:
     row = parse('row: {"name": "n", "result": "r", "figures": {"x": NaN}}')
     assert row == Row("n", "r", figures={"x": "NaN"})
