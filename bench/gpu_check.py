@@ -21,6 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 
+from bench.gpu.build import are_there
 from bench.gpu.probe import gpu_and_driver
 from bench.gpu.results import Results, table
 from bench.gpu.rows import Row
@@ -36,7 +37,8 @@ def run_stages(
     stages: list[Stage], limit: float, logs: Path, results: Results, copies: Path | None
 ) -> int:
     """Runs them one after another within `limit` seconds; the exit status."""
-    logs.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (logs, copies)):
+        folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + limit
     with ((copies or logs) / f"all-{logs.name}.log").open("w", buffering=1) as log:
         for stage in stages:
@@ -77,9 +79,8 @@ def run_call(call: int, plan: Plan, folder: Path, copies: Path | None) -> int:
     print(f"gpu-check, call {call}: {gpu}, commit {facts['commit']}", flush=True)
     logs = ROOT / "build" / "gpu-check" / f"call-{call}"
     results = Results(folder / f"{name}.json", facts, copies)
-    built = len(list((plan.root / "python" / "fusedstep").glob("_C*.so"))) >= 2
     limit = plan.seconds(LIMITS[call])
-    status = run_stages(calls(plan, built)[call], limit, logs, results, copies)
+    status = run_stages(calls(plan, are_there(plan.root))[call], limit, logs, results, copies)
     if results.failed:
         print("\n" + table(results.failed))
     print(f"\n{len(results.failed)} of {len(results.rows)} rows failed, {results.seconds:.0f} s")

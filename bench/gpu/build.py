@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -18,6 +19,17 @@ from python.buildtools.facts import fingerprint
 
 LOAD = "from fusedstep import build; print(build.CUDA_REASON, build.FACTS['sources'], sep='|')"
 SHOWN = 5  # sources that took longest
+MODULES = ("_C", "_C_cuda")
+
+
+def are_there(root: Path) -> bool:
+    """Whether both modules are there for this Python, built from the sources of this tree.
+
+    Their bytes tell, without an import that takes seconds: each holds its sources' fingerprint.
+    """
+    suffix, sources = sysconfig.get_config_var("EXT_SUFFIX"), fingerprint(root).encode()
+    paths = [root / "python" / "fusedstep" / f"{name}{suffix}" for name in MODULES]
+    return all(path.exists() and sources in path.read_bytes() for path in paths)
 
 
 def lack() -> str:
@@ -54,7 +66,7 @@ def main() -> None:
     begin = time.monotonic()
     status = subprocess.run(command, cwd=ROOT, env=os.environ | wanted).returncode
     taken = f"for {architecture} in {time.monotonic() - begin:.0f} s"
-    logs = [ROOT / "build" / "objects" / f"fusedstep.{m}" / ".ninja_log" for m in ("_C", "_C_cuda")]
+    logs = [ROOT / "build" / "objects" / f"fusedstep.{m}" / ".ninja_log" for m in MODULES]
     Row("slowest sources", slowest(logs)).show()
     reason = f"setup.py: exit status {status}" if status else lack()
     Row("build", reason or f"built {taken}", "built", not reason).show()

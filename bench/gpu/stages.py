@@ -108,7 +108,7 @@ def ncu(plan: Plan, limit: float) -> Stage:
 
 
 def calls(plan: Plan, built: bool) -> dict[int, list[Stage]]:
-    """What each call does. `built`: there are modules; else the second call makes them, too."""
+    """What each call does. `built`: the modules are there; else the second makes them."""
     first = [
         script(plan, "probe", 20, each=20, needs="GPU"),
         script(plan, "build", 290, each=290, needs="build"),
@@ -124,9 +124,9 @@ def calls(plan: Plan, built: bool) -> dict[int, list[Stage]]:
             script(plan, "closed_form", 40, each=20),
         ],
         2: [
-            script(plan, "build", 10 if built else 150, each=150, needs="build"),
+            script(plan, "build", 20 if built else 150, each=150, needs="build"),
             tests(plan, 100),
-            sanitizer(plan, "memcheck", 70),
+            sanitizer(plan, "memcheck", 60),
             sanitizer(plan, "racecheck", 50),
             ncu(plan, 30),
             *([] if plan.rehearse else [sanitizer(plan, "initcheck", 0)]),

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ from bench.gpu.compare import differing
 from bench.gpu.rows import Row, parse
 from bench.gpu.runner import Stage, Task
 from bench.record import ROOT
+from fusedstep import _C
+from python.buildtools.facts import fingerprint
 
 REAL, REHEARSED = stages.Plan(ROOT), stages.Plan(ROOT, rehearse=True)
 QUICK = stages.Plan(ROOT, rehearse=True, quick=True)
@@ -153,7 +156,6 @@ def stage_of(name: str, *rows: Row, **more: str) -> Stage:
 
 
 def run_stages(some: list[Stage], folder: Path, limit: float = 30) -> tuple[int, dict]:
-    (folder / "out").mkdir()
     results = gpu_check.Results(folder / "r.json", {"gpu": "G"}, folder / "out")
     status = gpu_check.run_stages(some, limit, folder / "call-1", results, folder / "out")
     return status, json.loads((folder / "out" / "r.json").read_text())
@@ -400,6 +402,27 @@ def test_the_modules_that_are_there_are_built_from_this_tree(monkeypatch, capsys
     assert build.lack() == "built from other sources"
     monkeypatch.setattr(build, "LOAD", "raise ImportError('no module')")
     assert build.lack() == "ImportError: no module"
+
+
+def test_modules_of_other_sources_or_for_another_python_are_made_anew(tmp_path: Path) -> None:
+    """The second call then has the time to build them."""
+    package, source = tmp_path / "python" / "fusedstep", tmp_path / "kernels" / "a.h"
+    for folder in (package, source.parent):
+        folder.mkdir(parents=True)
+    source.write_text("first")
+    suffix, facts = sysconfig.get_config_var("EXT_SUFFIX"), fingerprint(tmp_path).encode()
+    cpu, cuda = (package / f"{name}{suffix}" for name in ("_C", "_C_cuda"))
+    cpu.write_bytes(b"code" + facts)
+    (package / "_C_cuda.cpython-29-other.so").write_bytes(facts)
+    assert not build.are_there(tmp_path)
+    cuda.write_bytes(facts + b"code")
+    assert build.are_there(tmp_path)
+    source.write_text("second")
+    assert not build.are_there(tmp_path)
+
+
+def test_a_module_holds_the_fingerprint_of_its_sources() -> None:
+    assert _C.build_facts()["sources"].encode() in Path(_C.__file__).read_bytes()
 
 
 def test_ninjas_log_names_the_slowest(tmp_path: Path) -> None:
