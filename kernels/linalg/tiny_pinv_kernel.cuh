@@ -6,7 +6,8 @@
 
 #include "kernels/common/launch.cuh"
 #include "kernels/common/warp.cuh"
-#include "kernels/linalg/tiny_pinv.cuh"
+// Not tiny_pinv.cuh: with this definition of tiny_pinv_of, its function that calls all six would
+// compile all six in each file.
 #include "kernels/linalg/tiny_pinv.h"
 
 namespace fusedstep::cuda {

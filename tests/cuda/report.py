@@ -29,7 +29,7 @@ from python.buildtools import cuda
 from python.buildtools.rules import write_sources
 from tests.cuda import nvcc, ptx, sass
 from tests.cuda.expected import ARCH, ARCHS, Expected
-from tests.cuda.verdict import Kernel, faults, readable, worse
+from tests.cuda.verdict import Kernel, faults, readable, repeated, worse
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,7 +138,7 @@ def main() -> int:
         show(arch, [kernel for kernel in kernels if kernel.arch == arch])
 
     expected = Expected()
-    lines = [line for kernel in kernels for line in faults(kernel)]
+    lines = [line for kernel in kernels for line in faults(kernel)] + repeated(kernels)
     if arguments.update and not lines:
         expected.update(release, kernels)
     for kernel in kernels:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from python.buildtools.rules import write_sources
 from tests.cuda import nvcc, ptx, report, sass
 from tests.cuda.expected import ARCH, ARCHS, Expected, read_registers, registers_text
-from tests.cuda.verdict import Kernel, faults, readable, worse
+from tests.cuda.verdict import Kernel, faults, readable, repeated, worse
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGNATURE = (
@@ -248,6 +249,13 @@ def test_both_files_keep_the_same_kernels() -> None:
     assert all(ARCH in counts for counts in expected.registers.values())
 
 
+def test_each_kernel_is_compiled_once() -> None:
+    assert repeated([GOOD, replace(GOOD, name="other"), replace(GOOD, arch="sm_75")]) == []
+    assert repeated([GOOD, GOOD]) == [
+        f"{GOOD.name} on sm_90: must be compiled by one source, got 2"
+    ]
+
+
 def tools_lack() -> str:
     """Why the kernels cannot be compiled and disassembled here; "" where they can."""
     try:
@@ -267,9 +275,24 @@ ADAM = "optim/rules/adam.h"
 IN_PTX = "(__CUDA_ARCH__)\n  // Said in PTX"
 
 
+needs_tools = pytest.mark.skipif(
+    bool(tools_lack()), reason="needs nvcc and nvdisasm to compile CUDA kernels"
+)
+
+
 @pytest.mark.compiles
 @pytest.mark.slow
-@pytest.mark.skipif(bool(tools_lack()), reason="needs nvcc and nvdisasm to compile CUDA kernels")
+@needs_tools
+def test_a_source_of_tiny_inverses_compiles_its_own_kernel_alone(tmp_path: Path) -> None:
+    (source,) = (path for path in write_sources("cuda", tmp_path) if "float_8" in path.stem)
+    toolkit, nvdisasm = report.find_tools()
+    (kernel,) = report.inspect(toolkit, nvdisasm, source, nvcc.build_flags(toolkit))
+    assert kernel.name == "tiny_pinv<float32, 8>"
+
+
+@pytest.mark.compiles
+@pytest.mark.slow
+@needs_tools
 @pytest.mark.parametrize(
     ("uniform", "file", "text", "planted", "found"),
     [

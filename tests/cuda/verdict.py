@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tests.cuda.nvcc import Resources
@@ -143,3 +144,13 @@ def worse(kernel: Kernel, expected: dict[str, int] | None) -> list[str]:
             limit = "at most" if more_is_worse else "at least"
             lines.append(f"{who}: {key}: expected {limit} {bound}, got {got}")
     return lines
+
+
+def repeated(kernels: Iterable[Kernel]) -> list[str]:
+    """Which kernels more than one source compiles: each of them takes its time at every build."""
+    counts = Counter((kernel.name, kernel.arch) for kernel in kernels)
+    return [
+        f"{name} on {arch}: must be compiled by one source, got {count}"
+        for (name, arch), count in counts.items()
+        if count > 1
+    ]
