@@ -1,7 +1,7 @@
 """Proves and times everything on this machine's GPU: bits, speed, graphs, tests, sanitizers.
 
     python -m bench.gpu_check --call 1      builds, compares bits, times: at most 480 s
-    python -m bench.gpu_check --call 2      tests, sanitizers, counters: at most 260 s
+    python -m bench.gpu_check --call 2      tests, sanitizers, counters: at most 270 s
     python -m bench.gpu_check --rehearse    both, with the CPU in the GPU's place; --quick for CI
 
 Uses the Python it runs under and no network. Every row is written at once to

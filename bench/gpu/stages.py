@@ -14,7 +14,7 @@ from bench.gpu.probe import find_tool
 from bench.gpu.runner import Stage, Task
 
 # Seconds of each call, which the limits of its stages add up to.
-LIMITS = {1: 480, 2: 260}
+LIMITS = {1: 480, 2: 270}
 FAMILIES, OURS = 10, 9  # as bench/gpu/families.py counts them, which imports torch
 SLOWER = 20  # times the seconds, for a rehearsal: an emulated GPU is slow
 CORES = len(os.sched_getaffinity(0))
@@ -126,7 +126,7 @@ def calls(plan: Plan, built: bool) -> dict[int, list[Stage]]:
         2: [
             script(plan, "build", 20 if built else 150, each=150, needs="build"),
             tests(plan, 100),
-            sanitizer(plan, "memcheck", 60),
+            sanitizer(plan, "memcheck", 70),
             sanitizer(plan, "racecheck", 50),
             ncu(plan, 30),
             *([] if plan.rehearse else [sanitizer(plan, "initcheck", 0)]),
