@@ -81,7 +81,7 @@ def takes_nearly_full(X: Tensor) -> bool:
 def takes_small(A: Tensor) -> bool:
     """Whether the kernel for small matrices takes A `[*, m, n]`, if it is not empty."""
     m, n = A.shape[-2:]
-    if not A.is_cpu:
+    if not A.is_cpu or _C.has_solvers("cpu"):  # tests put a GPU's functions in the CPU's place
         return False
     if A.dtype == torch.float64:
         return 0 < min(m, n) * (m + n) <= SMALL_SIZE
