@@ -4,7 +4,7 @@ from fusedstep import build  # first: it loads the C++ modules that the others c
 
 __version__ = build.FACTS["version"]
 
-from fusedstep import lm_head, nqm, schedules
+from fusedstep import dynamics, lm_head, nqm, schedules
 from fusedstep.linalg import lstsq, pinv
 from fusedstep.optim import SGD, Adagrad, Adam, AdamW, Lion, Muon, RMSprop
 from fusedstep.optim.clip import clip_grad_norm_, get_total_norm
@@ -20,6 +20,7 @@ __all__ = [
     "RMSprop",
     "build",
     "clip_grad_norm_",
+    "dynamics",
     "get_total_norm",
     "lm_head",
     "lstsq",
