@@ -16,9 +16,7 @@ def quadratic(spectrum: Tensor, mixed: bool = True) -> tuple[Loss, list[Tensor],
     generator = torch.Generator().manual_seed(size)
     axes = torch.eye(size, dtype=torch.float64)
     if mixed:
-        axes = torch.linalg.qr(
-            torch.randn(size, size, dtype=torch.float64, generator=generator)
-        ).Q
+        axes = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator)).Q
     matrix = axes * spectrum @ axes.T
     matrix = (matrix + matrix.T) / 2
     cut = size // 2

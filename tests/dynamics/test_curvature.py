@@ -19,7 +19,9 @@ SPECTRA = {
     "repeated": torch.tensor([5.0] * 3 + [2.0] * 30, dtype=F64),
     "negative": torch.tensor([-1.0, -2.0, -2.0, *range(-60, -3)], dtype=F64),
     "indefinite": torch.linspace(-100, 1, 80, dtype=F64),
-    "clustered": torch.cat([1 + torch.tensor([3e-6, 2e-6, 1e-6]), torch.linspace(0, 1, 60)]).to(F64),
+    "clustered": torch.cat([1 + torch.tensor([3e-6, 2e-6, 1e-6]), torch.linspace(0, 1, 60)]).to(
+        F64
+    ),
     "zero": torch.zeros(7, dtype=F64),
     "one": torch.full((50,), 3.0, dtype=F64),
     "small": torch.tensor([2.0, 7.0], dtype=F64),
@@ -27,16 +29,19 @@ SPECTRA = {
 }
 
 
-def assert_pairs(pairs: Eigenpairs, matrix: torch.Tensor, k: int, rtol: float) -> None:
+def assert_pairs(
+    pairs: Eigenpairs, matrix: torch.Tensor, k: int, rtol: float, tol: float = 1e-8
+) -> None:
     """The k largest eigenvalues of `matrix`, with orthonormal eigenvectors."""
     expected = torch.linalg.eigvalsh(matrix).flip(0)[:k]
-    size = matrix.abs().max() * rtol
+    size = torch.linalg.eigvalsh(matrix).abs().max()
     assert pairs.values.dtype == F64
     assert pairs.values.shape == (k,)
-    assert (pairs.values - expected).abs().max() <= size
+    assert (pairs.values - expected).abs().max() <= rtol * size
     vectors = torch.stack([torch.cat([part.reshape(-1) for part in v]) for v in pairs.vectors])
     assert (vectors @ vectors.T - torch.eye(k, dtype=F64)).abs().max() < 1e-12
-    assert (vectors @ matrix - pairs.values[:, None] * vectors).abs().max() <= 1e4 * size + 1e-300
+    residuals = vectors @ matrix - pairs.values[:, None] * vectors
+    assert residuals.norm(dim=1).max() <= 1.1 * tol * size
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
@@ -60,7 +65,7 @@ def test_dense_eigenvalues_of_a_network(k: int, products: str) -> None:
     params = list(model.parameters())
     matrix = dense_hessian(loss_fn, params)
     pairs = hessian_top_eigenvalues(loss_fn, params, k, products=products)
-    assert_pairs(pairs, matrix, k, 1e-12 if products == "autograd" else 1e-8)
+    assert_pairs(pairs, matrix, k, *((1e-12,) if products == "autograd" else (1e-8, 1e-6)))
 
 
 def test_arpack() -> None:

@@ -86,8 +86,10 @@ def ntk(
             if x2 is None and c < r:  # the kernel is symmetric
                 blocks[r].append(blocks[c][r].T)
                 continue
-            right = left if x2 is None and c == r else jacobians(others)
-            blocks[r].append(sum(a @ b.T for a, b in zip(left, right, strict=True)))
+            diagonal = x2 is None and c == r
+            right = left if diagonal else jacobians(others)
+            block = torch.stack([a @ b.T for a, b in zip(left, right, strict=True)]).sum(0)
+            blocks[r].append((block + block.T) / 2 if diagonal else block)  # to the last bit
     return torch.cat([torch.cat(row, dim=1) for row in blocks])
 
 

@@ -51,7 +51,7 @@ def deep_linear_modes(
     Example:
         >>> modes = deep_linear_modes([4.0, 1.0], initial=0.01, lr=0.05, steps=60)
         >>> [round(u, 2) for u in modes[20].tolist()]  # the larger one is learned, the other waits
-        [3.61, 0.07]
+        [3.44, 0.07]
 
     Source: Saxe, McClelland and Ganguli 2014, equations 5 to 8 and 14, arXiv 1312.6120; here the
     discrete steps themselves, not their gradient flow.
