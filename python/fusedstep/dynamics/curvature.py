@@ -49,8 +49,8 @@ def hessian_top_eigenvalues(
     """The k largest eigenvalues of the Hessian of a loss, and their eigenvectors.
 
     The largest in the algebraic sense: negative ones come last. A block Lanczos method in float64
-    on Hessian-vector products; no matrix is formed. It keeps up to 2 (4 k + 12) vectors of 8 bytes
-    per parameter. Nothing is changed: no `.grad` is written, and random numbers, such as those of
+    on Hessian-vector products; no matrix is formed. It keeps up to 8 k + 32 vectors of 8 bytes per
+    parameter. Nothing is changed: no `.grad` is written, and random numbers, such as those of
     dropout, are the same for every product and not used up. The functions themselves decide on
     training or evaluation mode; buffers that a loss writes in training mode, such as batch
     normalization's averages, are written.

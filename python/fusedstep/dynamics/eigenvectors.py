@@ -1,4 +1,8 @@
-"""The largest eigenvalues of a symmetric operator of which only products with vectors are known."""
+"""The largest eigenvalues of a symmetric operator of which only products with vectors are known.
+
+Written here because torch.lobpcg takes matrices alone, and SciPy's eigsh works on the CPU and has a
+single vector at a time, which can miss a repeated eigenvalue.
+"""
 
 from __future__ import annotations
 
@@ -44,53 +48,60 @@ def top_eigenpairs(
         return torch.randn(count, size, dtype=torch.float64, generator=generator).to(device)
 
     block, least_rounds = (k + 1, LEAST_WARM_ROUNDS) if len(start) else (k, 0)
-    room = 4 * block + 12
-    basis = images = start[:0]
-    new = orthonormal(torch.cat([start[:k], random(max(block - len(start), 1))]), basis)
-    rounds = 0
+    room = vectors_kept(block)
+    basis, images = (torch.empty(room, size, dtype=torch.float64, device=device) for _ in "ab")
+    done, rounds = 0, 0
+    count = extend(basis, 0, torch.cat([start[:k], random(max(block - len(start), 1))]))
     while True:
-        basis = torch.cat([basis, new])
-        images = torch.cat([images, torch.stack([product(vector) for vector in new])])
-        projected = basis @ images.T
+        for i in range(done, count):
+            images[i] = product(basis[i])
+        projected = basis[:count] @ images[:count].T
         values, mix = torch.linalg.eigh((projected + projected.T).cpu() / 2)
         values, mix = values.flip(0).to(device), mix.flip(1).to(device)
         front = mix[:, :block].T
-        vectors = front @ basis
-        residuals = front @ images - values[:block, None] * vectors
+        vectors = front @ basis[:count]
+        residuals = front @ images[:count] - values[:block, None] * vectors
         lengths = residuals.norm(dim=1)
         unfinished = lengths > tol * values.abs().max()
         rounds += 1
-        enough = len(basis) >= k and rounds > least_rounds
-        if len(basis) == size or (enough and not unfinished[:k].any()):
+        enough = count >= k and rounds > least_rounds
+        if count == size or (enough and not unfinished[:k].any()):
             return values[:k], vectors[:k]
         if rounds * block > MOST_PRODUCTS:
             raise RuntimeError(
-                f"{function}: no convergence after {MOST_PRODUCTS} products, eigenvalues "
-                f"{values[:k].tolist()} with residuals {lengths[:k].tolist()}; a larger tol accepts "
-                "them"
+                f"{function}: no convergence after {MOST_PRODUCTS} products: eigenvalues "
+                f"{values[:k].tolist()}, residuals {lengths[:k].tolist()}; a larger tol takes them"
             )
-        if len(basis) + block > room:
+        if count + block > room:
             keep = mix[:, : room // 2].T
-            basis, images = keep @ basis, keep @ images
-        new = orthonormal(residuals[unfinished], basis)
-        if not len(new):
-            new = orthonormal(random(1), basis)
+            restarted = keep @ basis[:count], keep @ images[:count]
+            count = len(keep)
+            basis[:count], images[:count] = restarted
+        done, count = count, extend(basis, count, residuals[unfinished])
+        if count == done:
+            count = extend(basis, count, random(1))
 
 
-def orthonormal(rows: Tensor, basis: Tensor) -> Tensor:
-    """`rows` made orthonormal to the rows of `basis` and to one another; dependent ones left out.
+def vectors_kept(block: int) -> int:
+    """Vectors of the basis before a restart: enough that half of them is twice the block."""
+    return 4 * block + 12
 
-    Gram-Schmidt twice, which is enough for full precision (Parlett 1998, section 6.9).
+
+def extend(basis: Tensor, count: int, rows: Tensor) -> int:
+    """Appends `rows` to the first `count` rows of `basis`, orthonormal; returns the new count.
+
+    A row that depends on the others is left out. Gram-Schmidt twice is enough for full precision
+    (Parlett 1998, The Symmetric Eigenvalue Problem, section 6.9).
     """
-    found = basis
     for row in rows:
         direction = row / row.norm()
         for _ in range(2):
-            direction = direction - (found @ direction) @ found
+            direction = direction - (basis[:count] @ direction) @ basis[:count]
             length = direction.norm()
             if not length > DEPENDENT:  # nor of a row of zeros, whose direction is NaN
                 break
             direction = direction / length
         else:
-            found = torch.cat([found, direction[None]])
-    return found[len(basis) :]
+            basis[count] = direction
+            count += 1
+    return count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ def ntk(
         tensor([[ 6.,  4.],
                 [ 4., 10.]])
 
-    Source: Jacot, Gabriel and Hongler 2018, equation 4, arXiv 1806.07572, its trace over outputs.
+    Source: Jacot, Gabriel and Hongler 2018, section 4, arXiv 1806.07572; the trace over outputs.
     """
     name = "ntk"
     if not isinstance(model, nn.Module):
@@ -107,11 +106,11 @@ def kernel_prediction(
         residual0: Prediction less target at the start, [n] or [n, outputs] if K is the kernel of
             each output.
         lr: Learning rate, above 0 and at most 2 n over the largest eigenvalue of K.
-        steps: Number of steps, at least 0, or a sequence of them.
+        steps: Number of steps, at least 0, or a list of them.
 
     Returns:
-        The residuals, of the shape and dtype of `residual0`; for a sequence with one more
-        dimension in front. Computed in float64.
+        The residuals, of the shape and dtype of `residual0`; for a list with one more dimension
+        in front. Computed in float64.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -140,17 +139,15 @@ def kernel_prediction(
     if not 0 < rate <= limit * (1 + 1e-12):
         must = f"be above 0 and at most {limit:.6g}, above which the residual grows"
         refuse(name, "lr", must, rate)
-    single = isinstance(steps, Integral)
-    counts = [steps] if single else list(steps)
-    counts = [
-        require_count(name, "steps" if single else f"steps[{i}]", count)
-        for i, count in enumerate(counts)
-    ]
+    if isinstance(steps, Sequence):
+        counts = [require_count(name, f"steps[{i}]", count) for i, count in enumerate(steps)]
+    else:
+        counts = [require_count(name, "steps", steps)]
     modes = vectors.T @ residual0.to(torch.float64).reshape(n, -1)
     decay = 1 - rate / n * values
     after = [(vectors @ (decay[:, None] ** count * modes)) for count in counts]
     shaped = [r.reshape(residual0.shape).to(residual0.dtype) for r in after]
-    return shaped[0] if single else torch.stack(shaped)
+    return torch.stack(shaped) if isinstance(steps, Sequence) else shaped[0]
 
 
 def _decomposed(function: str, K: Any) -> tuple[Tensor, Tensor]:

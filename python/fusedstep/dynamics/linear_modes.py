@@ -28,8 +28,8 @@ def deep_linear_modes(
 
         a <- a + lr a^(depth - 1) (s - a^depth).
 
-    From a small start u waits for a time of about 1 / (lr s) (log(s / u(0)) for two layers), then
-    rises to s quickly: large singular values first, the rank grows one by one.
+    A small mode waits, of two layers for log(s / u(0)) / (2 lr s) steps until it is half of s, and
+    then rises quickly: large singular values come first, and the rank grows one by one.
 
     Args:
         singular_values: The target's singular values s, [k], each 0 or more.
@@ -53,8 +53,8 @@ def deep_linear_modes(
         >>> [round(u, 2) for u in modes[20].tolist()]  # the larger one is learned, the other waits
         [3.44, 0.07]
 
-    Source: Saxe, McClelland and Ganguli 2014, equations 5 to 8 and 14, arXiv 1312.6120; here the
-    discrete steps themselves, not their gradient flow.
+    Source: Saxe, McClelland and Ganguli 2014, arXiv 1312.6120, the decoupled modes of two and of
+    more layers; here the discrete steps themselves, not their gradient flow.
     """
     name = "deep_linear_modes"
     s = _strengths(name, "singular_values", singular_values)

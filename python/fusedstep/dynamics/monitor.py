@@ -77,7 +77,7 @@ class SharpnessMonitor:
             rule_of("SharpnessMonitor", optimizer)
         self.loss_fn, self.optimizer = loss_fn, optimizer
         self.every = require_count("SharpnessMonitor", "every", every, least=1)
-        self.settings = {"seed": seed, "products": products, "tol": tol}
+        self.settings: dict[str, Any] = {"seed": seed, "products": products, "tol": tol}
         self.history: list[Measurement] = []
         self._steps = 0
         self._vectors: Vectors | None = None
@@ -105,27 +105,25 @@ class SharpnessMonitor:
 
     def lightning_callback(self) -> Any:
         """A callback for `lightning.Trainer(callbacks=[...])`."""
-        from lightning.pytorch import Callback
+        import lightning.pytorch
 
-        monitor = self
+        def on_train_batch_end(trainer: Any, *_: Any) -> None:
+            self.optimizer = self.optimizer or trainer.optimizers[0]
+            self.reached(trainer.global_step)
 
-        class OfMonitor(Callback):
-            def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-                monitor.optimizer = monitor.optimizer or trainer.optimizers[0]
-                monitor.reached(trainer.global_step)
-
-        return OfMonitor()
+        callback = lightning.pytorch.Callback()
+        callback.on_train_batch_end = on_train_batch_end
+        return callback
 
     def transformers_callback(self) -> Any:
         """A callback for `transformers.Trainer(callbacks=[...])`."""
-        from transformers import TrainerCallback
+        import transformers
 
-        monitor = self
+        def on_step_end(_: Any, state: Any, __: Any, *, optimizer: Any, **___: Any) -> None:
+            # Accelerate's wrapper has the optimizer inside.
+            self.optimizer = self.optimizer or getattr(optimizer, "optimizer", optimizer)
+            self.reached(state.global_step)
 
-        class OfMonitor(TrainerCallback):
-            def on_step_end(self, args: Any, state: Any, control: Any, **inside: Any) -> None:
-                wrapped = inside["optimizer"]  # Accelerate's wrapper has the optimizer inside
-                monitor.optimizer = monitor.optimizer or getattr(wrapped, "optimizer", wrapped)
-                monitor.reached(state.global_step)
-
-        return OfMonitor()
+        callback = transformers.TrainerCallback()
+        callback.on_step_end = on_step_end
+        return callback

@@ -21,16 +21,14 @@ RULES = {
 
 def rule_of(function: str, optimizer: Any) -> str:
     """The key in `RULES` of an optimizer of fusedstep or torch."""
-    for name, kind in RULES.items():
-        if isinstance(optimizer, kind):
-            break
-    else:
+    rule = next((name for name, kind in RULES.items() if isinstance(optimizer, kind)), None)
+    if rule is None:
         must = "be Adam, AdamW, RMSprop, SGD or Adagrad, of fusedstep or torch"
         refuse(function, "optimizer", must, type(optimizer).__name__, TypeError)
     for g, group in enumerate(optimizer.param_groups):
         if group["maximize"]:
             refuse(function, label(g, "maximize"), "be False", True)
-    return name
+    return rule
 
 
 def rate_of(function: str, group: Group, index: int) -> float:

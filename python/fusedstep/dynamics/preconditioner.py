@@ -12,7 +12,6 @@ from fusedstep.checks import refuse
 from fusedstep.dynamics.curvature import Eigenpairs, eigenpairs
 from fusedstep.dynamics.optimizers import rule_of, trainable
 from fusedstep.dynamics.products import Losses, make_products
-from fusedstep.optim.distributed import is_dtensor
 from fusedstep.optim.hyperparameters import Group, betas, numbers, parameter_labels
 from fusedstep.optim.state import CODES, decoded, scale_name
 
@@ -67,7 +66,7 @@ def preconditioned_sharpness(
         >>> round(preconditioned_sharpness(opt, loss_fn), 6)  # 8 / sqrt(0.01 * 8^2)
         10.0
 
-    Source: Cohen et al. 2022, equations 1 and 2, arXiv 2207.14484.
+    Source: Cohen et al. 2022, section 2, arXiv 2207.14484.
     """
     pairs = preconditioned_pairs(
         "preconditioned_sharpness", optimizer, loss_fn, seed=seed, products=products, tol=tol
@@ -117,12 +116,10 @@ def _reader(function: str, where: str, state: State) -> Entry:
         value = state.get(name)
         if value is None or (name == "step" and float(value) < 1):
             refuse(function, "optimizer", f"have taken a step with {where}", f"no {name}")
-        value = torch.as_tensor(value)
-        if is_dtensor(value):
-            refuse(function, where, "be a plain tensor", "DTensor", TypeError)
-        if value.dtype in CODES:
-            value = decoded(value, state[scale_name(name)])
-        return value.to(torch.float64)
+        array: Tensor = torch.as_tensor(value)
+        if array.dtype in CODES:
+            array = decoded(array, state[scale_name(name)])
+        return array.to(torch.float64)
 
     return entry
 
@@ -131,8 +128,9 @@ def _adam(function: str, group: Group, index: int, entry: Entry) -> Tensor:
     decays, eps = betas(function, group, index), numbers(function, group, index, ("eps",))["eps"]
     step = float(entry("step"))
     second_moment = entry("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq")
-    first, second = (1 - decays[name] ** step for name in ("beta1", "beta2"))
-    return first * ((second_moment / second).sqrt() + eps)
+    first, second = (1 - float(decays[name] ** step) for name in ("beta1", "beta2"))
+    denominator = (second_moment / second).sqrt() + eps
+    return first * denominator
 
 
 def _rmsprop(function: str, group: Group, index: int, entry: Entry) -> Tensor:

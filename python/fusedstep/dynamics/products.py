@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fusedstep.checks import refuse
 
@@ -78,6 +79,8 @@ class HessianProducts:
             return torch.autograd.grad(
                 outputs, self.params, along, retain_graph=self.kept is not None, allow_unused=True
             )
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise RuntimeError(
                 f"{self.function}: products must be 'differences' for a loss without second "
@@ -90,28 +93,28 @@ class HessianProducts:
         The error is eps |g| / h from rounding and h^2 / 6 times fourth derivatives; for steps of
         unit length h = eps^(1/3) balances them.
         """
-        step = min(torch.finfo(p.dtype).eps for p in self.params) ** (1 / 3) / float(vector.norm())
+        step = max(torch.finfo(p.dtype).eps for p in self.params) ** (1 / 3) / float(vector.norm())
         before = [p.detach().clone() for p in self.params]
         parts = self.unflat(vector)
-        grads = []
+        grads: list[Tensor] = []
         try:
             for h in (step, -step):
                 with torch.no_grad():
                     for p, origin, part in zip(self.params, before, parts, strict=True):
                         p.copy_(origin + h * part)
-                grads.append(self.gradient())
+                grads.append(self._gradient())
         finally:
             with torch.no_grad():
                 for p, origin in zip(self.params, before, strict=True):
                     p.copy_(origin)
-        return (grads[0] - grads[1]) / (2 * step)
+        forward, backward = grads
+        return (forward - backward) / float(2 * step)
 
-    def gradient(self) -> Tensor:
+    def _gradient(self) -> Tensor:
         """The gradient of the mean of the losses, in float64."""
-        grads = (self.flat(self._gradients(i)) for i in range(len(self.losses)))
-        total = next(grads)
-        for grad in grads:
-            total += grad
+        total = self.flat(self._gradients(0))
+        for i in range(1, len(self.losses)):
+            total += self.flat(self._gradients(i))
         return total / len(self.losses)
 
     def _gradients(self, i: int, create_graph: bool = False) -> Any:
@@ -163,13 +166,15 @@ def make_products(function: str, loss_fn: Any, params: Any, kind: Any) -> Hessia
 def _require_params(function: str, params: Any, kind: str) -> list[Tensor]:
     if isinstance(params, Tensor) or not hasattr(params, "__iter__"):
         refuse(function, "params", "be a list of tensors", type(params).__name__, TypeError)
-    params = list(params)
-    if not params:
+    listed: list[Tensor] = list(params)
+    if not listed:
         refuse(function, "params", "have an entry", "none")
     floats, seen = (torch.float32, torch.float64), set()
-    for i, p in enumerate(params):
+    for i, p in enumerate(listed):
         if not isinstance(p, Tensor):
             refuse(function, f"params[{i}]", "be a tensor", type(p).__name__, TypeError)
+        if is_traceable_wrapper_subclass(p):  # DTensor: its memory is not all local
+            refuse(function, f"params[{i}]", "be a plain tensor", type(p).__name__, TypeError)
         if not p.requires_grad:
             refuse(function, f"params[{i}]", "require a gradient", "requires_grad=False")
         if not p.is_floating_point():
@@ -177,9 +182,9 @@ def _require_params(function: str, params: Any, kind: str) -> list[Tensor]:
         if kind == "differences" and p.dtype not in floats:
             must = "be float32 or float64 for products='differences'"
             refuse(function, f"params[{i}]", must, p.dtype, TypeError)
-        if p.device != params[0].device:
-            refuse(function, f"params[{i}]", f"be on {params[0].device} as params[0]", p.device)
+        if p.device != listed[0].device:
+            refuse(function, f"params[{i}]", f"be on {listed[0].device} as params[0]", p.device)
         if id(p) in seen:
             refuse(function, f"params[{i}]", "appear once", "a tensor that appears before")
         seen.add(id(p))
-    return params
+    return listed

@@ -25,9 +25,9 @@ def stability_threshold(optimizer: Any) -> float:
     | Adam, AdamW | 2 (1 + beta1) / ((1 - beta1) lr), 38 / lr by default | 2022, section 2 |
 
     Weight decay is left out. Coupled decay (Adam, RMSprop, SGD, Adagrad) is part of the loss: it
-    adds `weight_decay` to the curvature; put it into `loss_fn` to have it counted. AdamW's decoupled
-    decay lowers the threshold by `weight_decay (1 + beta1) / (1 - beta1)`, which is the factor
-    `1 - lr weight_decay / 2`: 5e-6 at its defaults.
+    adds `weight_decay` to the curvature; put it into `loss_fn` to have it counted. AdamW's
+    decoupled decay multiplies the threshold by `1 - lr weight_decay / 2`: at its defaults by
+    1 - 5e-6.
 
     Args:
         optimizer: An Adam, AdamW, RMSprop, SGD or Adagrad of fusedstep or torch. Its groups must
