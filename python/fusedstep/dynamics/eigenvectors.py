@@ -15,8 +15,8 @@ Product = Callable[[Tensor], Tensor]  # from a vector [n] to the operator times 
 
 MOST_PRODUCTS = 2000
 # After a warm start: a vector that was the first may be an eigenvector still, and no longer the
-# first. So many rounds from a random vector find what has overtaken it.
-LEAST_WARM_ROUNDS = 6
+# first. So many rounds from one more vector, a random one, find what has overtaken it.
+WARM_ROUNDS = 6
 # What is left of a unit vector that lies in the span of others, up to rounding.
 DEPENDENT = 1e-10
 
@@ -47,7 +47,7 @@ def top_eigenpairs(
     def random(count: int) -> Tensor:
         return torch.randn(count, size, dtype=torch.float64, generator=generator).to(device)
 
-    block, least_rounds = (k + 1, LEAST_WARM_ROUNDS) if len(start) else (k, 0)
+    block, least_rounds = (k + 1, WARM_ROUNDS) if len(start) else (k, 0)
     room = vectors_kept(block)
     basis, images = (torch.empty(room, size, dtype=torch.float64, device=device) for _ in "ab")
     done, rounds = 0, 0
@@ -64,6 +64,7 @@ def top_eigenpairs(
         lengths = residuals.norm(dim=1)
         unfinished = lengths > tol * values.abs().max()
         rounds += 1
+        unfinished[k:] = rounds <= least_rounds
         enough = count >= k and rounds > least_rounds
         if count == size or (enough and not unfinished[:k].any()):
             return values[:k], vectors[:k]
