@@ -37,9 +37,16 @@ def network(dtype: torch.dtype) -> tuple[nn.Module, Loss]:
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.5)
-    x, y = (torch.randn(16, n, generator=generator, dtype=torch.float64) for n in (4, 2))
-    model, x, y = model.to(dtype), x.to(dtype), y.to(dtype)
+    model = model.to(dtype)
+    x, y = data(dtype)
     return model, lambda: ((model(x) - y) ** 2).mean()
+
+
+def data(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The network's inputs [16, 4] and targets [16, 2]."""
+    generator = torch.Generator().manual_seed(4)
+    x, y = (torch.randn(16, n, generator=generator, dtype=torch.float64) for n in (4, 2))
+    return x.to(dtype), y.to(dtype)
 
 
 def dense_hessian(loss_fn: Loss, params: Sequence[Tensor]) -> Tensor:

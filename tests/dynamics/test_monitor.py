@@ -83,6 +83,18 @@ def test_measures_at_once_and_follows_a_loops_own_count() -> None:
     assert [m.step for m in monitor.history] == [0, 5]
 
 
+def test_parameters_that_are_trained_later() -> None:
+    model, loss_fn = network(torch.float64)
+    model[0].requires_grad_(False)
+    opt = fusedstep.SGD(model.parameters(), lr=0.01)
+    monitor = SharpnessMonitor(loss_fn, opt)
+    for trained in (model[2], model):
+        model.requires_grad_(False)
+        trained.requires_grad_(True)
+        expected = preconditioned_sharpness(opt, loss_fn)
+        assert monitor.measure().sharpness == pytest.approx(expected, rel=1e-10)
+
+
 def test_refusals() -> None:
     opt = fusedstep.Adam([nn.Parameter(torch.ones(2))])
     with refuses("SharpnessMonitor", "every", "be at least 1", "0", ValueError):

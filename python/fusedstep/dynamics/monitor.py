@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from fusedstep.checks import require_count
 from fusedstep.dynamics.curvature import Vectors
-from fusedstep.dynamics.optimizers import rule_of
+from fusedstep.dynamics.optimizers import rule_of, trainable
 from fusedstep.dynamics.preconditioner import preconditioned_pairs
 from fusedstep.dynamics.products import Losses
 from fusedstep.dynamics.threshold import stability_threshold
@@ -94,9 +94,19 @@ class SharpnessMonitor:
         return self.measure() if step % self.every == 0 else None
 
     def measure(self) -> Measurement:
-        """Measures now, whatever the number of the step, and adds to `history`."""
+        """Measures now, whatever the number of the step, and adds to `history`.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: As in `preconditioned_sharpness`, with a message
+                that begins with `SharpnessMonitor: `; a loss that is not finite is a ValueError.
+        """
+        name, optimizer = "SharpnessMonitor", self.optimizer
+        rule_of(name, optimizer)
+        shapes = [p.shape for p in trainable(optimizer)]
+        if self._vectors and [part.shape for part in self._vectors[0]] != shapes:
+            self._vectors = None  # other parameters are trained now
         pairs = preconditioned_pairs(
-            "SharpnessMonitor", self.optimizer, self.loss_fn, start=self._vectors, **self.settings
+            name, optimizer, self.loss_fn, start=self._vectors, **self.settings
         )
         self._vectors = pairs.vectors
         threshold = stability_threshold(self.optimizer)

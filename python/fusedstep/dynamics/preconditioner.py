@@ -40,7 +40,9 @@ def preconditioned_sharpness(
     | Adagrad | (1 + (t - 1) lr_decay) (sqrt(sum) + eps) |
 
     A parameter that does not require a gradient is left out. bfloat16 parameters count as they are,
-    whatever master they have. Nothing is changed, as in `hessian_top_eigenvalues`.
+    whatever master they have; products in bfloat16 have 8 bits, and where P is small the division
+    enlarges their error, which can be tens of percent of the result. Nothing is changed, as in
+    `hessian_top_eigenvalues`.
 
     Args:
         optimizer: An Adam, AdamW, RMSprop, SGD or Adagrad of fusedstep or torch, which has taken a
