@@ -231,6 +231,17 @@ def test_attention_without_second_derivatives() -> None:
     assert sharpness(loss_fn, [w], products="differences") == pytest.approx(expected, rel=3e-3)
 
 
+def test_between_forward_and_backward_of_the_run() -> None:
+    model, loss_fn = network(torch.float64)
+    loss = loss_fn()
+    sharpness(loss_fn, list(model.parameters()), products="differences")
+    loss.backward()
+    grads = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    loss_fn().backward()
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
+
+
 def test_differences_restore_after_an_error() -> None:
     w = torch.ones(3, requires_grad=True)
     calls = []

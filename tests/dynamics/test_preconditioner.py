@@ -148,11 +148,8 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_changes_nothing(products: str, state_dtype: Any) -> None:
     opt, _, loss_fn = trained("Adam", torch.float32, state_dtype=state_dtype)
     before = Snapshot(params_of(opt), opt)
-    versions = [k for k in before.before if products == "differences" and k.endswith("version")]
     saved = copy.deepcopy(opt.state_dict())
     preconditioned_sharpness(opt, loss_fn, products=products)
-    for key in versions:  # differences write to the parameters and restore them
-        before.before[key] = before._take()[key]
     before.check()
     assert str(saved) == str(opt.state_dict())
 

@@ -15,8 +15,9 @@ Product = Callable[[Tensor], Tensor]  # from a vector [n] to the operator times 
 
 MOST_PRODUCTS = 2000
 # After a warm start: a vector that was the first may be an eigenvector still, and no longer the
-# first. So many rounds from one more vector, a random one, find what has overtaken it.
-WARM_ROUNDS = 6
+# first. One more vector, a random one, looks for what has overtaken it: for so many rounds at
+# least, and until its Ritz value is below the others by its residual, or an eigenvalue.
+WARM_ROUNDS = 4
 # What is left of a unit vector that lies in the span of others, up to rounding.
 DEPENDENT = 1e-10
 
@@ -47,8 +48,8 @@ def top_eigenpairs(
     def random(count: int) -> Tensor:
         return torch.randn(count, size, dtype=torch.float64, generator=generator).to(device)
 
-    block, least_rounds = (k + 1, WARM_ROUNDS) if len(start) else (k, 0)
-    room = vectors_kept(block)
+    block = k + 1 if len(start) else k
+    room = 4 * block + 12  # vectors before a restart, which keeps half of them
     basis, images = (torch.empty(room, size, dtype=torch.float64, device=device) for _ in "ab")
     done, rounds = 0, 0
     count = extend(basis, 0, torch.cat([start[:k], random(max(block - len(start), 1))]))
@@ -64,9 +65,10 @@ def top_eigenpairs(
         lengths = residuals.norm(dim=1)
         unfinished = lengths > tol * values.abs().max()
         rounds += 1
-        unfinished[k:] = rounds <= least_rounds
-        enough = count >= k and rounds > least_rounds
-        if count == size or (enough and not unfinished[:k].any()):
+        if len(unfinished) > k:
+            below = values[k] + lengths[k] <= values[k - 1]
+            unfinished[k] = rounds <= WARM_ROUNDS or bool(unfinished[k] and not below)
+        if count == size or (count >= block and not unfinished.any()):
             return values[:k], vectors[:k]
         if rounds * block > MOST_PRODUCTS:
             raise RuntimeError(
@@ -81,11 +83,6 @@ def top_eigenpairs(
         done, count = count, extend(basis, count, residuals[unfinished])
         if count == done:
             count = extend(basis, count, random(1))
-
-
-def vectors_kept(block: int) -> int:
-    """Vectors of the basis before a restart: enough that half of them is twice the block."""
-    return 4 * block + 12
 
 
 def extend(basis: Tensor, count: int, rows: Tensor) -> int:

@@ -91,7 +91,8 @@ class HessianProducts:
         """(g(w + h v) - g(w - h v)) / 2 h; the parameters are written to, and then restored.
 
         The error is eps |g| / h from rounding and h^2 / 6 times fourth derivatives; for steps of
-        unit length h = eps^(1/3) balances them.
+        unit length h = eps^(1/3) balances them. Written through `.data`, the parameters keep their
+        version: a graph recorded before still runs backward.
         """
         step = max(torch.finfo(p.dtype).eps for p in self.params) ** (1 / 3) / float(vector.norm())
         before = [p.detach().clone() for p in self.params]
@@ -99,14 +100,12 @@ class HessianProducts:
         grads: list[Tensor] = []
         try:
             for h in (step, -step):
-                with torch.no_grad():
-                    for p, origin, part in zip(self.params, before, parts, strict=True):
-                        p.copy_(origin + h * part)
+                for p, origin, part in zip(self.params, before, parts, strict=True):
+                    p.data.copy_(origin + h * part)
                 grads.append(self._gradient())
         finally:
-            with torch.no_grad():
-                for p, origin in zip(self.params, before, strict=True):
-                    p.copy_(origin)
+            for p, origin in zip(self.params, before, strict=True):
+                p.data.copy_(origin)
         forward, backward = grads
         return (forward - backward) / float(2 * step)
 
