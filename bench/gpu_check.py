@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
@@ -40,6 +41,11 @@ def run_stages(
     for folder in filter(None, (logs, copies)):
         folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + limit
+
+    def tell(line: str) -> None:
+        with suppress(OSError):  # a full disk ends nothing
+            print(line, file=log)
+
     with ((copies or logs) / f"all-{logs.name}.log").open("w", buffering=1) as log:
         for stage in stages:
             begin = time.monotonic()
@@ -48,13 +54,13 @@ def run_stages(
                 reason = stage.left_out or f"the {limit:.0f} s were used up"
                 results.take(stage.name, Row(stage.name, f"left out: {reason}"))
                 continue
-            print(f"== {stage.name}", file=log)
+            tell(f"== {stage.name}")
             run_stage(
                 stage,
                 min(stage.limit or left, left),
                 logs,
                 take=lambda row, name=stage.name: results.take(name, row),  # type: ignore[misc]
-                tell=lambda line: print(line, file=log),
+                tell=tell,
             )
             results.end(stage.name, time.monotonic() - begin)
             lost = [r for _, r in results.failed if r.name == stage.needs]

@@ -37,7 +37,7 @@ def lack() -> str:
     result = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True)
     if result.returncode:
         return result.stderr.strip().split("\n")[-1]
-    reason, sources = result.stdout.strip().split("|")
+    reason, sources = result.stdout.strip().split("\n")[-1].split("|")
     return reason or ("" if sources == fingerprint(ROOT) else "built from other sources")
 
 

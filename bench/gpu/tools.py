@@ -11,7 +11,8 @@ from contextlib import suppress
 from bench.gpu.rows import Row
 
 SANITIZER = ("--error-exitcode", "9", "--tool")
-# Every tensor in an allocation of its own: an access past its end is then an error.
+# Every tensor (not every tensor table) in an allocation of its own: an access past its end is then
+# an error.
 NO_CACHE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 SECONDS, BYTES = "gpu__time_duration.sum", "dram__bytes.sum"
