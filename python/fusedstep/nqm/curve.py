@@ -67,13 +67,13 @@ def loss_curve(
     limit = limits(rule, model, decays)[0]
     if rates[0] >= limit:
         refuse(name, "lr", f"be below {limit:.6g}, where the loss starts to grow", lr)
-    counts = _counts(name, steps)
+    counts = require_steps(name, steps)
     if rule == "adam":
         return np.fromiter(adam.curve(model, float(rates[0]), counts), np.float64)
     return np.fromiter(_linear(rule, model, rates, decays, counts), np.float64)
 
 
-def _counts(name: str, steps: int | Sequence[int]) -> list[int]:
+def require_steps(name: str, steps: int | Sequence[int]) -> list[int]:
     """The numbers of steps, ascending."""
     if isinstance(steps, Integral):
         return list(range(require_count(name, "steps", steps) + 1))
