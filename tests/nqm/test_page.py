@@ -26,5 +26,5 @@ def test_its_examples() -> None:
 
 def test_its_links() -> None:
     links = re.findall(r"\]\((\.\./[\w./]+)", PAGE.read_text())
-    assert len([link for link in links if link.endswith(".png")]) == 4
+    assert len([link for link in links if link.endswith(".png")]) == 5
     assert all((PAGE.parent / link).exists() for link in links)
