@@ -1,7 +1,7 @@
 """The dynamics of optimization: what theory predicts of training, checked on networks that train.
 
-    python -m bench.studies.dynamics                 a few minutes on two CPU cores
-    python -m bench.studies.dynamics --quick         smaller settings: about a minute
+    python -m bench.studies.dynamics                 two to three minutes on one CPU core
+    python -m bench.studies.dynamics --quick         smaller settings: half a minute
     python -m bench.studies.dynamics edge kernel     some of the sections
 
 One figure and a few claims for each section of the article "The dynamics of optimization"; each
@@ -62,7 +62,7 @@ def run(arguments: list[str], console: Console) -> int:
     """Exit status: 0 where every claim held, 1 where one did not, 130 after Ctrl-C."""
     parser = Parser(__doc__)
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all by default")
-    parser.add_argument("--quick", action="store_true", help="smaller settings, about a minute")
+    parser.add_argument("--quick", action="store_true", help="smaller settings, half a minute")
     parser.add_argument(
         "--out", type=Path, default=RESULTS / "dynamics", help="folder for figures and numbers"
     )
