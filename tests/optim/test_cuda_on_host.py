@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ def test_memory_of_list_ops_goes_back(on_simt: Any) -> None:
     """To torch's allocator; page-locked memory to a pool of ours."""
     tensors = make_params((100,), (3, 5)) * MANY
     ops.total_norm(tensors)
+    gc.collect()  # what tests before this one left
     before, cached = on_simt.allocations(), on_simt.cached()
     for _ in range(5):
         ops.total_norm(tensors)
@@ -155,6 +157,7 @@ def test_rates_of_steps_in_flight_take_no_memory(on_simt: Any) -> None:
         set_grads(p, seed=0)
     optimizer.step()
     step_on_cpu(twin)
+    gc.collect()  # what tests before this one left
     before = on_simt.allocations(), on_simt.cached(), on_simt.copies()
     on_simt.hold()
     for _ in range(5):
@@ -170,6 +173,7 @@ def test_rates_of_steps_in_flight_take_no_memory(on_simt: Any) -> None:
 def test_eager_steps_take_no_memory_beside_torchs_allocator(on_simt: Any) -> None:
     """Which may hold all that the GPU has: then CUDA gives none."""
     params, (optimizer, twin) = twins(max_norm=1.0)
+    gc.collect()  # what tests before this one left
     before = on_simt.cached()
     for seed in range(3):
         for p in params:
@@ -186,7 +190,8 @@ def test_eager_steps_take_no_memory_beside_torchs_allocator(on_simt: Any) -> Non
 def test_memory_is_freed_on_the_stream_that_uses_it(on_simt: Any) -> None:
     """torch hands it to the next on its own stream at once, however busy another one is."""
     params, (optimizer, twin) = twins(max_norm=1.0)
-    others = on_simt.cached_on_current()  # of tests before this one
+    gc.collect()  # what tests before this one left
+    others = on_simt.cached_on_current()
     for p in params:
         set_grads(p, seed=0)
     for side in (False, True, True, False):
