@@ -37,7 +37,7 @@ from bench.record import RESULTS, commit, write_json
 from bench.studies.language_model.corpus import Corpus, read_documents, tokenise
 from bench.studies.last_layer import gpt, report, study
 from bench.studies.last_layer.problem import Data, Settings
-from bench.studies.last_layer.stages import Stages, Stopped
+from bench.studies.stages import Stages, Stopped, wide_console
 
 USUAL: dict[str, Settings | gpt.Settings] = {"mixer": Settings(), "gpt": gpt.Settings()}
 # The options of one model alone: the settings that they change, types and help.
@@ -160,10 +160,7 @@ def run(arguments: list[str], console: Console) -> int:
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 done, 2 if the user should change something, 130 after Ctrl-C."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 140)  # a log file need not wrap
-    return exit_status("lm_head", lambda: run(arguments, console))
+    return exit_status("lm_head", lambda: run(arguments, wide_console()))
 
 
 if __name__ == "__main__":

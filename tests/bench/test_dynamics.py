@@ -35,7 +35,7 @@ from bench.studies.dynamics import (
 )
 from bench.studies.dynamics.__main__ import SECTIONS
 from bench.studies.dynamics.block_adam import BlockAdam
-from bench.studies.last_layer.stages import Stages
+from bench.studies.stages import Stages
 from fusedstep.dynamics import deep_linear_modes
 
 SLOW = ("optimizers", "scale")  # trained many times

@@ -34,8 +34,8 @@ from bench.studies.last_layer.problem import (
     make_mixer,
 )
 from bench.studies.last_layer.report import SPACING, TOP, spread
-from bench.studies.last_layer.stages import Stages
 from bench.studies.last_layer.study import study
+from bench.studies.stages import Stages
 from fusedstep.lm_head import LeastSquares
 
 SETTINGS = Settings(

@@ -18,11 +18,11 @@ from rich.console import Console
 
 from bench.studies.language_model.corpus import Corpus, Sampler, windows
 from bench.studies.language_model.model import GPT
-from bench.studies.last_layer.stages import Stages
 from bench.studies.noise_scale import __main__ as command
 from bench.studies.noise_scale.claims import CLAIMS
 from bench.studies.noise_scale.figure import draw
 from bench.studies.noise_scale.measure import QUICK, USUAL, Found, measure
+from bench.studies.stages import Stages
 from fusedstep.nqm import NoiseScale
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import doctest
 import inspect
-import re
 from pathlib import Path
 
 import pytest
 
 from fusedstep import dynamics
-from tests.support.documented import check
+from tests.support.documented import check, check_page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "curvature.md"
@@ -29,10 +27,4 @@ def test_results(name: str) -> None:
 
 
 def test_the_page() -> None:
-    text = PAGE.read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 5
-    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, PAGE.name, str(PAGE), 0)
-    report: list[str] = []
-    found = doctest.DocTestRunner().run(test, out=report.append)
-    assert found.failed == 0, "".join(report)
+    check_page(PAGE, least=5)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
 import re
 from pathlib import Path
 
 import pytest
+
+from tests.support.documented import check_page
 
 pytest.importorskip("scipy", reason="needs the nqm extra: scipy")
 
@@ -15,13 +16,7 @@ PAGE = ROOT / "docs" / "batch_size_and_rate.md"
 
 
 def test_its_examples() -> None:
-    text = PAGE.read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 7
-    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, PAGE.name, str(PAGE), 0)
-    report: list[str] = []
-    found = doctest.DocTestRunner().run(test, out=report.append)
-    assert found.failed == 0, "".join(report)
+    check_page(PAGE, least=7)
 
 
 def test_its_links() -> None:

@@ -16,11 +16,11 @@ pytest.importorskip("tokenizers", reason="needs the bench extra: tokenizers")
 
 from rich.console import Console
 
-from bench.studies.last_layer.stages import Stages
 from bench.studies.nqm import __main__ as command
 from bench.studies.nqm.claims import CLAIMS
 from bench.studies.nqm.figures import draw
 from bench.studies.nqm.sweep import LINES, POWERS, QUICK, Found, sweep
+from bench.studies.stages import Stages
 from fusedstep.nqm import Result, critical_batch_size
 
 

@@ -1,4 +1,4 @@
-"""What a public docstring must have, and its examples, run as they stand."""
+"""What a public docstring must have; its examples and those of a page, run as they stand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import doctest
 import functools
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,16 @@ def check(documented: Any, example: bool = True) -> None:
     for found in examples:
         runner.run(found, out=report.append, clear_globs=False)
     assert runner.failures == 0, "".join(report)
+
+
+def check_page(page: Path, least: int) -> None:
+    """Its Python blocks, at least so many, print what they print there, one after another."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= least
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page.name, str(page), 0)
+    report: list[str] = []
+    found = doctest.DocTestRunner().run(test, out=report.append)
+    assert found.failed == 0, "".join(report)
 
 
 def explanations(text: str) -> dict[str, str]:

@@ -16,10 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from bench.command import INTERRUPTED, InputError, Parser, exit_status, make_folder
 from bench.record import RESULTS, commit, write_json, write_png
+from bench.studies.claims import Claim, table
 from bench.studies.dynamics import (
     convex,
     deep_linear,
@@ -30,8 +30,8 @@ from bench.studies.dynamics import (
     optimizers,
     scale,
 )
-from bench.studies.dynamics.section import Claim, Section
-from bench.studies.last_layer.stages import Stages, Stopped
+from bench.studies.dynamics.section import Section
+from bench.studies.stages import Stages, Stopped, wide_console
 
 # In the article's order.
 SECTIONS: dict[str, Section] = {
@@ -40,22 +40,6 @@ SECTIONS: dict[str, Section] = {
         convex, generalization, implicit_bias, kernel, deep_linear, edge, scale, optimizers,
     )
 }  # fmt: skip
-
-
-def table(claims: dict[str, list[Claim]]) -> Table:
-    """Each section's claims, whether they held, and their numbers."""
-    view = Table(title="Claims", title_style="bold", show_lines=True)
-    view.add_column("section")
-    view.add_column("claim", ratio=2)
-    view.add_column("held")
-    view.add_column("numbers", ratio=3)
-    for name, made in claims.items():
-        for claim in made:
-            view.add_row(
-                name, claim.text, "yes" if claim.held else "NO", claim.numbers,
-                style="" if claim.held else "red",
-            )  # fmt: skip
-    return view
 
 
 def run(arguments: list[str], console: Console) -> int:
@@ -95,17 +79,14 @@ def run(arguments: list[str], console: Console) -> int:
                 "commit": commit(),
             }
             write_json(content, given.out / f"{name}.json")
-    console.print(table(claims))
+    console.print(table("Claims", claims))
     console.print("Figures: " + ", ".join(map(str, figures)), soft_wrap=True)
     return 0 if all(claim.held for made in claims.values() for claim in made) else 1
 
 
 def main(arguments: list[str]) -> int:
     """Exit status as `run`, or 2 if the user should change something."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 140)  # a log file need not wrap
-    return exit_status("dynamics", lambda: run(arguments, console))
+    return exit_status("dynamics", lambda: run(arguments, wide_console()))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 import fusedstep
+from bench.studies.claims import Claim
 from bench.studies.dynamics.plots import BLUE, GREY, ORANGE, Line, label, page, panel
-from bench.studies.dynamics.section import Claim, Section
-from bench.studies.last_layer.stages import Stages
+from bench.studies.dynamics.section import Section
+from bench.studies.stages import Stages
 
 
 @dataclass(frozen=True)

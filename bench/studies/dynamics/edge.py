@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import fusedstep
+from bench.studies.claims import Claim
 from bench.studies.dynamics.plots import (
     BLUE,
     GREEN,
@@ -24,8 +25,8 @@ from bench.studies.dynamics.plots import (
     panel,
     plain,
 )
-from bench.studies.dynamics.section import Claim, Section
-from bench.studies.last_layer.stages import Stages
+from bench.studies.dynamics.section import Section
+from bench.studies.stages import Stages
 from fusedstep.dynamics import preconditioned_sharpness, stability_threshold
 
 

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 import fusedstep
+from bench.studies.claims import Claim
 from bench.studies.dynamics.plots import (
     BLUE,
     GREEN,
@@ -22,8 +23,8 @@ from bench.studies.dynamics.plots import (
     panel,
     plain,
 )
-from bench.studies.dynamics.section import Claim, Section
-from bench.studies.last_layer.stages import Stages
+from bench.studies.dynamics.section import Section
+from bench.studies.stages import Stages
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 import fusedstep
+from bench.studies.claims import Claim
 from bench.studies.dynamics.plots import BLUE, GREEN, GREY, ORANGE, Line, label, page, panel
-from bench.studies.dynamics.section import Claim, Section
-from bench.studies.last_layer.stages import Stages
+from bench.studies.dynamics.section import Section
+from bench.studies.stages import Stages
 
 
 @dataclass(frozen=True)

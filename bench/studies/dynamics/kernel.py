@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import fusedstep
+from bench.studies.claims import Claim
 from bench.studies.dynamics.plots import GREY, Line, label, page, panel, shades
-from bench.studies.dynamics.section import Claim, Section
-from bench.studies.last_layer.stages import Stages
+from bench.studies.dynamics.section import Section
+from bench.studies.stages import Stages
 from fusedstep.dynamics import kernel_prediction, ntk
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import fusedstep
+from bench.studies.claims import Claim
 from bench.studies.dynamics.block_adam import Adam, BlockAdam, Momentum, blocks
 from bench.studies.dynamics.language import Text, Transformer
 from bench.studies.dynamics.plots import (
@@ -28,8 +29,8 @@ from bench.studies.dynamics.plots import (
     panel,
     plain,
 )
-from bench.studies.dynamics.section import Claim, Section
-from bench.studies.last_layer.stages import Stages
+from bench.studies.dynamics.section import Section
+from bench.studies.stages import Stages
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm
 
 import fusedstep
+from bench.studies.claims import Claim
 from bench.studies.dynamics.plots import BLUE, GREEN, RED, Line, label, page, panel, shades
-from bench.studies.dynamics.section import Claim, Section
-from bench.studies.last_layer.stages import Stages
+from bench.studies.dynamics.section import Section
+from bench.studies.stages import Stages
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench.studies.last_layer.stages import Stages
-from bench.studies.nqm.claims import Claim
-
-__all__ = ["Claim", "Section"]
+from bench.studies.claims import Claim
+from bench.studies.stages import Stages
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from bench.studies.last_layer.problem import (
     cross_entropy,
     evaluate,
 )
-from bench.studies.last_layer.stages import Stage
+from bench.studies.stages import Stage
 from fusedstep import schedules
 
 WARMUP, FINAL_RATE = 0.02, 0.1  # of the steps; of the peak

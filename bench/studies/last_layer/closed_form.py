@@ -20,7 +20,7 @@ from bench.studies.last_layer.problem import (
     evaluate,
     hidden_states,
 )
-from bench.studies.last_layer.stages import Stage
+from bench.studies.stages import Stage
 from fusedstep.lm_head import LeastSquares, fit_temperature
 
 # --- on a few sequences: the formula of the textbook and the pseudo-inverse ---

@@ -17,7 +17,7 @@ from bench.studies.language_model.corpus import Corpus, windows
 from bench.studies.language_model.model import GPT, Shape
 from bench.studies.language_model.training import SIZES, TOKENS
 from bench.studies.last_layer.problem import evaluate, hidden_states
-from bench.studies.last_layer.stages import Stages
+from bench.studies.stages import Stages
 from fusedstep import lm_head
 
 RUN = "fusedstep"  # of the two that the checkpoint keeps

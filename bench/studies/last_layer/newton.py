@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.functional import one_hot
 
 from bench.studies.last_layer.problem import Settings
-from bench.studies.last_layer.stages import Stage, Stages
+from bench.studies.stages import Stage, Stages
 from fusedstep import lm_head, pinv
 
 EXPLODED = 10  # times the loss at first

@@ -20,7 +20,7 @@ from bench.studies.last_layer.problem import (
     hidden_states,
     make_mixer,
 )
-from bench.studies.last_layer.stages import Stages
+from bench.studies.stages import Stages
 
 SEVERAL = 16  # sequences that the textbook's formula is tried on, after a single one
 

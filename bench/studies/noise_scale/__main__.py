@@ -21,14 +21,13 @@ from rich.console import Console
 from bench.command import INTERRUPTED, Parser, exit_status, make_folder
 from bench.measure import machine
 from bench.record import RESULTS, commit, write_json
+from bench.studies.claims import Claim, table
 from bench.studies.language_model.corpus import read_documents, tokenise
 from bench.studies.language_model.training import TOKENS
-from bench.studies.last_layer.stages import Stages, Stopped
 from bench.studies.noise_scale.claims import CLAIMS
 from bench.studies.noise_scale.figure import draw
 from bench.studies.noise_scale.measure import QUICK, USUAL, Found, measure
-from bench.studies.nqm.__main__ import table
-from bench.studies.nqm.claims import Claim
+from bench.studies.stages import Stages, Stopped, wide_console
 
 
 def write(found: Found, claims: list[Claim], path: Path) -> None:
@@ -73,17 +72,14 @@ def run(arguments: list[str], console: Console) -> int:
     claims = [claim(found) for claim in CLAIMS]
     write(found, claims, given.out / "noise_scale.json")
     draw(found, given.out / "noise_scale.png")
-    console.print(table(claims))
+    console.print(table("Claims of the paper", {"": claims}))
     console.print(f"Figure: {given.out / 'noise_scale.png'}", soft_wrap=True)
     return 0 if all(claim.held for claim in claims) else 1
 
 
 def main(arguments: list[str]) -> int:
     """Exit status as `run`, or 2 if the user should change something."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 140)  # a log file need not wrap
-    return exit_status("noise_scale", lambda: run(arguments, console))
+    return exit_status("noise_scale", lambda: run(arguments, wide_console()))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from bench.studies.claims import Claim
 from bench.studies.noise_scale.measure import Found, Step
-from bench.studies.nqm.claims import Claim
 
 Array = npt.NDArray[np.float64]
 

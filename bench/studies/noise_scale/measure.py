@@ -10,7 +10,7 @@ import fusedstep
 from bench.studies.language_model.corpus import Corpus, Sampler, windows
 from bench.studies.language_model.model import GPT
 from bench.studies.language_model.training import SIZES, Recipe, fused_update
-from bench.studies.last_layer.stages import Stages
+from bench.studies.stages import Stages
 from fusedstep.nqm import NoiseScale
 
 

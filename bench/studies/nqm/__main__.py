@@ -14,14 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from bench.command import INTERRUPTED, Parser, exit_status, make_folder
 from bench.record import RESULTS, commit, write_json
-from bench.studies.last_layer.stages import Stages, Stopped
-from bench.studies.nqm.claims import CLAIMS, Claim
+from bench.studies.claims import Claim, table
+from bench.studies.nqm.claims import CLAIMS
 from bench.studies.nqm.figures import draw
 from bench.studies.nqm.sweep import QUICK, Found, Settings, sweep
+from bench.studies.stages import Stages, Stopped, wide_console
 
 
 def write(found: Found, claims: list[Claim], path: Path) -> None:
@@ -39,20 +39,6 @@ def write(found: Found, claims: list[Claim], path: Path) -> None:
         "commit": commit(),
     }
     write_json(content, path)
-
-
-def table(claims: list[Claim]) -> Table:
-    """Each claim, whether it held, and its numbers."""
-    view = Table(title="Claims of the paper", title_style="bold", show_lines=True)
-    view.add_column("claim", ratio=2)
-    view.add_column("held")
-    view.add_column("numbers", ratio=3)
-    for claim in claims:
-        view.add_row(
-            claim.text, "yes" if claim.held else "NO", claim.numbers,
-            style="" if claim.held else "red",
-        )  # fmt: skip
-    return view
 
 
 def run(arguments: list[str], console: Console) -> int:
@@ -73,17 +59,14 @@ def run(arguments: list[str], console: Console) -> int:
     claims = [claim(found) for claim in CLAIMS]
     write(found, claims, given.out / "nqm.json")
     figures = draw(found, given.out)
-    console.print(table(claims))
+    console.print(table("Claims of the paper", {"": claims}))
     console.print("Figures: " + ", ".join(map(str, figures)), soft_wrap=True)
     return 0 if all(claim.held for claim in claims) else 1
 
 
 def main(arguments: list[str]) -> int:
     """Exit status as `run`, or 2 if the user should change something."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 140)  # a log file need not wrap
-    return exit_status("nqm", lambda: run(arguments, console))
+    return exit_status("nqm", lambda: run(arguments, wide_console()))
 
 
 if __name__ == "__main__":

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
+from bench.studies.claims import Claim
 from bench.studies.nqm.sweep import POWERS, Found
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence, whether it holds, and what was measured."""
-
-    text: str
-    held: bool
-    numbers: str
 
 
 def momentum_does_not_help_at_small_batches(found: Found) -> Claim:

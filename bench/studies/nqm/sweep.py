@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.studies.last_layer.stages import Stages
+from bench.studies.stages import Stages
 from fusedstep.nqm import Result, Schedule, optimal_schedule, steps_to_target
 
 # The lines of the figures: a rule of steps_to_target and the power of a fixed preconditioner.

@@ -1,4 +1,4 @@
-"""What is seen while the study runs."""
+"""What is seen while a study runs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ from rich.progress import (
 )
 
 from bench.command import Interruption
+
+
+def wide_console() -> Console:
+    """Prints what it is given as it is; a log file need not wrap."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 140)
+    return console
 
 
 class Stopped(Exception):
