@@ -66,11 +66,15 @@ class Cuda:
         if index:
             raise RuntimeError("CUDA error: invalid device ordinal")
 
-    @staticmethod
-    @contextmanager
-    def device(device: Any) -> Iterator[None]:
-        torch.cuda.set_device(device)
-        yield
+    class device:  # a class in torch as well, which torch.load asks for
+        def __init__(self, device: Any) -> None:
+            torch.cuda.set_device(device)
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            pass
 
     @staticmethod
     def synchronize(device: Any = None) -> None:

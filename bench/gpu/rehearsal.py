@@ -24,11 +24,13 @@ from bench.gpu import host_cuda
 from fusedstep import _C, build
 from tests.support import host_module
 
-# Tests that are left out of a rehearsal, and why.
+# Tests that are left out of a rehearsal, by how their names begin, and why.
 TOO_LARGE = "the harness would take minutes"
 NOT_REHEARSED = {
     "tests/optim/test_cuda.py::test_norm_of_more_chunks_than_can_run_at_once": TOO_LARGE,
     "tests/optim/test_cuda.py::test_same_bits_every_time": TOO_LARGE,
+    "tests/linalg/test_gram.py::test_on_a_gpu_to_rounding[shape0": TOO_LARGE,
+    "tests/linalg/test_gram.py::test_on_a_gpu_to_rounding[shape2": TOO_LARGE,
     "tests/linalg/test_cuda_linalg.py::test_batches_beyond_what_cusolver_takes": TOO_LARGE,
     "tests/linalg/test_cuda_linalg.py::test_threads_and_streams_do_not_disturb_one_another": (
         "the harness runs on one thread"
@@ -56,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves tests out."""
-    left_out = [item for item in items if item.nodeid.split("[")[0] in NOT_REHEARSED]
+    left_out = [item for item in items if item.nodeid.startswith(tuple(NOT_REHEARSED))]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

@@ -209,8 +209,9 @@ def work_of(optimizer: fusedstep.AdamW) -> tuple[list[str], list[str]]:
     return [name for name in names if "kernel" in name and name not in copies], copies
 
 
-@pytest.mark.parametrize("combinations", [1, 3])
-def test_launches_of_a_step(combinations: int) -> None:
+@pytest.mark.parametrize(("combinations", "launches"), [(1, 2), (3, 3)])
+def test_launches_of_a_step(combinations: int, launches: int) -> None:
+    """One for the norm, one for what is stored as it is computed, one for the rest."""
     params = make_params(*[(1000 + i,) for i in range(300)], device="cuda")
     groups = [{"params": [p], "lr": 1e-3 * i} for i, p in enumerate(params)]
     optimizer = fusedstep.AdamW(groups, max_norm=1.0)
@@ -220,11 +221,11 @@ def test_launches_of_a_step(combinations: int) -> None:
         optimizer.step()
     work_of(optimizer)  # the profiler's own first use
     kernels, copies = work_of(optimizer)
-    assert len(kernels) == 1 + combinations <= 2 * combinations
+    assert len(kernels) == launches
     assert copies == []
     params[0].grad = params[0].grad.clone()
     kernels, copies = work_of(optimizer)
-    assert len(kernels) == 1 + combinations
+    assert len(kernels) == launches
     assert len(copies) == 1, "one address changed: the table is sent once"
 
 

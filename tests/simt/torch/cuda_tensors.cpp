@@ -178,6 +178,13 @@ void compute(const OperatorHandle& op, Stack* stack) {
     stack->push_back(arguments[0]);
   } else {
     at::native::cpu_fallback(op, stack);
+    // It puts results where the first tensor is, which may be a scalar of the CPU: 1 - x.
+    for (size_t i = stack->size() - op.schema().returns().size(); i < stack->size(); ++i) {
+      IValue& result = (*stack)[i];
+      if (result.isTensor() && result.toTensor().defined() && result.toTensor().is_cpu()) {
+        result = result.toTensor().to(kGpu);
+      }
+    }
   }
 }
 
