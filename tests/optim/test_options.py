@@ -96,6 +96,8 @@ def test_modes_are_not_set_later(kind: Kind) -> None:
     for name in ("state_dtype", "master", "stochastic_rounding", "seed", "ema_decay"):
         with pytest.raises(AttributeError):
             setattr(optimizer, name, None)
+    with pytest.raises(AttributeError):
+        optimizer.grad_attribute = "main_grad"
 
 
 @pytest.mark.parametrize("chosen", [{"fused": False}, {"foreach": True}], ids=str)
@@ -103,7 +105,7 @@ def test_modes_are_not_set_later(kind: Kind) -> None:
 def test_torchs_own_step_takes_no_options(kind: Kind, chosen: dict[str, bool]) -> None:
     for argument, value in {
         "max_norm": 1.0, "nonfinite": "skip", "state_dtype": "int8", "master": "float32",
-        "stochastic_rounding": True, "seed": 1, "ema_decay": 0.9,
+        "stochastic_rounding": True, "seed": 1, "ema_decay": 0.9, "grad_attribute": "main_grad",
     }.items():  # fmt: skip
         must = "be .* where fused=False or foreach=True selects torch's own step"
         with refuses(kind.name, argument, must, repr(value), ValueError):

@@ -42,6 +42,7 @@ PLACES = {
         "optim/test_cuda_graph.py",
         "optim/test_dtypes.py",
         "optim/test_grad_scaler.py",
+        "optim/test_grad_sources.py",
         "optim/test_implementation.py",
         "optim/test_loops.py",
         "optim/test_lr_schedulers.py",

@@ -110,8 +110,9 @@ def clip_grad_norm_(
     An optimizer with `max_norm` clips inside `step()`, which saves one pass over the gradients.
 
     Args:
-        parameters: A tensor or an iterable of tensors. Their gradients are clipped together; those
-            without one are skipped. They may be DTensors, as in `get_total_norm`, but not sparse.
+        parameters: A tensor or an iterable of tensors. Their gradients, which are those in `.grad`
+            even if an optimizer has another `grad_attribute`, are clipped together; those without
+            one are skipped. They may be DTensors, as in `get_total_norm`, but not sparse.
         max_norm: Largest norm, in units of the gradient, 0 or more. The factor is
             `min(1, max_norm / (norm + 1e-6))`. Where it is 1, gradients without gaps in memory are
             not written at all.

@@ -273,7 +273,7 @@ class _DirectionTable(Table):
         self.descent.find_states(states)
 
     def _gradients(self) -> list[Tensor | None]:
-        return [param.grad for param in self._owners]
+        return [entry.grad for entry in self._entries]
 
     def open(self, states: States) -> bool:
         return super().open(states) and self.descent.open(states)
@@ -288,12 +288,9 @@ class _DirectionTable(Table):
 
     def written_directions(self, groups: Groups) -> list[list[Tensor]]:
         """For each parameter group, the directions that this step wrote."""
+        written = {entry.param for entry in self._entries if entry.grad is not None}
         return [
-            [
-                self._directions[param]
-                for param in group["params"]
-                if param in self._directions and param.grad is not None
-            ]
+            [self._directions[p] for p in group["params"] if p in self._directions and p in written]
             for group in groups
         ]
 
@@ -347,7 +344,7 @@ class _DescentTable(Table):
         return self._planned[1]
 
     def _gradients(self) -> list[Tensor | None]:
-        return [None if p.grad is None else self._directions[p] for p in self._owners]
+        return [None if e.grad is None else self._directions[e.param] for e in self._entries]
 
 
 Muon._table_type = _DirectionTable

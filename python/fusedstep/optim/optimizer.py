@@ -139,7 +139,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _begin(self, options: Options, native: bool, divided: bool) -> None:
         """Makes what the optimizer has in addition to torch's attributes."""
-        tables = Tables(type(self).__name__, self._table_type)
+        tables = Tables(type(self).__name__, options.grad_attribute, self._table_type)
         self._internals = Internals(options, native, tables, {}, divided)
         self._step_supports_amp_scaling = native
 
@@ -217,6 +217,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         return self.options.ema_decay
 
     @property
+    def grad_attribute(self) -> str:
+        """The attribute of a parameter that holds its gradient."""
+        return self.options.grad_attribute
+
+    @property
     def grad_norm(self) -> Tensor | None:
         """The norm before clipping in the last step with gradients: 0-d float32 on their device.
 
@@ -284,8 +289,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         return self.step(*args, **kwargs)
 
     def _update(self) -> None:
-        self._require_own_values()
         internals, groups = self._internals, self.param_groups
+        if internals.ema_swapped_in:
+            self._require_own_values()
         step = internals.step
         if step is None or not step.is_current(groups):
             step = internals.step = Step(
@@ -294,7 +300,8 @@ class FusedOptimizer(torch.optim.Optimizer):
                 [self._spec(group) for group in groups],
             )  # fmt: skip
         step.grad_scale = getattr(self, "grad_scale", None)
-        step.found_inf = getattr(self, "found_inf", None)
+        found = getattr(self, "found_inf", None)
+        step.found_inf = None if found is None else self._verdict(found)
         tables = internals.tables
         active = tables.open(groups, self.state, step.specs, self._initial)
         try:
@@ -304,6 +311,16 @@ class FusedOptimizer(torch.optim.Optimizer):
             step.advance_averages(tables, norm)
         finally:
             tables.close()
+
+    def _verdict(self, found: Any) -> Tensor | None:
+        """What GradScaler found in the gradients: a tensor, or the number 0 if it saw none."""
+        if isinstance(found, Tensor):
+            return found
+        source = self.options.grad_attribute
+        if source != "grad":
+            must = f"be a tensor where gradients are in {source}, which GradScaler does not read"
+            refuse(type(self).__name__, "found_inf", must, found, TypeError)
+        return None
 
     def _values(self, group: Group, index: int | None) -> Values:
         """The values of all fields of a parameter group by name, checked."""

@@ -78,6 +78,16 @@ class Options:
             (frozen ones, experts that no token reached); torch's AveragedModel starts from the
             parameters after it. Buffers, such as those of batch normalization, are not averaged.
             See `ema_parameters` and `swap_ema`. None: no average.
+        grad_attribute: Name of the attribute of a parameter from which a step reads its gradient,
+            for instance `"main_grad"`, a float32 buffer in which gradients of a bfloat16 parameter
+            are accumulated. It is read in its own dtype, unrounded, and must be what `.grad` would
+            be: of the parameter's shape, on its device, a DTensor if the parameter is one. A
+            parameter that lacks the attribute, or has None there, has no gradient. `zero_grad()`
+            resets `.grad` alone: whoever fills the buffers sets them to zero or to None.
+            GradScaler, too, reads `.grad` alone: with other gradients set `opt.grad_scale` and
+            `opt.found_inf`, 0-d tensors, before `step()`, as GradScaler would, or use
+            `nonfinite="skip"`. For float32 gradients in `.grad` itself, which GradScaler and
+            `clip_grad_norm_` then read, set `param.grad_dtype = torch.float32` instead.
 
     Example:
         >>> opt = fusedstep.AdamW(model.parameters(), max_norm=1.0, state_dtype="int8")
@@ -93,6 +103,7 @@ class Options:
     stochastic_rounding: bool = False
     seed: int = 0
     ema_decay: float | None = None
+    grad_attribute: str = "grad"
 
     @cached_property
     def mode(self) -> Mode:
@@ -112,6 +123,9 @@ class Options:
         if self.nonfinite not in NONFINITE:
             must = f"be one of {', '.join(NONFINITE)}"
             refuse(function, "nonfinite", must, repr(self.nonfinite))
+        source = self.grad_attribute
+        if not (isinstance(source, str) and source.isidentifier()):
+            refuse(function, "grad_attribute", "be the name of an attribute", repr(source))
         mode = require_mode(function, self.mode)
         max_norm, decay = self.max_norm, self.ema_decay
         checked = replace(
@@ -142,6 +156,7 @@ class OptionArguments(TypedDict, total=False):
     stochastic_rounding: bool
     seed: int
     ema_decay: float | None
+    grad_attribute: str
 
 
 class Mode(NamedTuple):

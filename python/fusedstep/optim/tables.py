@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -61,7 +60,6 @@ register_writers("table_assign")
 
 OF_VALUE = (Role.MASTER, Role.AVERAGE)  # arrays of what a parameter is, not of how it moves
 
-_GRAD = attrgetter("grad")
 _REFRESH = torch.ops.fusedstep.table_refresh.default
 
 
@@ -76,6 +74,18 @@ class Entry(NamedTuple):
     label: str  # its name in messages
     param: Tensor
     position: int  # in the optimizer's list of parameters
+    source: str  # the attribute that holds its gradient
+
+    @property
+    def grad(self) -> Tensor | None:
+        """Its gradient. A parameter that lacks the attribute has none."""
+        grad: Tensor | None = getattr(self.param, self.source, None)
+        return grad
+
+    @property
+    def grad_label(self) -> str:
+        """The gradient's name in messages."""
+        return f"{self.label}.{self.source}"
 
 
 class Table:
@@ -88,6 +98,7 @@ class Table:
         self.address = self.handle.address
         self._entries: list[Entry] = []
         self._owners: list[Tensor] = []  # the optimizer's parameters, DTensors included
+        self._listed = False  # whether their gradients are not simply each tensor's own `.grad`
         self._arrays: list[list[Array]] = []  # what each has besides its gradient
         self._names: list[tuple[str, ...]] = []  # of the arrays
         self._group_sizes: list[int] = []
@@ -128,20 +139,20 @@ class Table:
 
         Instead of a list None, if each tensor in `_data` has its own.
         """
-        if self.place.mesh is None:
+        if not self._listed:
             return None
-        return [None if e.param.grad is None else self._shard_of_grad(e) for e in self._entries]
+        return [self._local_grad(entry) for entry in self._entries]
 
-    def _shard_of_grad(self, entry: Entry) -> Tensor:
-        """The part of a gradient that belongs to the shard of its parameter.
+    def _local_grad(self, entry: Entry) -> Tensor | None:
+        """The gradient; of a DTensor, the part that belongs to the shard of its parameter.
 
         If a gradient is placed differently from its parameter, all ranks communicate: once per
         step, even if one of them has to rebuild its table.
         """
-        param, grad = entry.param, entry.param.grad
-        assert grad is not None
-        assert is_dtensor(param)
-        require_mesh_of(self.function, f"{entry.label}.grad", param, grad)
+        param, grad = entry.param, entry.grad
+        if grad is None or not is_dtensor(param):
+            return grad
+        require_mesh_of(self.function, entry.grad_label, param, grad)
         if is_dtensor(grad) and grad.placements == param.placements:
             return local(grad)
         if grad not in self._redistributed:
@@ -160,6 +171,8 @@ class Table:
         """Lists the parameters of each group, already checked; specs[g]: what state they have."""
         self._entries = list(chain.from_iterable(groups))
         self._owners = [entry.param for entry in self._entries]
+        sources = {entry.source for entry in self._entries}
+        self._listed = self.place.mesh is not None or sources != {"grad"}
         self.params = self._data()
         self._strided = [i for i, param in enumerate(self.params) if not is_dense(param)]
         self._arrays = arrays = [
@@ -230,7 +243,7 @@ class Table:
         """Takes over the gradients after `rebuild`, which has checked them; writes no tensor."""
         grads = self._gradients()
         if grads is None:
-            grads = list(map(_GRAD, self._owners))
+            grads = [entry.grad for entry in self._entries]
         self._grads = [grad for grad in grads if grad is not None]
         self._missing = [i for i, grad in enumerate(grads) if grad is None]
         if self._grads:
@@ -296,11 +309,13 @@ def _refresh(handle: _C.TensorTable, grads: list[Tensor], missing: list[int]) ->
 class Tables(dict[Place, Table]):
     """The tables by place: a device and, for DTensors, their mesh and how they are sharded.
 
-    `function` is the optimizer's name in messages, `kind` the class of its tables.
+    `function` is the optimizer's name in messages, `source` the attribute of its parameters that
+    holds their gradients, `kind` the class of its tables.
     """
 
-    def __init__(self, function: str, kind: type[Table] = Table) -> None:
+    def __init__(self, function: str, source: str, kind: type[Table] = Table) -> None:
         self._function = function
+        self._source = source
         self._kind = kind
         self._params: list[Tensor] = []
         self._group_sizes: list[int] = []
@@ -316,7 +331,7 @@ class Tables(dict[Place, Table]):
         if not self or self._specs != specs or type(groups) is not list:
             return False
         for param in self._stateless:
-            if param.grad is not None:
+            if getattr(param, self._source, None) is not None:
                 return False
         states = _C.states_of(groups, self._params, self._group_sizes, state, self._with_state)
         if states is None:
@@ -340,9 +355,10 @@ class Tables(dict[Place, Table]):
             of_group = parameter_labels(group, first=len(params))
             labels += of_group
             for label, param in zip(of_group, group["params"], strict=True):
+                entry = Entry(label, param, len(params), self._source)
                 params.append(param)
-                self._require_steppable(label, param, specs[g])
-                if param.grad is None and not state.get(param):
+                self._require_steppable(entry, specs[g])
+                if entry.grad is None and not state.get(param):
                     stateless.append(param)
                     continue
                 there = state.get(param, {})
@@ -351,7 +367,7 @@ class Tables(dict[Place, Table]):
                     there = state[param] = dict(whole)
                 require_state(self._function, label, param, there, arrays_of(param, specs[g]))
                 here = by_place.setdefault(place_of(param), [[] for _ in groups])
-                here[g].append(Entry(label, param, len(params) - 1))
+                here[g].append(entry)
         refuse_mixture(self._function, labels, params)
         for here in by_place.values():
             entries = list(chain.from_iterable(here))
@@ -375,14 +391,15 @@ class Tables(dict[Place, Table]):
         for table in self.values():
             table.find_states(index)
 
-    def _require_steppable(self, label: str, param: Tensor, spec: StateSpec) -> None:
+    def _require_steppable(self, entry: Entry, spec: StateSpec) -> None:
         """Refuses a parameter or gradient that the kernels cannot read and write."""
+        label, param, *_ = entry
         shard = local(param)
         require_dense(self._function, label, shard)
         require_placed(self._function, label, param)
         if not is_plain(shard, shard.stride()):
             refuse(self._function, label, "hold its values in memory", "a lazy negation or zero")
-        grad, name = param.grad, f"{label}.grad"
+        grad, name = entry.grad, entry.grad_label
         if grad is not None:
             require_dense(self._function, name, local(grad))
             require_mesh_of(self._function, name, param, grad)
