@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._subclasses.fake_tensor import is_fake
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 Fake = TypeVar("Fake", bound=Callable[..., Any])
 
@@ -41,6 +42,17 @@ def runs_at_once() -> bool:
         or _len_torch_dispatch_stack() > 0
         or _len_torch_function_stack() > 0
     )
+
+
+def refuse_tracer(function: str) -> None:
+    """Raises RuntimeError if ops are recorded in a graph, as by make_fx, to be run again later.
+
+    A step reads addresses, at which its tensors then no longer are.
+    """
+    mode = get_proxy_mode()
+    if mode is not None:
+        must = "step() must not be traced, since a graph would keep addresses of tensors"
+        raise RuntimeError(f"{function}: {must}, got {type(mode).__name__}")
 
 
 def _returns_nothing(*arguments: Any, **options: Any) -> None:

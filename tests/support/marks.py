@@ -51,6 +51,7 @@ PLACES = {
         "optim/test_ops.py",
         "optim/test_optimizer.py",
         "optim/test_symmetric_product.py",
+        "optim/test_swap_in.py",
         "optim/test_tables.py",
         "optim/test_torch_database.py",
         "optim/test_traps.py",

@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 import torch
 import torch.optim.optimizer as torch_optimizer
 from torch import Tensor, nn
+from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
 
 from fusedstep.checks import refuse, require_dense
+from fusedstep.fakes import refuse_tracer
 from fusedstep.optim import checkpoint
 from fusedstep.optim.averages import swapped_in
 from fusedstep.optim.distributed import Place, is_divided_between_ranks, local
@@ -292,6 +294,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         internals, groups = self._internals, self.param_groups
         if internals.ema_swapped_in:
             self._require_own_values()
+        if _len_torch_dispatch_stack() > 0 or _len_torch_function_stack() > 0:
+            refuse_tracer(type(self).__name__)
         step = internals.step
         if step is None or not step.is_current(groups):
             step = internals.step = Step(
