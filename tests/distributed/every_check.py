@@ -2,6 +2,7 @@
 
 from tests.distributed import (
     check_checkpoints,
+    check_grad_sources,
     check_least_squares,
     check_meshes,
     check_precision,
@@ -9,6 +10,7 @@ from tests.distributed import (
     check_replicas,
     check_shards,
     check_skips,
+    check_swap_in,
     check_swaps,
     check_tensor_parallel,
 )
@@ -17,6 +19,7 @@ from tests.distributed.ranks import CHECKS
 __all__ = [
     "CHECKS",
     "check_checkpoints",
+    "check_grad_sources",
     "check_least_squares",
     "check_meshes",
     "check_precision",
@@ -24,6 +27,7 @@ __all__ = [
     "check_replicas",
     "check_shards",
     "check_skips",
+    "check_swap_in",
     "check_swaps",
     "check_tensor_parallel",
 ]

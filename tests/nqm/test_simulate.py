@@ -97,6 +97,14 @@ def test_state_of_fewer_bits_has_the_same_second_moments(state, setting, device)
     assert probability(found, second_moments("momentum", setting, lr, 0.9)) > FALSE_ALARM
 
 
+def test_optimizers_that_read_gradients_elsewhere():
+    found, expected = (
+        simulate(sgd(lr=0.05, grad_attribute=name), seed=1, **NOISY)
+        for name in ("main_grad", "grad")
+    )
+    assert np.array_equal(found.losses, expected.losses)
+
+
 @pytest.mark.parametrize("master", ["remainder", "correction"])
 def test_the_average_of_parameters_of_fewer_bits(master):
     make = sgd(lr=0.05, ema_decay=0.95, master=master)

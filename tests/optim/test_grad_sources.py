@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 import fusedstep
 from fusedstep.optim.tables import Tables
 from tests.support.modes import MODES, modes_of
-from tests.support.optimizers import OPTIMIZERS, Kind, assert_same_run, every_kind, params_of
+from tests.support.optimizers import OPTIMIZERS, Kind, assert_same_run, params_of
 from tests.support.refusals import Snapshot, refuses
 from tests.support.tensors import (
     DTYPES,
@@ -32,7 +32,6 @@ from tests.support.tensors import (
     make_params,
     set_grads,
 )
-from tests.support.training_loop import batches, loss_of, network
 
 MUON = Kind("Muon", {"lr": 0.01, "weight_decay": 0.1})
 KINDS = [*OPTIMIZERS, MUON]
@@ -472,61 +471,3 @@ def test_grad_scaler_without_any_gradient_advances_averages(kind: Kind) -> None:
     ):
         assert_same_bits(param, old)
         torch.testing.assert_close(average, 0.5 * was + 0.5 * old)
-
-
-# --- one optimizer for each parameter, stepped inside the backward pass ---------------------------
-
-
-def inside_backward(optimizers: dict[Tensor, Optimizer], seen: list[Tensor] | None = None) -> None:
-    """Each steps, and drops the gradient, as soon as it is there."""
-
-    def step(param: Tensor) -> None:
-        if seen is not None:
-            seen.append(fusedstep.get_total_norm([param.grad]))
-        optimizers[param].step()
-        param.grad = None
-
-    for param in optimizers:
-        param.register_post_accumulate_grad_hook(step)
-
-
-@every_class
-def test_one_optimizer_for_each_parameter_is_one_for_all(kind: Kind) -> None:
-    nets = network(), network()
-    each = {param: over(kind, nn.ParameterList([param])) for param in nets[0].parameters()}
-    every = over(kind, nets[1])
-    inside_backward(each)
-    for batch in batches(4):
-        for net in nets:
-            loss_of(net, batch).backward()
-        every.step()
-        every.zero_grad()
-    for (param, optimizer), other in zip(each.items(), nets[1].parameters(), strict=True):
-        assert_same_bits(param, other)
-        assert every.state[other]
-        for name, value in every.state[other].items():
-            assert_same_bits(optimizer.state[param][name], value, name)
-
-
-@every_kind
-def test_each_clips_by_the_norm_of_its_own_gradient(kind: Kind) -> None:
-    """Not by that of the model, which no one knows inside the backward pass."""
-    nets = network(), network()
-    each = {param: kind.ours([param], max_norm=0.01) for param in nets[0].parameters()}
-    alone = {param: kind.ours([param]) for param in nets[1].parameters()}
-    seen: list[Tensor] = []
-    inside_backward(each, seen)
-    for batch in batches(3):
-        seen.clear()
-        for net in nets:
-            loss_of(net, batch).backward()
-        norms = sorted(float(optimizer.grad_norm) for optimizer in each.values())
-        assert norms == sorted(map(float, seen))
-        assert len(set(norms)) == len(norms) == 4
-        for param, optimizer in alone.items():
-            fusedstep.clip_grad_norm_([param], 0.01)
-            optimizer.step()
-            param.grad = None
-    for (param, optimizer), (other, expected) in zip(each.items(), alone.items(), strict=True):
-        torch.testing.assert_close(param, other, rtol=1e-6, atol=1e-7)
-        assert optimizer.state[param].keys() == expected.state[other].keys()

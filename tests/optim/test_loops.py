@@ -158,6 +158,50 @@ def test_step_inside_backward(kind: Kind) -> None:
         assert_same_run(actual, expected)
 
 
+@every_kind
+def test_one_optimizer_a_parameter_is_one_for_all(kind: Kind) -> None:
+    """Without a norm, parameters have nothing to do with each other."""
+    nets = network(), network()
+    each = {param: kind.ours([param]) for param in nets[0].parameters()}
+    every = kind.ours(nets[1].parameters())
+
+    def step(param: Tensor) -> None:
+        each[param].step()
+        param.grad = None
+
+    for param in each:
+        param.register_post_accumulate_grad_hook(step)
+    for batch in batches(STEPS):
+        loss_of(nets[0], batch).backward()
+        plain_step(nets[1], every, batch)
+    for (param, optimizer), other in zip(each.items(), nets[1].parameters(), strict=True):
+        assert_same_bits(param, other)
+        assert every.state[other]
+        for name, value in every.state[other].items():
+            assert_same_bits(optimizer.state[param][name], value, name)
+
+
+@every_kind
+def test_each_clips_by_the_norm_of_its_own_gradient(kind: Kind) -> None:
+    """Not by the model's, which nobody knows inside the backward pass."""
+    net = network()
+    each = {param: kind.ours([param], max_norm=0.01) for param in net.parameters()}
+    norms: dict[Tensor, Tensor] = {}
+
+    def step(param: Tensor) -> None:
+        norms[param] = fusedstep.get_total_norm([param.grad])
+        each[param].step()
+        param.grad = None
+
+    for param in each:
+        param.register_post_accumulate_grad_hook(step)
+    for batch in batches(STEPS):
+        loss_of(net, batch).backward()
+        for param, optimizer in each.items():
+            assert_same_bits(optimizer.grad_norm, norms[param], "its own norm")
+        assert len({float(norm) for norm in norms.values()}) == len(each)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True], ids=["optimizer.step", "the loop's body"])
 @every_kind

@@ -148,7 +148,8 @@ class _Walk:
     def advance(self, optimizer: torch.optim.Optimizer) -> None:
         """One step of every run."""
         theta = self.theta.detach()
-        self.theta.grad = self._normal().mul_(self._deviations).add_(self._h * theta).to(theta)
+        grad = self._normal().mul_(self._deviations).add_(self._h * theta).to(theta)
+        setattr(self.theta, getattr(optimizer, "grad_attribute", "grad"), grad)
         optimizer.step()
 
     def measure(self, averaging: Any) -> Tensor:

@@ -501,7 +501,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         The 16-bit `remainder` of a parameter is returned as its two bytes, `remainder.high` and
         `remainder.low`, because neither gloo nor NCCL sends 16-bit integers. All state of FSDP1's
         parameters is returned in float32, because FSDP1 sends one dtype for each parameter.
-        `load_state_dict` restores the bits.
+        `load_state_dict` restores the bits. The two bytes are copies: steps in the block of
+        `torch.optim.swap_in_optimizer_params_and_state` write to all state that was swapped in but
+        these; call `state_dict()` before the block ends to keep them.
 
         Raises:
             RuntimeError: The averages are swapped in (`swap_ema`).
