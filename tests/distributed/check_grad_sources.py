@@ -66,14 +66,17 @@ class Exact:
         self.optimizer = kind.ours(self.spread.parameters(), **options)
         self.steps = 0
 
-    def backward(self, sync_every_part: bool = False) -> None:
-        """The mean over the ranks of the sums of their micro-batches."""
-        for part in range(PARTS):
+    def backward(
+        self, sync_every_part: bool = False, scales: Sequence[float] = (1.0,) * PARTS
+    ) -> None:
+        """The mean over the ranks of the sums of their micro-batches, each times its scale."""
+        for part, scale in enumerate(scales):
             self.spread.set_requires_gradient_sync(sync_every_part or part == PARTS - 1)
-            self.spread(*self._of_model(self.spread, self.ranks.rank, part)).backward()
+            loss = self.spread(*self._of_model(self.spread, self.ranks.rank, part))
+            (loss * scale).backward()
             for rank in range(self.ranks.world):
                 loss = self.alone(*self._of_model(self.alone, rank, part))
-                (loss / self.ranks.world).backward()
+                (loss * (scale / self.ranks.world)).backward()
 
     def _of_model(self, model: nn.Module, rank: int, part: int) -> Sequence[Tensor]:
         dtype = next(model.parameters()).dtype
@@ -158,6 +161,31 @@ def bfloat16_parameters_with_gradients_reduced_in_float32(ranks: Ranks) -> None:
     for _ in range(3):
         models.backward()
         models.check_gradients()
+        models.step()
+        models.check()
+
+
+# Older versions of fully_shard give gradients the dtype of their parameters, whatever is asked for.
+@check(*((2,) if torch.__version__ >= (2, 15) else ()))
+def grad_dtype_of_shards(ranks: Ranks) -> None:
+    """Sums that bfloat16 cannot hold."""
+
+    def in_float32(model: Heads) -> Heads:
+        for param in model.parameters():
+            param.grad_dtype = torch.float32
+        return model
+
+    spread = sharded(mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+    # Without a norm: squares of such sums are not exact in float32.
+    models = Exact(
+        ranks, lambda model: spread(in_float32(model)), dtype=BFLOAT16, master="remainder"
+    )
+    in_float32(models.alone)
+    for _ in range(3):
+        models.backward(sync_every_part=True, scales=(1024.0, 1.0))
+        models.check_gradients()
+        grads = [whole(param.grad) for param in models.spread.parameters()]
+        assert any((grad != grad.to(BFLOAT16)).any() for grad in grads)
         models.step()
         models.check()
 
