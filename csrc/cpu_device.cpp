@@ -174,6 +174,15 @@ void run(const TableWork& work) {
   }
 }
 
+void qk_clip(const QkClipWork& work) {
+  const Layout& layout = work.table.layout;
+  const Table table{layout.rows.data(), work.table.grads.data(), layout.row_of_chunk.data(),
+                    work.heads.data(), layout.num_chunks()};
+  for_shares(layout, [&](Position begin, Position end) {
+    cpu::qk_clip(table, work.threshold, begin, end);
+  });
+}
+
 }  // namespace
 
 const Device kCpuDevice{
@@ -189,6 +198,7 @@ const Device kCpuDevice{
     .segment_sum = segment_sum,
     .softmax = softmax,
     .run = run,
+    .qk_clip = qk_clip,
 };
 
 }  // namespace fusedstep

@@ -17,6 +17,7 @@
 #include "kernels/lm_head/segment_sum.h"
 #include "kernels/lm_head/softmax.h"
 #include "kernels/optim/clip.h"
+#include "kernels/optim/qk_clip.h"
 #include "kernels/optim/table.h"
 
 namespace fusedstep {
@@ -68,6 +69,17 @@ struct TableData {
   Layout layout;
   std::vector<void*> grads;  // in the order of the layout's rows
   int64_t version = 0;       // of the layout: counts how often the rows were laid out anew
+
+  // Of tensors that are rewritten in place: each is parameter and gradient.
+  static TableData in_place(const std::vector<Row>& tensors) {
+    TableData data;
+    data.layout = make_layout(tensors);
+    data.grads.reserve(tensors.size());
+    for (const Row& row : data.layout.rows) {
+      data.grads.push_back(row.param);
+    }
+    return data;
+  }
 };
 
 // What a device keeps of a table between ops, for instance its copy on a GPU.
@@ -97,6 +109,13 @@ struct TableWork {
   std::unique_ptr<DeviceCopy>* copy;  // null: the table does not outlive the op
 };
 
+struct QkClipWork {
+  const TableData& table;
+  std::span<const QkHeads> heads;  // in the order of the layout's rows
+  double threshold;
+  int32_t device;
+};
+
 // Every function returns when the work is queued on the device's current stream, which on a CPU
 // means done. Arguments hold addresses on the device; nothing is empty.
 struct Device {
@@ -122,6 +141,7 @@ struct Device {
   void (*softmax)(const Softmax&, Workspace&);
 
   void (*run)(const TableWork&);
+  void (*qk_clip)(const QkClipWork&);
 };
 
 // The name of the Python capsule in which a module hands over the address of its Device.

@@ -15,6 +15,7 @@
 #include "kernels/lm_head/segment_sum.cuh"
 #include "kernels/lm_head/softmax.cuh"
 #include "kernels/optim/norm.cuh"
+#include "kernels/optim/qk_clip.cuh"
 #include "kernels/optim/step.cuh"
 
 namespace fusedstep {
@@ -114,6 +115,14 @@ void run(const TableWork& work) {
   run_passes(work, table, current.stream);
 }
 
+void qk_clip(const QkClipWork& work) {
+  const Current current(work.device);
+  const cuda::BorrowedTable borrowed(work.device, current.stream);
+  borrowed->synchronize(work.table, std::as_bytes(work.heads), current.stream);
+  cuda::check(cuda::qk_clip(borrowed->view(), work.threshold, current.stream),
+              "launching the QK-Clip");
+}
+
 }  // namespace
 
 const Device kCudaDevice{
@@ -129,6 +138,7 @@ const Device kCudaDevice{
     .segment_sum = segment_sum,
     .softmax = softmax,
     .run = run,
+    .qk_clip = qk_clip,
 };
 
 }  // namespace fusedstep

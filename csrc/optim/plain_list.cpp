@@ -59,11 +59,7 @@ bool PlainList::read(bool apart) {
   if (rows.empty() || (apart && !are_apart(std::move(spans)))) {
     return false;
   }
-  data_.layout = make_layout(rows);
-  data_.grads.reserve(rows.size());
-  for (const Row& row : data_.layout.rows) {
-    data_.grads.push_back(row.param);
-  }
+  data_ = TableData::in_place(rows);
   return true;
 }
 

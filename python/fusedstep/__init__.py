@@ -9,6 +9,7 @@ from fusedstep.linalg import lstsq, pinv
 from fusedstep.optim import SGD, Adagrad, Adam, AdamW, Lion, Muon, RMSprop
 from fusedstep.optim.clip import clip_grad_norm_, get_total_norm
 from fusedstep.optim.param_groups import param_groups
+from fusedstep.optim.qk_clip import qk_clip_
 
 __all__ = [
     "SGD",
@@ -27,5 +28,6 @@ __all__ = [
     "nqm",
     "param_groups",
     "pinv",
+    "qk_clip_",
     "schedules",
 ]

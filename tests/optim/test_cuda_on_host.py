@@ -307,3 +307,51 @@ def test_the_clip_has_the_bits_of_the_cpu(on_simt: Any) -> None:
         ops.clip_by_norm_(tensors[1], ops.total_norm(tensors[1]), 0.25)
     for i, (a, b) in enumerate(zip(*tensors, strict=True)):
         assert_same_bits(a, b, f"tensor {i}")
+
+
+def test_the_qk_clip_has_the_bits_of_the_cpu(on_simt: Any) -> None:
+    """One launch for weights of every dtype, after one that sends the table."""
+    shapes = ((64, 1030), (8,), (16, 3, 5), (0, 4))
+    dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+    ours, twin = (
+        [p.detach().to(dtype) for dtype in dtypes for p in make_params(*shapes, seed=1)]
+        for _ in range(2)
+    )
+    logits = [torch.tensor([30.0, 3.0, float("inf"), 11.0])] * len(ours)
+    before = on_simt.launches()
+    fusedstep.qk_clip_(ours, logits, 5.0)
+    assert on_simt.launches() - before == 2
+    on_simt.finish()
+    with on_cpu():
+        fusedstep.qk_clip_(twin, logits, 5.0)
+    for i, (a, b) in enumerate(zip(ours, twin, strict=True)):
+        assert_same_bits(a, b, f"weight {i}")
+
+
+def test_the_qk_clip_writes_nothing_but_heads_that_are_scaled(on_simt: Any, tmp_path: Path) -> None:
+    path = tmp_path / "weight"
+    values = torch.randn(4 * 64 * 300, generator=torch.Generator().manual_seed(0))
+    weight = mapped(path, values).view(4 * 64, 300)
+    logits = torch.full((4,), 5.0)
+    fusedstep.qk_clip_(weight, logits, 5.0)
+    on_simt.finish()
+    assert bytes_written(path) == 0
+    logits[2] = 20.0
+    fusedstep.qk_clip_(weight, logits, 5.0)
+    on_simt.finish()
+    assert weight.nbytes // 4 <= bytes_written(path) <= weight.nbytes // 4 + 2 * 4096
+    assert_same_bits(weight[128:192].flatten(), values[128 * 300 : 192 * 300] * 0.5, "scaled")
+
+
+def test_a_captured_qk_clip_decides_at_every_replay(on_simt: Any) -> None:
+    weight, logits = torch.ones(8, 5), torch.ones(4)
+    on_simt.begin_capture()
+    fusedstep.qk_clip_(weight, logits, 4.0)
+    assert on_simt.end_capture() == [1]
+    on_simt.replay()
+    on_simt.finish()
+    assert (weight == 1).all()
+    logits[1] = 16.0
+    on_simt.replay()
+    on_simt.finish()
+    assert weight[:, 0].tolist() == [1, 1, 0.5, 0.5, 1, 1, 1, 1]

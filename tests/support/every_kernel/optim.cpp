@@ -1,7 +1,9 @@
-// Every rule with every choice of its flags in every form of storage; norms; codes of 8 bits.
+// Every rule with every choice of its flags in every form of storage; norms; QK-Clip; codes of 8
+// bits.
 #include <cstdlib>
 
 #include "kernels/optim/norm.h"
+#include "kernels/optim/qk_clip.h"
 #include "kernels/optim/quantize.h"
 #include "kernels/optim/rule.h"
 #include "kernels/optim/symmetric.h"
@@ -193,6 +195,28 @@ void norms() {
   }
 }
 
+// Three heads, of which one is scaled, row by row and column by column.
+void qk_clip(Dtype dtype) {
+  constexpr int64_t kRows = 3 * 17, kWidth = 129;
+  Numbers numbers;
+  Array weight = random(numbers, dtype, kRows * kWidth);
+  const float max_logits[] = {30, std::numeric_limits<float>::infinity(), 3};
+  Row row = {};
+  row.param = weight.data();
+  row.size = weight.size;
+  row.param_dtype = row.grad_dtype = dtype;
+  const Layout layout = make_layout({row});
+  Hash hash;
+  for (const int64_t stride : {kWidth, int64_t{1}}) {
+    const QkHeads heads{max_logits, 17, 0, kRows, stride};
+    const Table table{layout.rows.data(), nullptr, layout.row_of_chunk.data(), &heads,
+                      layout.num_chunks()};
+    cpu::qk_clip(table, 7, {0}, {layout.num_chunks()});
+    hash.add_all(weight);
+  }
+  print(std::string("qk_clip ") + name_of(dtype), hash);
+}
+
 template <typename Code>
 void codes(Dtype dtype) {
   Numbers numbers;
@@ -246,6 +270,9 @@ void run_optim() {
   symmetric();
   steps();
   norms();
+  for (const Dtype dtype : kFloating) {
+    qk_clip(dtype);
+  }
   codes<int8_t>(Dtype::kInt8);
   codes<uint8_t>(Dtype::kUInt8);
 }
