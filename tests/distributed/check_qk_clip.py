@@ -1,0 +1,130 @@
+"""QK-Clip of DTensors: every rank scales its rows, whole heads or not, and asks no other rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.distributed.tensor.placement_types import _StridedShard
+
+import fusedstep
+from tests.distributed.ranks import Ranks, check
+from tests.support.refusals import refuses
+from tests.support.tensors import assert_same_bits
+
+THRESHOLD = 10.0
+LOGITS = torch.tensor([40.0, 5.0, 31.0, 10.0, 90.0])
+HEADS = len(LOGITS)
+
+
+def values(rows: int, *rest: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(rows)
+    return torch.randn(rows, *rest, generator=generator).to(dtype)
+
+
+def assert_clips_like_one_process(whole: list[Tensor], placed: list[Tensor]) -> None:
+    """With the logits as a plain tensor, and as replicated DTensors."""
+    fusedstep.qk_clip_(whole, [LOGITS] * len(whole), THRESHOLD)
+    logits = [
+        distribute_tensor(LOGITS, weight.device_mesh, [Replicate()] * weight.device_mesh.ndim)
+        if i % 2
+        else LOGITS
+        for i, weight in enumerate(placed)
+    ]
+    versions = [weight._version for weight in placed]
+    with patch.object(dist, "all_gather", side_effect=AssertionError("a rank asked another")):
+        fusedstep.qk_clip_(placed, logits, THRESHOLD)
+    assert [weight._version for weight in placed] == [version + 1 for version in versions]
+    for i, (weight, expected) in enumerate(zip(placed, whole, strict=True)):
+        assert_same_bits(weight.full_tensor(), expected, f"weights[{i}]")
+
+
+def check_placements(mesh: DeviceMesh, *all_placements: Sequence[Any]) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        whole, placed = [], []
+        for placements in all_placements:
+            # Of one row a head, of a few that no number of ranks divides, and of several chunks.
+            for head_dim, rest in ((1, (4,)), (3, (7, 2)), (16, (1003,))):
+                whole.append(values(HEADS * head_dim, *rest, dtype=dtype))
+                placed.append(distribute_tensor(whole[-1].clone(), mesh, placements))
+        assert_clips_like_one_process(whole, placed)
+
+
+@check(2, 3, 4)
+def heads_are_clipped_wherever_their_rows_are(ranks: Ranks) -> None:
+    """Uneven and, with 4 ranks, empty shards of rows; shards of columns; replicas."""
+    check_placements(init_device_mesh("cpu", (ranks.world,)), [Shard(0)], [Shard(1)], [Replicate()])
+    one = distribute_tensor(values(1, 9), init_device_mesh("cpu", (ranks.world,)), [Shard(0)])
+    expected = one.full_tensor() * 0.5
+    fusedstep.qk_clip_(one, LOGITS[:1], THRESHOLD)  # one row, which one rank has
+    assert_same_bits(one.full_tensor(), expected, "one row")
+
+
+@check(4)
+def heads_are_clipped_on_meshes_of_two_dimensions(ranks: Ranks) -> None:
+    check_placements(
+        init_device_mesh("cpu", (2, 2)),
+        [Shard(0), Shard(0)],
+        [Shard(0), Shard(1)],
+        [Shard(1), Shard(0)],
+        [Replicate(), Shard(0)],
+        [Shard(0), Replicate()],
+    )
+
+
+@check(2, 4)
+def heads_are_clipped_under_fsdp_over_tensor_parallelism(ranks: Ranks) -> None:
+    """FSDP's dimension of the mesh comes first, but it divides what the other one left."""
+    mesh = init_device_mesh("cpu", (ranks.world // 2, 2), mesh_dim_names=("dp", "tp"))
+    plain, spread = (nn.Sequential(nn.Linear(6, HEADS * 8)) for _ in range(2))
+    spread.load_state_dict(plain.state_dict())
+    parallelize_module(spread, mesh["tp"], {"0": ColwiseParallel()})
+    fully_shard(spread, mesh=mesh["dp"])
+    placed, whole = list(spread.parameters()), list(plain.parameters())
+    assert all(len(param.placements) == 2 for param in placed)
+    for one, many in zip(whole, placed, strict=True):
+        one.data.copy_(many.full_tensor())  # which the ranks initialized differently
+    assert_clips_like_one_process(whole, placed)
+
+
+@check(2)
+def heads_whose_place_is_unknown(ranks: Ranks) -> None:
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    weight = distribute_tensor(torch.ones(10, 2), mesh, [Shard(0)])
+
+    def refused(weights: Any, logits: Any, argument: str, must: str, got: str) -> None:
+        with refuses("qk_clip_", argument, must, got, ValueError):
+            fusedstep.qk_clip_([weight, weights], [LOGITS, logits], THRESHOLD)
+
+    must, got = "be sharded or replicated", r".*Partial.*"
+    refused(
+        DTensor.from_local(torch.ones(5, 2), mesh, [Partial()]), LOGITS, "weights[1]", must, got
+    )
+    must, got = r"be a plain tensor or replicated: full_tensor\(\) returns it whole", r".*Shard.*"
+    sharded = distribute_tensor(LOGITS, mesh, [Shard(0)])
+    refused(torch.ones(5, 2), sharded, "max_logits[1]", must, got)
+    must, got = "be on a mesh that this process is part of", ".*DeviceMesh.*"
+    elsewhere = distribute_tensor(torch.ones(5, 2), DeviceMesh("cpu", [0]), [Shard(0)])
+    if ranks.rank == 1:
+        refused(elsewhere, LOGITS, "weights[1]", must, got)
+    must = "have consecutive rows on every rank, as many as DTensor gives it"
+    lopsided = DTensor.from_local(
+        torch.ones(8 if ranks.rank else 2, 2), mesh, [Shard(0)], run_check=False,
+        shape=torch.Size((10, 2)), stride=(2, 1),
+    )  # fmt: skip
+    refused(lopsided, LOGITS, "weights[1]", must, r".*Shard.*")
+    got = r".*StridedShard.*"
+    strided = DTensor.from_local(
+        torch.ones(5, 2), mesh, [_StridedShard(0, split_factor=2)], run_check=False,
+        shape=torch.Size((10, 2)), stride=(2, 1),
+    )  # fmt: skip
+    refused(strided, LOGITS, "weights[1]", must, got)
+    assert (weight.to_local() == 1).all()
