@@ -65,6 +65,17 @@ def norms(device: str, scale: Scale) -> Results:
             yield f"clip {norm_type}, grad {i}", param.grad
 
 
+def qk_clips(device: str, scale: Scale) -> Results:
+    """Weights of four heads, some above the threshold, row by row and column by column."""
+    for (rows, width), dtype in product(shapes(scale), DTYPES):
+        weight = matrices(4 * rows, width, device, 1)[0, : 4 * rows].to(dtype)
+        weights = [weight.clone(), weight.clone().mT.contiguous().mT, weight[:, :-1], weight[:, -1]]
+        logits = torch.tensor([30.0, 1.0, math.nan, 7.5], device=device)
+        fusedstep.qk_clip_(weights, [logits] * len(weights), 5.0)
+        for i, clipped in enumerate(weights):
+            yield f"QK-Clip {4 * rows}x{width} {dtype}: {i}", clipped
+
+
 def steps(
     optimizer: Callable[..., torch.optim.Optimizer], options: Mapping[str, Any], pairs: Dtypes
 ) -> Make:
@@ -187,7 +198,7 @@ def solvers(device: str, scale: Scale) -> Results:
 PLAIN = tuple(zip(DTYPES, DTYPES, strict=True))
 ALIKE = PLAIN[:1]
 FAMILIES = (
-    Family("norm", norms),
+    Family("norm and clips", all_of(norms, qk_clips)),
     Family(
         "step, every dtype", steps(ADAMW, CLIP | {"amsgrad": True}, tuple(product(DTYPES, DTYPES)))
     ),
