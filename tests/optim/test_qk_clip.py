@@ -210,6 +210,17 @@ def test_version_counters_advance_and_a_stale_backward_raises(device: torch.devi
         loss.backward()
 
 
+def test_slices_of_a_parameter_that_has_more_than_queries_and_keys(device: torch.device) -> None:
+    (values,), (logits,) = weights_of([(6, 4, (9,))], device=device)
+    param = torch.nn.Parameter(values.clone())
+    fusedstep.qk_clip_([param[:8], param[8:16]], [logits[:2], logits[2:4]], THRESHOLD)
+    expected = torch.cat([expected_of(values[:16], logits[:4]), values[16:].cpu()])
+    assert_same_bits(param.cpu(), expected, "parameter")
+    assert param._version > 0
+    param.sum().backward()
+    assert (param.grad == 1).all()
+
+
 @pytest.mark.parametrize("master", ["float32", "remainder", "correction"])
 def test_a_step_starts_from_the_scaled_value(master: str, device: torch.device) -> None:
     """Whatever float32 value a bfloat16 parameter has beside itself."""
