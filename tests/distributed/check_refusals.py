@@ -24,31 +24,6 @@ def parameter(mesh: DeviceMesh, *placements: Any, rows: int = 6) -> nn.Parameter
 
 
 @check(2)
-def plain_and_distributed_parameters_together(ranks: Ranks) -> None:
-    mesh = init_device_mesh("cpu", (ranks.world,))
-    placed = parameter(mesh, Shard(0))
-    plain = nn.Parameter(torch.zeros(3))
-    plain.grad = torch.ones(3)
-    must = r"be a DTensor, as {} is .*"
-    optimizer = fusedstep.AdamW([placed, plain])
-    with refuses("AdamW", "params[1]", must.format(r"params\[0\]"), "a plain tensor", TypeError):
-        optimizer.step()
-    with refuses(
-        "clip_grad_norm_", "parameters[0]", must.format(r"parameters\[1\]"), ".*", TypeError
-    ):
-        fusedstep.clip_grad_norm_([plain, placed], 0.1)
-    with refuses("get_total_norm", "tensors[1]", must.format(r"tensors\[0\]"), ".*", TypeError):
-        fusedstep.get_total_norm([placed.grad, plain.grad])
-    named = fusedstep.AdamW([("layers.0", placed), ("norm", plain)])
-    with refuses("AdamW", "params['norm']", must.format(r"params\['layers\.0'\]"), ".*", TypeError):
-        named.step()
-    assert not optimizer.state
-    assert not whole(placed).any()
-    assert not plain.any()
-    assert (whole(placed.grad) == 1).all()
-
-
-@check(2)
 def parameters_of_a_mesh_without_this_process(ranks: Ranks) -> None:
     mesh = DeviceMesh("cpu", [0])
     param = nn.Parameter(distribute_tensor(torch.zeros(6, 2), mesh, [Shard(0)]))

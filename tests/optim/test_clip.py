@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import fusedstep
 from tests.reference.clip import clip_coefficient
@@ -454,3 +454,21 @@ def test_norm_refuses(
 def test_clip_refuses_what_is_no_tensor() -> None:
     with refuses("clip_grad_norm_", "parameters[0]", "be a tensor", "str", TypeError):
         fusedstep.clip_grad_norm_(["weight"], 1.0)
+
+
+def test_clip_refuses_gradients_given_as_parameters() -> None:
+    """Their own gradients are None: it would return 0 and clip nothing."""
+    params = make_params((3,), (2, 2))
+    set_grads(params)
+    grads = [param.grad for param in params]
+    must = r"be parameters with their gradients \(get_total_norm takes gradients themselves\)"
+    got = "tensors that are no parameters and have no gradients"
+    unchanged = Snapshot(params)
+    for mistaken in (grads, iter(grads), grads[0], [torch.zeros(0)]):
+        with refuses("clip_grad_norm_", "parameters", must, got, ValueError):
+            fusedstep.clip_grad_norm_(mistaken, 0.1)
+    unchanged.check()
+    frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+    for taken in ([frozen], [*grads, frozen], [*grads, torch.ones(2, requires_grad=True)], []):
+        assert fusedstep.clip_grad_norm_(taken, 0.1) == 0
+    assert fusedstep.clip_grad_norm_([*grads, params[0]], 0.1) > 0

@@ -51,6 +51,8 @@ VALUES: list[tuple[dict[str, Any], str, str, str, type[Exception]]] = [
     ({"ema_decay": 1.0}, "ema_decay", BETA, "1.0", ValueError),
     ({"ema_decay": nan}, "ema_decay", BETA, "nan", ValueError),
     ({"ema_decay": "0.9"}, "ema_decay", "be a number", "str", TypeError),
+    ({"norm_groups": 3}, "norm_groups", "be a sequence of process groups", "int", TypeError),
+    ({"norm_groups": [3]}, "norm_groups[0]", "be a process group", "int", TypeError),
 ]  # fmt: skip
 
 
@@ -93,7 +95,14 @@ def test_between_steps_the_same_is_refused(
 @every_kind
 def test_modes_are_not_set_later(kind: Kind) -> None:
     optimizer = kind.ours(make_params((3,)))
-    for name in ("state_dtype", "master", "stochastic_rounding", "seed", "ema_decay"):
+    for name in (
+        "norm_groups",
+        "state_dtype",
+        "master",
+        "stochastic_rounding",
+        "seed",
+        "ema_decay",
+    ):
         with pytest.raises(AttributeError):
             setattr(optimizer, name, None)
     with pytest.raises(AttributeError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from fusedstep import _C
 from fusedstep.build import require_cuda
@@ -17,9 +18,9 @@ from fusedstep.optim.distributed import (
     Place,
     is_dtensor,
     local,
-    norm_over_ranks,
     place_of,
-    refuse_mixture,
+    require_apart,
+    require_groups,
     require_mesh_of,
     require_on_mesh,
     require_placed,
@@ -27,7 +28,7 @@ from fusedstep.optim.distributed import (
     shard_like,
 )
 from fusedstep.optim.memory import gapless, refuse_overlap
-from fusedstep.optim.norm import norm_of
+from fusedstep.optim.norm import norm_of, norm_over_ranks
 
 register_writers("clip_by_norm_", "clip_list_")
 
@@ -41,13 +42,16 @@ def get_total_norm(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
+    *,
+    groups: Sequence[ProcessGroup] = (),
 ) -> Tensor:
     """Returns the norm of all elements of all tensors, like torch.nn.utils.get_total_norm.
 
     Args:
         tensors: A tensor or an iterable of tensors: float32, float64, bfloat16 or float16, of any
-            shape and on any devices. DTensors may be on several meshes; every rank of these meshes
-            must make the call.
+            shape and on any devices. DTensors may be on several meshes, and plain tensors beside
+            them; what is not sharded is the same on every rank and counts once. Every rank of these
+            meshes must make the call.
         norm_type: Order of the norm, any number or "inf", with torch's meaning: the norm of the
             tensors' norms. So order 0, which DTensors cannot have, is the number of tensors that
             are not all zero, and -inf the smallest magnitude. Tensors without elements have no
@@ -55,14 +59,19 @@ def get_total_norm(
         error_if_nonfinite: Raise RuntimeError if the norm is NaN or infinite. This waits for the
             device.
         foreach: Accepted for compatibility with torch, without effect.
+        groups: Process groups whose ranks have other tensors; the norm is then that of all of them,
+            as with `norm_groups` of `fusedstep.optim.Options`. All ranks of a group must make the
+            call, also those that have no tensors.
 
     Returns:
         A 0-d float32 tensor on the first tensor's device, for tensors of any dtype. For order 2, 1
         or inf it has the same bits for any number of threads and on any device;
         kernels/optim/norm.h defines the order of summation. Other orders are computed by torch in
         float64: the result is exact to a few units of the last place of float32, and is infinite
-        if a power exceeds float64. For an empty list it is 0 on the CPU. For DTensors it is the
-        norm of the whole tensors: a plain tensor with the same bits on every rank.
+        if a power exceeds float64. For DTensors it is the norm of the whole tensors: a plain tensor
+        with the same bits on every rank. For an empty list it is 0 on the CPU, or with `groups` the
+        norm of what the other ranks have, on the device where the last group communicates: the CPU,
+        or the GPU if the group has a backend for GPUs other than gloo.
 
     Raises:
         ValueError, TypeError: `get_total_norm: tensors[i] must <property>, got <value>`.
@@ -75,27 +84,30 @@ def get_total_norm(
     function = "get_total_norm"
     listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     norm_type = require_order(function, norm_type)
-    plain = _C.PlainList.of(listed) if _may_go_unboxed(norm_type) else None
+    plain = _C.PlainList.of(listed) if _may_go_unboxed(norm_type) and not groups else None
     if plain is None:
-        norm = _norm_of_each(function, listed, norm_type).to(torch.float32)
+        norm = _norm_of_each(function, listed, norm_type, groups).to(torch.float32)
     else:
         norm = _clip_list(plain, norm_type)
     _check(function, norm, norm_type, error_if_nonfinite)
     return norm
 
 
-def _norm_of_each(function: str, tensors: list[Tensor], norm_type: float) -> Tensor:
+def _norm_of_each(
+    function: str, tensors: list[Tensor], norm_type: float, groups: Sequence[ProcessGroup]
+) -> Tensor:
     """The norm of any tensors, 0-d float64: each is checked, gathered and copied as it needs."""
+    groups = require_groups(function, "groups", groups)
     names = [f"tensors[{i}]" for i in range(len(tensors))]
     for name, tensor in zip(names, tensors, strict=True):
         require_dense(function, name, local(tensor))
         require_on_mesh(function, name, tensor)
-    refuse_mixture(function, names, tensors)
+    require_apart(function, "groups", groups, names, tensors)
     _require_elements(function, norm_type, names, tensors)
     shards: Shards = {}
     for tensor in map(settled, tensors):
         shards.setdefault(place_of(tensor), []).append(gapless(local(tensor).detach()))
-    return _norm(function, shards, norm_type)
+    return _norm(function, shards, norm_type, groups)
 
 
 def clip_grad_norm_(
@@ -104,6 +116,8 @@ def clip_grad_norm_(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
+    *,
+    groups: Sequence[ProcessGroup] = (),
 ) -> Tensor:
     """Scales gradients in place to a global norm of at most `max_norm`, like torch.nn.utils.
 
@@ -112,7 +126,9 @@ def clip_grad_norm_(
     Args:
         parameters: A tensor or an iterable of tensors. Their gradients, which are those in `.grad`
             even if an optimizer has another `grad_attribute`, are clipped together; those without
-            one are skipped. They may be DTensors, as in `get_total_norm`, but not sparse.
+            one are skipped. They may be DTensors, and plain tensors beside them, as in
+            `get_total_norm`, but not sparse. A list of gradients, none of which is a parameter or
+            has a gradient itself, is refused.
         max_norm: Largest norm, in units of the gradient, 0 or more. The factor is
             `min(1, max_norm / (norm + 1e-6))`. Where it is 1, gradients without gaps in memory are
             not written at all.
@@ -120,10 +136,12 @@ def clip_grad_norm_(
         error_if_nonfinite: Raise RuntimeError, with no gradient changed, if the norm is NaN or
             infinite. This waits for the device.
         foreach: Accepted for compatibility with torch, without effect.
+        groups: Process groups whose ranks have other parameters, as in `get_total_norm`. All ranks
+            of a group must make the call, also those that have no gradients.
 
     Returns:
         The norm before clipping, a 0-d float32 tensor on the first gradient's device; it is float32
-        for float64 gradients as well.
+        for float64 gradients as well. Without gradients, it is where that of `get_total_norm` is.
 
     Raises:
         ValueError, TypeError: `clip_grad_norm_: <argument>[i] must <property>, got <value>`, with
@@ -135,14 +153,18 @@ def clip_grad_norm_(
         >>> norm = fusedstep.clip_grad_norm_(model.parameters(), max_norm=1.0)
     """
     if torch.compiler.is_dynamo_compiling():
-        return _clip_outside_graph(parameters, max_norm, norm_type, error_if_nonfinite)
+        return _clip_outside_graph(
+            parameters, max_norm, norm_type, error_if_nonfinite, groups=groups
+        )
     function = "clip_grad_norm_"
     listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     max_norm = require_number(function, "max_norm", max_norm)
     norm_type = require_order(function, norm_type)
-    plain = _C.PlainList.of_gradients(listed) if _may_go_unboxed(norm_type) else None
+    unboxed = _may_go_unboxed(norm_type) and not groups
+    plain = _C.PlainList.of_gradients(listed) if unboxed else None
     if plain is None:
-        return _clip_each(function, listed, max_norm, norm_type, error_if_nonfinite)
+        groups = require_groups(function, "groups", groups)
+        return _clip_each(function, listed, max_norm, norm_type, error_if_nonfinite, groups)
     norm = _clip_list(plain, norm_type, max_norm, error_if_nonfinite)
     _check(function, norm, norm_type, error_if_nonfinite)
     torch.autograd.graph.increment_version(plain.tensors)
@@ -155,9 +177,12 @@ def _clip_each(
     max_norm: float,
     norm_type: float,
     error_if_nonfinite: bool,
+    groups: Sequence[ProcessGroup],
 ) -> Tensor:
     """Clips any gradients: each is checked, gathered and copied as it needs."""
     names, owners, grads = _gradients(function, parameters)
+    labels = [f"parameters[{i}]" for i in range(len(parameters))]
+    require_apart(function, "groups", groups, labels, parameters)
     _require_elements(function, norm_type, names, grads)
     pieces = [local(grad).detach() for grad in grads]
     refuse_overlap(function, names, pieces)
@@ -169,7 +194,7 @@ def _clip_each(
         shard = shard_like(owner, grad)
         same = shard is local(grad)
         shards.setdefault(place, []).append(copy if same else gapless(shard.detach()))
-    norm = _norm(function, shards, norm_type)
+    norm = _norm(function, shards, norm_type, groups)
     published = norm.to(torch.float32)
     _check(function, published, norm_type, error_if_nonfinite)
     for device, members in _by_device(dense).items():
@@ -182,9 +207,9 @@ def _clip_each(
 
 
 @torch._disable_dynamo
-def _clip_outside_graph(*args: Any) -> Tensor:
+def _clip_outside_graph(*args: Any, **kwargs: Any) -> Tensor:
     """Breaks the graph of a compiled function: addresses are compared in eager mode."""
-    return clip_grad_norm_(*args)
+    return clip_grad_norm_(*args, **kwargs)
 
 
 def _may_go_unboxed(norm_type: float) -> bool:
@@ -226,8 +251,15 @@ def _gradients(
             if torch._is_zerotensor(local(grads[-1])):
                 refuse(function, names[-1], "hold its values in memory", "a lazy zero")
         require_placed(function, f"parameters[{i}]", parameter)
-    refuse_mixture(function, [f"parameters[{i}]" for i in range(len(parameters))], parameters)
+    if parameters and not grads and not any(map(_is_parameter, parameters)):
+        must = "be parameters with their gradients (get_total_norm takes gradients themselves)"
+        got = "tensors that are no parameters and have no gradients"
+        refuse(function, "parameters", must, got)
     return names, owners, grads
+
+
+def _is_parameter(tensor: Tensor) -> bool:
+    return tensor.requires_grad or isinstance(tensor, nn.Parameter)
 
 
 def _require_elements(
@@ -240,14 +272,16 @@ def _require_elements(
             refuse(function, name, must, f"shape {tuple(tensor.shape)}")
 
 
-def _norm(function: str, shards: Shards, norm_type: float) -> Tensor:
-    """The norm of all elements on all ranks: 0-d float64 on the first place's device."""
-    if not shards:
+def _norm(
+    function: str, shards: Shards, norm_type: float, groups: Sequence[ProcessGroup]
+) -> Tensor:
+    """The norm of all elements on all ranks, 0-d float64, where `norm_over_ranks` returns it."""
+    if not shards and not groups:  # of any order
         return torch.zeros((), dtype=torch.float64, device="cpu")
     if norm_type == 0 and any(place.mesh is not None for place in shards):
         refuse(function, "norm_type", "not be 0 for DTensors", norm_type)
     norms = {p: norm_of(tensors, norm_type, p.device) for p, tensors in shards.items()}
-    return norm_over_ranks(norms, norm_type or 1.0)  # of order 0 they are counts, which add up
+    return norm_over_ranks(norms, norm_type or 1.0, groups)  # of order 0 are counts, which add up
 
 
 def _check(function: str, norm: Tensor, norm_type: float, error_if_nonfinite: bool) -> None:

@@ -1,17 +1,17 @@
-"""DTensors: the local shard of each, and norms over all ranks that hold a part."""
+"""What other ranks have of tensors: DTensors and their local shards, meshes, process groups."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from fusedstep.checks import refuse
-from fusedstep.optim.norm import norm_of
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -91,48 +91,6 @@ def placed_like(param: Tensor, shard: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def norm_over_ranks(norms: Mapping[Place, Tensor], norm_type: float) -> Tensor:
-    """The norm of all elements on all ranks, from the norms of the local elements by place.
-
-    Each mesh communicates once along each dimension that a tensor is sharded over, with all its
-    norms in one message. Instead of an all-reduce, the norms are gathered and then combined in rank
-    order: the result has the same bits on every rank and with every backend, including infinities
-    and NaNs. Values replicated along a dimension count once, as on the first rank, so that replicas
-    that differ cannot make ranks disagree.
-
-    Args:
-        norms: 0-d float64 each, on its place's device. All ranks of a mesh must pass the same
-            places of that mesh in the same order, and for places without elements the norm of
-            nothing: 0, or inf for an order below 0.
-        norm_type: Any order but 0.
-
-    Returns:
-        0-d float64 on the first place's device, without waiting for a GPU.
-    """
-    whole = dict(norms)
-    meshes: dict[tuple[Any, torch.device], list[Place]] = {}
-    for place in norms:
-        if place.sharded:
-            meshes.setdefault((place.mesh, place.device), []).append(place)
-    for (mesh, _), places in meshes.items():
-        for dim in sorted(set(chain.from_iterable(place.sharded for place in places))):
-            ranks = _gather(torch.stack([whole[place] for place in places]), mesh, dim)
-            for place, column in zip(places, ranks, strict=True):
-                is_part = dim in place.sharded
-                whole[place] = norm_of([column], norm_type, column.device) if is_part else column[0]
-    first, *others = whole.values()
-    if not others:
-        return first
-    return norm_of([first, *(n.to(first.device) for n in others)], norm_type, first.device)
-
-
-def _gather(values: Tensor, mesh: Any, dim: int) -> Tensor:
-    """[n] of every rank along a dimension of `mesh` -> [n, ranks], in one collective."""
-    rows = [torch.empty_like(values) for _ in range(mesh.size(dim))]
-    torch.distributed.all_gather(rows, values, group=mesh.get_group(dim))
-    return torch.stack(rows, dim=1)
-
-
 # --- checks ---------------------------------------------------------------------------------------
 
 
@@ -176,28 +134,94 @@ def is_flattened(tensor: Tensor) -> bool:
     return getattr(tensor, "_fsdp_flattened", False)
 
 
-def is_divided_between_ranks() -> bool:
-    """Whether a ZeroRedundancyOptimizer is calling: it gives an optimizer some of the parameters.
+def dividing_optimizer() -> Any:
+    """The ZeroRedundancyOptimizer that is calling, which passes on some of its parameters, or None.
 
     It leaves no other mark on the optimizer that it constructs, or on the parameters.
     """
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
     frame = sys._getframe() if module is not None else None
     while module is not None and frame is not None:
-        if isinstance(frame.f_locals.get("self"), module.ZeroRedundancyOptimizer):
-            return True
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, module.ZeroRedundancyOptimizer):
+            return caller
         frame = frame.f_back
-    return False
+    return None
 
 
-def refuse_mixture(function: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    """Raises TypeError if some are DTensors and some are not.
+def require_group_of(function: str, dividing: Any, groups: Sequence[ProcessGroup]) -> None:
+    """`norm_groups` with the group between whose ranks parameters are divided, where it may be.
 
-    It is unknown whether a plain tensor is the same on every rank and counts once, or differs
-    between ranks: the norm would be a guess.
+    A ZeroRedundancyOptimizer puts its arguments into parameter groups, which it saves.
     """
-    kinds = [is_dtensor(tensor) for tensor in tensors]
-    if any(kinds) and not all(kinds):
-        placed, plain = names[kinds.index(True)], names[kinds.index(False)]
-        must = f"be a DTensor, as {placed} is (distribute_tensor makes one, Replicate() included)"
-        refuse(function, plain, must, "a plain tensor", TypeError)
+    if "norm_groups" in dividing.defaults:
+        must = f"be bound to the class, functools.partial({function}, norm_groups=[its group])"
+        refuse(function, "norm_groups", must, "an argument of a ZeroRedundancyOptimizer")
+    if groups and dividing.process_group not in groups:
+        must = "contain the ZeroRedundancyOptimizer's process group"
+        refuse(function, "norm_groups", must, f"{len(groups)} others")
+
+
+# --- process groups -------------------------------------------------------------------------------
+
+
+def device_type_of(group: ProcessGroup) -> str:
+    """Where a group communicates, whatever tensors this rank has: all ranks must decide alike.
+
+    On GPUs if it has a backend of their own, such as NCCL: a CPU would have to wait for them.
+    """
+    config = torch.distributed.get_backend_config(group)  # "cpu:gloo,cuda:nccl"
+    backends = dict(backend.split(":") for backend in config.split(","))
+    return "cuda" if backends.get("cuda") not in (None, backends.get("cpu")) else "cpu"
+
+
+def require_groups(
+    function: str, argument: str, groups: Iterable[ProcessGroup]
+) -> tuple[ProcessGroup, ...]:
+    """Groups with this process, of which no two have another process in common."""
+    if not isinstance(groups, Iterable):
+        refuse(
+            function, argument, "be a sequence of process groups", type(groups).__name__, TypeError
+        )
+    listed = tuple(groups)
+    ranks = [_ranks_of(function, f"{argument}[{i}]", group) for i, group in enumerate(listed)]
+    for i, j in combinations(range(len(listed)), 2):
+        if listed[i] is listed[j] or len(ranks[i] & ranks[j]) > 1:
+            must = f"share no other process with {argument}[{i}]: it would count twice"
+            refuse(function, f"{argument}[{j}]", must, f"ranks {sorted(ranks[j])}")
+    return listed
+
+
+def require_apart(
+    function: str,
+    argument: str,
+    groups: Sequence[ProcessGroup],
+    names: Sequence[str],
+    tensors: Sequence[Tensor],
+) -> None:
+    """Groups that have no other process in common with the mesh of a DTensor."""
+    meshes: dict[Any, str] = {}
+    for name, tensor in zip(names, tensors, strict=True) if groups else ():
+        if is_dtensor(tensor):
+            meshes.setdefault(tensor.device_mesh, name)
+    for mesh, name in meshes.items():
+        on_mesh = set(mesh.mesh.flatten().tolist())
+        for i, group in enumerate(groups):
+            ranks = _ranks_of(function, f"{argument}[{i}]", group)
+            if len(ranks & on_mesh) > 1:
+                must = f"share no other process with the mesh of {name}: it would count twice"
+                refuse(function, f"{argument}[{i}]", must, f"ranks {sorted(ranks)}")
+
+
+def _ranks_of(function: str, argument: str, group: Any) -> set[int]:
+    """The ranks of a group with this process."""
+    module = torch.distributed
+    must = "be a process group that this process is part of"
+    if module.is_available() and group == module.GroupMember.NON_GROUP_MEMBER:
+        refuse(function, argument, must, "new_group's result in other processes")
+    if not isinstance(group, ProcessGroup):
+        refuse(function, argument, "be a process group", type(group).__name__, TypeError)
+    try:
+        return set(module.get_process_group_ranks(group))
+    except KeyError:  # it was destroyed
+        refuse(function, argument, must, "a group that torch.distributed does not list")

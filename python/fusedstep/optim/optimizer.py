@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -12,12 +12,13 @@ import torch
 import torch.optim.optimizer as torch_optimizer
 from torch import Tensor, nn
 from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
+from torch.distributed import ProcessGroup
 
 from fusedstep.checks import refuse, require_dense
 from fusedstep.fakes import refuse_tracer
 from fusedstep.optim import checkpoint
 from fusedstep.optim.averages import swapped_in
-from fusedstep.optim.distributed import Place, is_divided_between_ranks, local
+from fusedstep.optim.distributed import Place, dividing_optimizer, local, require_group_of
 from fusedstep.optim.hyperparameters import (
     Group,
     Values,
@@ -124,8 +125,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         chosen = {"fused": fused, "foreach": foreach}
         native = is_native(name, chosen, () if isinstance(params, Tensor) else params)
         checked = Options(**options).checked(name, native)
-        self._begin(checked, native, is_divided_between_ranks())
+        dividing = dividing_optimizer()
+        self._begin(checked, native, dividing is not None)
         self._require_whole(checked)
+        if dividing is not None:
+            require_group_of(name, dividing, checked.norm_groups)
         require_flags(name, {"capturable": capturable, "differentiable": differentiable})
         if not native:
             if fused is None and not foreach:  # the groups have decided
@@ -160,10 +164,11 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _require_whole(self, options: Options) -> None:
         """Refuses what needs all gradients if this rank has only some of the parameters."""
-        for option in ("max_norm", "nonfinite") if self._internals.divided else ():
+        alone = self._internals.divided and not options.norm_groups
+        for option in ("max_norm", "nonfinite") if alone else ():
             value, whole = getattr(options, option), getattr(Options, option)
             if value != whole:
-                must = f"be {whole!r} in a ZeroRedundancyOptimizer, where ranks have different ones"
+                must = f"be {whole!r} in a ZeroRedundancyOptimizer without norm_groups=[its group]"
                 refuse(type(self).__name__, option, must, repr(value))
 
     @property
@@ -192,6 +197,11 @@ class FusedOptimizer(torch.optim.Optimizer):
     @nonfinite.setter
     def nonfinite(self, value: str) -> None:
         self._set_option(nonfinite=value)
+
+    @property
+    def norm_groups(self) -> Sequence[ProcessGroup]:
+        """The process groups over which the norm is combined, after those of meshes."""
+        return self.options.norm_groups
 
     @property
     def state_dtype(self) -> torch.dtype | str | None:
@@ -229,7 +239,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         It is float32 for float64 gradients as well. With a GradScaler it is the norm of the
         unscaled gradients, which is what to log; `.grad` is still scaled after `scaler.step`.
-        For DTensors it is the norm of the whole tensors, with the same bits on every rank. None
+        For DTensors it is the norm of the whole tensors, and with `norm_groups` of all parameters,
+        with the same bits on every rank; a step in which no rank has gradients then gives 0. None
         before the first step, or if neither `max_norm` nor `nonfinite` requires a norm.
         """
         norm = self._internals.norm
@@ -310,7 +321,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         active = tables.open(groups, self.state, step.specs, self._initial)
         try:
             norm = None
-            if active or tables.shared:
+            if active or tables.shared or self.options.norm_groups:
                 norm = self._write(step, active)  # all that can be refused has been
             step.advance_averages(tables, norm)
         finally:
@@ -442,7 +453,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if not hasattr(self, "_internals"):  # a subclass has called torch's constructor alone
             differentiable = self.defaults.get("differentiable")
             native = is_native(name, self.defaults) and not differentiable
-            self._begin(Options(), native, is_divided_between_ranks())
+            self._begin(Options(), native, dividing_optimizer() is not None)
         native, where = self._internals.native, f"param_groups[{len(self.param_groups)}]"
         if isinstance(param_group, dict):  # torch refuses others
             require_native(name, where, param_group, native)

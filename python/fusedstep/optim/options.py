@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from fusedstep.checks import (
     refuse,
@@ -18,7 +19,7 @@ from fusedstep.checks import (
     require_norm_type,
     require_number,
 )
-from fusedstep.optim.distributed import is_dtensor, is_flattened
+from fusedstep.optim.distributed import is_dtensor, is_flattened, require_groups
 from fusedstep.optim.implementation import OURS
 
 NONFINITE = ("propagate", "skip", "error")
@@ -39,17 +40,35 @@ class Options:
             gradient, inside `step()`. The coefficient is torch's,
             `min(1, max_norm / (norm + 1e-6))`. `.grad` is not rewritten. For DTensors the norm is
             that of the whole tensors over all meshes, the same on every rank, so all ranks of a
-            mesh must call `step()` each time. An optimizer that has only some of the model's
-            parameters clips by their norm: one optimizer per parameter, as for steps inside the
-            backward pass, one per pipeline stage, or partitions made by DeepSpeed or Megatron.
-            FSDP1 and ZeroRedundancyOptimizer, which divide a model between ranks so, are refused.
-            None: do not clip.
+            mesh must call `step()` each time. Plain tensors may be beside them; what is not sharded
+            is the same on every rank and counts once. An optimizer that has only some of the
+            model's parameters clips by their norm. Where other ranks have the others (a pipeline
+            stage, partitions made by DeepSpeed or Megatron), set `norm_groups`. Where other
+            optimizers of this process have them, such as one per parameter, stepped in hooks of the
+            backward pass, the whole norm is not known in time: do not set `max_norm`, or call
+            `clip_grad_norm_` and then all steps. FSDP1 is refused, and ZeroRedundancyOptimizer
+            without its group in `norm_groups`. None: do not clip.
         norm_type: Order of the norm: 2, 1 or inf.
+        norm_groups: Process groups over which the norm is combined in this order, after those of
+            meshes, where each rank has other parameters: pipeline stages, experts, or the group of
+            a ZeroRedundancyOptimizer (its class is then `functools.partial(fusedstep.AdamW,
+            norm_groups=[group])`). Each takes one gather of 8 bytes a rank; all ranks have the same
+            bits. All ranks of a group must call `step()` each time, with or without gradients.
+            Parameters replicated along a group would count once per rank. So experts beside
+            replicated layers should be DTensors, `DTensor.from_local(expert, mesh, [Shard(0)])`,
+            which need no group. Groups that have two processes in common with each other or with a
+            parameter's mesh are refused. A deepcopy of the optimizer has the same groups. Pickling
+            it raises a TypeError, because process groups cannot be pickled: save `state_dict()`,
+            which is without options.
         nonfinite: What a step does if a gradient or the norm is not finite. `"propagate"`: update
             as torch does. `"skip"`: leave parameters, state and step counts unchanged; the device
             decides, without a host wait. `"error"`: raise RuntimeError and change nothing; this
-            waits for the device. An optimizer with only some of the parameters decides by their
-            gradients; what is refused for `max_norm` is refused here, too.
+            waits for the device. The norm decides: what is said above about which gradients it
+            covers, and what is refused for `max_norm`, holds here, too. A GradScaler looks at the
+            gradients of its own process, so what is not finite on another rank skips the step here
+            only where a norm is computed; `update()` then lowers the scale on that rank alone.
+            With `norm_groups`, use torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler
+            with a `process_group` of all these ranks, and call `unscale_` before each step.
         state_dtype: Dtype of the optimizer's state. None: float32, or float64 for float64
             parameters. `torch.bfloat16`: rounded stochastically. `"int8"`: 8-bit codes with a
             float32 scale for every 128 elements in memory, kept in an entry `<name>_scale`; a
@@ -97,6 +116,7 @@ class Options:
 
     max_norm: float | None = None
     norm_type: float = 2.0
+    norm_groups: Sequence[ProcessGroup] = ()
     nonfinite: str = "propagate"
     state_dtype: torch.dtype | str | None = None
     master: str | None = None
@@ -109,6 +129,15 @@ class Options:
     def mode(self) -> Mode:
         """The mode of groups that do not override it."""
         return Mode(self.state_dtype, self.master, self.stochastic_rounding)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Options:
+        return self  # it never changes, and process groups have no copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.norm_groups:
+            must = "be empty in an optimizer that is pickled (state_dict() is without it)"
+            refuse("Options", "norm_groups", must, f"{len(self.norm_groups)} of them", TypeError)
+        return self.__dict__
 
     @property
     def seed_bits(self) -> int:
@@ -132,6 +161,7 @@ class Options:
             self,
             max_norm=None if max_norm is None else require_number(function, "max_norm", max_norm),
             norm_type=require_norm_type(function, self.norm_type),
+            norm_groups=require_groups(function, "norm_groups", self.norm_groups),
             seed=require_count(function, "seed", self.seed, below=2**64),
             ema_decay=None if decay is None else require_beta(function, "ema_decay", decay),
             **mode._asdict(),
@@ -150,6 +180,7 @@ class OptionArguments(TypedDict, total=False):
 
     max_norm: float | None
     norm_type: float
+    norm_groups: Sequence[ProcessGroup]
     nonfinite: str
     state_dtype: torch.dtype | str | None
     master: str | None

@@ -12,15 +12,17 @@ from torch import Tensor
 from fusedstep import _C
 from fusedstep.checks import refuse
 from fusedstep.fakes import has_values, register_writers
-from fusedstep.optim.distributed import Place, norm_over_ranks
+from fusedstep.optim.distributed import Place, require_apart
 from fusedstep.optim.hyperparameters import (
     Group,
     Values,
     entries_of,
     in_order,
+    parameter_labels,
     read_on_device,
     rule_fields,
 )
+from fusedstep.optim.norm import norm_of_nothing, norm_over_ranks
 from fusedstep.optim.options import Options
 from fusedstep.optim.state import StateSpec
 from fusedstep.optim.tables import Table, Tables
@@ -61,6 +63,9 @@ class Step:
         self.specs = specs  # of each group: what state its parameters have
         self.grad_scale: Tensor | None = None  # GradScaler's, as is the next
         self.found_inf: Tensor | None = None
+        for group in groups if options.norm_groups else ():
+            labels, params = parameter_labels(group), group["params"]
+            require_apart(function, "norm_groups", options.norm_groups, labels, params)
         self._read = entries_of(groups)
         self._plan = self.plan_of(rule, groups, values, options.max_norm)
 
@@ -78,8 +83,8 @@ class Step:
             active: Those that have gradients, ready for the ops.
 
         Returns:
-            The norm before clipping, 0-d float64 on the first table's device, or None. The next
-            step overwrites it.
+            The norm before clipping, 0-d float64 on the first table's device or, without a table,
+            where `norm_groups` communicate; or None. The next step overwrites it.
         """
         if tables.on_gpu:
             self._require_capturable()
@@ -88,7 +93,7 @@ class Step:
         if wants_norm and tables.flattened:
             must = "be a DTensor (use fully_shard) when max_norm or nonfinite needs a norm"
             refuse(self.function, tables.flattened, must, "an FSDP1 slice", TypeError)
-        several = len(active) > 1 or tables.shared
+        several = len(active) > 1 or tables.shared or options.norm_groups
         total = self._norm_of_places(tables, active) if wants_norm and several else None
         for place, table in active.items():
             norm, norm_type = None, 0.0  # 0: the op computes no norm
@@ -171,17 +176,20 @@ class Step:
     def _norm_of_places(self, tables: Tables, active: dict[Place, Table]) -> Tensor:
         """The norm over several devices and ranks: 0-d float64 on the first device.
 
-        Ranks may differ in which DTensors have gradients, but not in how often they communicate.
+        Ranks may differ in which parameters have gradients, but not in how often they communicate.
         """
         norm_type = self.options.norm_type
         norms = {
-            place: torch.zeros((), dtype=torch.float64, device=place.device)
-            for place in (*tables.shared, *active)
+            place: norm_of_nothing(norm_type, place.device) for place in (*tables.shared, *active)
         }
         for place, table in active.items():
             grad_scale = _float32_on(place.device, self.grad_scale)
             _NORM(table.handle.address, norms[place], norm_type, grad_scale)
-        return norm_over_ranks(norms, norm_type)
+        norm = norm_over_ranks(norms, norm_type, self.options.norm_groups)
+        if self.found_inf is not None:  # a GradScaler has seen this rank's gradients only
+            nonfinite = ~norm.to(torch.float32).isfinite()
+            self.found_inf = self.found_inf.to(norm.device, torch.float32) + nonfinite
+        return norm
 
     def _require_capturable(self) -> None:
         if not torch.cuda.is_current_stream_capturing():

@@ -33,7 +33,6 @@ from fusedstep.optim.distributed import (
     is_flattened,
     local,
     place_of,
-    refuse_mixture,
     require_mesh_of,
     require_placed,
     shard_like,
@@ -368,7 +367,6 @@ class Tables(dict[Place, Table]):
                 require_state(self._function, label, param, there, arrays_of(param, specs[g]))
                 here = by_place.setdefault(place_of(param), [[] for _ in groups])
                 here[g].append(entry)
-        refuse_mixture(self._function, labels, params)
         for here in by_place.values():
             entries = list(chain.from_iterable(here))
             shards = [local(entry.param) for entry in entries]
