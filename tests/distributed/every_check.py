@@ -1,7 +1,10 @@
 """Imports every file of checks, so that CHECKS lists them all."""
 
 from tests.distributed import (
+    check_any_spread,
     check_checkpoints,
+    check_clip,
+    check_communication,
     check_grad_sources,
     check_least_squares,
     check_meshes,
@@ -21,7 +24,10 @@ from tests.distributed.ranks import CHECKS
 
 __all__ = [
     "CHECKS",
+    "check_any_spread",
     "check_checkpoints",
+    "check_clip",
+    "check_communication",
     "check_grad_sources",
     "check_least_squares",
     "check_meshes",
