@@ -186,9 +186,9 @@ def test_wrong_hyperparameters(
     snapshot.check()
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)])
+@pytest.mark.parametrize("shape", [(), (3,)])
 def test_what_is_no_matrix_must_be_adamws(shape: tuple[int, ...]) -> None:
-    must = "have two dimensions, or be in a group with use_muon=False"
+    must = "have two or more dimensions, or be in a group with use_muon=False"
     got = str(shape).replace("(", r"\(").replace(")", r"\)")
     with refuses("Muon", "param_groups[0]['params'][1]", must, got, ValueError):
         fusedstep.Muon(make_params((3, 4), shape))
@@ -200,7 +200,7 @@ def test_what_is_no_matrix_must_be_adamws(shape: tuple[int, ...]) -> None:
 
 def test_a_named_parameter_is_called_by_its_name() -> None:
     named = [("weight", make_params((3, 4))[0]), ("bias", make_params((3,))[0])]
-    must = "have two dimensions, or be in a group with use_muon=False"
+    must = "have two or more dimensions, or be in a group with use_muon=False"
     with refuses("Muon", "param_groups[0]['params']['bias']", must, r"\(3,\)", ValueError):
         fusedstep.Muon(named)
 
@@ -211,7 +211,7 @@ def test_a_group_that_becomes_muons_must_have_matrices() -> None:
     muon.step()
     muon.param_groups[1].update(use_muon=True)
     snapshot = Snapshot(matrices + rest, muon)
-    must = "have two dimensions, or be in a group with use_muon=False"
+    must = "have two or more dimensions, or be in a group with use_muon=False"
     with refuses("Muon", "params[4]", must, r"\(16,\)", ValueError):
         muon.step()
     snapshot.check()

@@ -83,7 +83,7 @@ def accepted(optimizer: FusedOptimizer, final: dict[str, Any]) -> dict[str, Any]
     count = 0
     for g, group in enumerate(groups if optimizer._internals.native else ()):
         require_flags(name, group, f"param_groups[{g}]['{{}}']")
-        completed = optimizer._completed(group)
+        completed = optimizer._completed(group, g)
         optimizer._values(completed, g)
         spec = optimizer._spec(completed)
         labels = parameter_labels(own[g], first=count)

@@ -8,8 +8,8 @@ newton_schulz.py. The second pass moves the matrices along them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from torch.optim import Muon as TorchsMuon  # by this name even if users put our
 from fusedstep import _C
 from fusedstep.checks import refuse, require_count
 from fusedstep.optim import adam
-from fusedstep.optim.distributed import Place, is_dtensor
+from fusedstep.optim.distributed import Place, is_dtensor, local
 from fusedstep.optim.hyperparameters import (
     Group,
     Values,
@@ -30,9 +30,11 @@ from fusedstep.optim.hyperparameters import (
     parameter_labels,
     rule_fields,
 )
+from fusedstep.optim.matrices import RATIOS, Division, division_of, ratios_of
 from fusedstep.optim.newton_schulz import orthogonalize_
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import Mode, OptionArguments
+from fusedstep.optim.row_blocks import Row, RowBlocks
 from fusedstep.optim.state import Initial, StateSpec
 from fusedstep.optim.step import Plan, Step
 from fusedstep.optim.tables import Entry, Groups, State, States, Table
@@ -40,13 +42,6 @@ from fusedstep.optim.tables import Entry, Groups, State, States, Table
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# The step's ratio to the rate, for a matrix of m rows and n columns: Jordan's, Liu et al. 2025,
-# equation 4 (https://arxiv.org/abs/2502.16982), and Bernstein's.
-RATIOS = {
-    "original": lambda m, n: math.sqrt(max(1, m / n)),
-    "match_rms_adamw": lambda m, n: 0.2 * math.sqrt(max(m, n)),
-    "spectral_unclamped": lambda m, n: math.sqrt(m / n),
-}
 # torch.optim.AdamW's arguments and defaults, for groups with use_muon=False.
 ADAMW = {
     "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False,
@@ -73,12 +68,17 @@ class Muon(FusedOptimizer, TorchsMuon):
     float64 for float64 parameters, unless `state_dtype` is set. `stochastic_rounding` requires
     `use_muon=False`. DTensors raise a TypeError.
 
+    With `split_sizes`, `num_heads` and `flatten`, a parameter holds several matrices. Each gets the
+    bits that it would get as a parameter of its own. Only what is rounded stochastically or stored
+    in blocks, a correction and momentum of fewer than 32 bits, is drawn and divided as in the whole
+    parameter, or in the block of rows whose ratio differs from the next.
+
     Args:
         params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups. Muon's
-            parameters are matrices [m, n], each orthogonalized as a whole, also if it holds several
-            (Q, K and V in one weight). The arguments below are Muon's; a group with
-            `use_muon=False` takes `lr`, `betas`, `eps`, `weight_decay` and `amsgrad`, with
-            torch.optim.AdamW's defaults.
+            parameters are matrices [m, n], stacks of matrices [e, m, n], such as those of experts,
+            and, with `flatten`, tensors of more dimensions. The arguments below are Muon's, and
+            each may be an entry of a group; a group with `use_muon=False` takes `lr`, `betas`,
+            `eps`, `weight_decay` and `amsgrad`, with torch.optim.AdamW's defaults.
         lr: Learning rate, 0 or more. A tensor is read at every step; a CUDA tensor is read on the
             GPU.
         weight_decay: The parameter is multiplied by `1 - lr * weight_decay` at every step.
@@ -88,11 +88,22 @@ class Muon(FusedOptimizer, TorchsMuon):
             = X X^T.
         eps: Smallest Frobenius norm that a direction is divided by, 0 or more.
         ns_steps: Number of iterations, 0 to 99.
-        adjust_lr_fn: Ratio of the step to `lr` for a matrix [m, n]. None or `"original"`:
-            sqrt(max(1, m / n)); `"match_rms_adamw"`: 0.2 sqrt(max(m, n)); `"spectral_unclamped"`:
-            sqrt(m / n).
+        adjust_lr_fn: Ratio of the step to `lr` for a matrix [m, n] that is orthogonalized. None or
+            `"original"`: sqrt(max(1, m / n)); `"match_rms_adamw"`: 0.2 sqrt(max(m, n));
+            `"spectral_unclamped"`: sqrt(m / n).
         maximize: Maximize the objective instead of minimizing it, in groups that do not override
             it.
+        split_sizes: Row counts of the matrices that each matrix [m, n] of a parameter holds one
+            below the other, such as Q, K and V in one weight, or the gate and the up projection of
+            a gated MLP; their sum is m. Each is orthogonalized by itself. None: one matrix.
+        num_heads: Number of heads, equal blocks of rows that are each orthogonalized by itself: an
+            int for all of `split_sizes`, or one for each, as grouped-query attention needs. If a
+            weight interleaves q, k and v head by head, it is three times the number of heads. None:
+            one.
+        flatten: True: a parameter [m, ...], such as a convolution's kernel, is one matrix whose
+            columns are its other dimensions. False: a parameter [..., m, n] is a stack of matrices.
+            None: the same, but four dimensions or more are refused, because a stack of a
+            convolution's [height, width] is rarely meant.
         **options: See `fusedstep.optim.Options`.
 
     Raises:
@@ -107,7 +118,19 @@ class Muon(FusedOptimizer, TorchsMuon):
         >>> loss.backward()
         >>> opt.step()
 
-    Source: Jordan 2024, https://kellerjordan.github.io/posts/muon/.
+        Q of 32 heads, K and V of 8 heads each, in one weight [(32 + 8 + 8) * 128, d]; the gate and
+        the up projection of all experts in one weight [e, 2 * h, d]; the rest of the matrices:
+
+        >>> opt = fusedstep.Muon([
+        ...     {"params": qkv, "split_sizes": (4096, 1024, 1024), "num_heads": (32, 8, 8)},
+        ...     {"params": gate_up, "split_sizes": (h, h)},
+        ...     {"params": other_matrices},
+        ...     {"params": the_rest, "use_muon": False},
+        ... ], lr=0.02)
+
+    Sources: Jordan 2024, https://kellerjordan.github.io/posts/muon/; Liu et al. 2025,
+    https://arxiv.org/abs/2502.16982, equation 4; Bernstein 2025,
+    https://jeremybernste.in/writing/deriving-muon.
     """
 
     _rule = "muon"
@@ -126,12 +149,16 @@ class Muon(FusedOptimizer, TorchsMuon):
         adjust_lr_fn: str | None = None,
         *,
         maximize: bool = False,
+        split_sizes: Sequence[int] | None = None,
+        num_heads: int | Sequence[int] | None = None,
+        flatten: bool | None = None,
         **options: Unpack[OptionArguments],
     ) -> None:
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov,
             "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn, "maximize": maximize, "use_muon": True,
+            "split_sizes": split_sizes, "num_heads": num_heads, "flatten": flatten,
         }  # fmt: skip
         params, *_ = self._prepare(params, defaults, options)
         # Its constructor refuses the parameters of AdamW's groups.
@@ -153,36 +180,57 @@ class Muon(FusedOptimizer, TorchsMuon):
         if isinstance(param_group, dict):
             _complete(param_group)
         super().add_param_group(param_group)
+        index, group = len(self.param_groups) - 1, self.param_groups[-1]
         try:
-            self._require_matrices(len(self.param_groups) - 1)
+            self._require_matrices(group, index)
         except Exception:
             self.param_groups.pop()
             raise
+        if group["use_muon"]:  # tuples of ints, which need not be read again at every step
+            group.update(division_of(type(self).__name__, group, index)._asdict())
 
-    def _require_matrices(self, index: int) -> None:
-        name, group = type(self).__name__, self.param_groups[index]
+    def _require_matrices(self, group: Group, index: int) -> None:
+        """Refuses parameters of group `index` that its values, those of `group`, do not fit."""
+        name, own = type(self).__name__, self.param_groups[index]
+        division = division_of(name, group, index) if group["use_muon"] else None
         if group["use_muon"] and self.options.mode.of(group).stochastic_rounding:
             # The first launch would round the directions so, too.
             refuse(name, label(index, "stochastic_rounding"), "be False where use_muon", True)
-        labels = parameter_labels(group, f"param_groups[{index}]['params']")
-        for where, param in zip(labels, group["params"], strict=True):
+        labels = parameter_labels(own, f"param_groups[{index}]['params']")
+        for where, param in zip(labels, own["params"], strict=True):
             if is_dtensor(param):  # the matrix products need all of it
                 refuse(name, where, "be a plain tensor", type(param).__name__, TypeError)
-            if group["use_muon"]:
-                _require_matrix(name, where, param)
+            if division is not None:
+                division.require(name, index, where, param)
 
-    def _completed(self, saved: Group) -> Group:
+    def _completed(self, saved: Group, index: int) -> Group:
         saved = dict(saved)
-        _complete(saved)
-        return super()._completed(saved)
+        _complete(saved, self.param_groups[index])
+        completed = super()._completed(saved, index)
+        self._require_matrices(completed, index)
+        return completed
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for group in state["param_groups"]:  # a checkpoint may come from another implementation
-            _complete(group)
+        groups = state["param_groups"]  # a checkpoint's may come from another implementation
+        own = getattr(self, "param_groups", [Division()._asdict()] * len(groups))  # or a pickle's
+        for group, before in zip(groups, own, strict=True):
+            _complete(group, before)
         super().__setstate__(state)
+
+    def to_torch_state_dict(self) -> dict[str, Any]:
+        """As in every optimizer; `split_sizes`, `num_heads` and `flatten` are left out."""
+        exported = super().to_torch_state_dict()
+        for group in exported["param_groups"]:
+            for key in Division._fields:
+                group.pop(key, None)
+        return exported
 
     def _state_names(self, group: Group) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["use_muon"] else adam.state_names(group)
+
+    def _spec(self, group: Group) -> StateSpec:
+        spec = super()._spec(group)
+        return spec._replace(division=Division.of(group)) if group["use_muon"] else spec
 
     def _rule_values(self, group: Group, index: int | None) -> Values:
         name = type(self).__name__
@@ -191,6 +239,7 @@ class Muon(FusedOptimizer, TorchsMuon):
             return UNUSED | adam.rule_values(name, group, index)
         numbers(name, group, index, ("eps",))
         _require_iteration(name, group, index)
+        division_of(name, group, index)
         values = numbers(name, group, index, ("weight_decay", "momentum"))
         nesterov = flag(name, group, index, "nesterov")
         return UNUSED | values | {"nesterov": nesterov, "use_muon": use_muon}
@@ -202,23 +251,23 @@ class Muon(FusedOptimizer, TorchsMuon):
         for table in active.values():
             assert isinstance(table, _DirectionTable)
             iterations: dict[tuple[Any, ...], list[Tensor]] = {}
-            for group, directions in zip(
-                self.param_groups, table.written_directions(self.param_groups), strict=True
+            for group, matrices in zip(
+                self.param_groups, table.written_matrices(self.param_groups), strict=True
             ):
-                if directions:
+                if matrices:
                     key = (tuple(group["ns_coefficients"]), group["ns_steps"], float(group["eps"]))
-                    iterations.setdefault(key, []).extend(directions)
-            for (coefficients, steps, eps), directions in iterations.items():
-                orthogonalize_(directions, coefficients, steps, eps)
+                    iterations.setdefault(key, []).extend(matrices)
+            for (coefficients, steps, eps), matrices in iterations.items():
+                orthogonalize_(matrices, coefficients, steps, eps)
             if iterations:
                 self._descend(step, table.descent, norm)
         return norm
 
     def _descend(self, step: Step, table: _DescentTable, norm: Tensor | None) -> None:
         """Moves the matrices, unless the step is skipped, by the same test as the first pass."""
-        groups = [self.param_groups[g] for g, _ in table.kinds]
+        plan, groups = table.plan_for(step, self.param_groups)
         norm = None if norm is None else norm.to(table.place.device)
-        step.run(table, table.plan_for(step, groups), groups, norm)  # clipped in the first pass
+        step.run(table, plan, groups, norm)  # clipped in the first pass
 
 
 # --- the tables of the two passes -----------------------------------------------------------------
@@ -235,6 +284,7 @@ class _DirectionTable(Table):
     def __init__(self, function: str, place: Place) -> None:
         self.descent = _DescentTable(function, place)
         self._directions: dict[Tensor, Tensor] = {}
+        self._matrices: dict[Tensor, list[Tensor]] = {}  # views of the directions
         self._represented: list[Tensor] = []  # a direction or parameter for each of the table's
         super().__init__(function, place)
 
@@ -248,12 +298,16 @@ class _DirectionTable(Table):
         if self.place.mesh is not None:  # converted since they were added
             first = next(chain.from_iterable(groups))
             refuse(self.function, first.label, "be a plain tensor", "a DTensor", TypeError)
-        for entry in chain.from_iterable(matrices):
-            _require_matrix(self.function, *entry[:2])  # a checkpoint may have made it Muon's
         old = self._directions
         self._directions = {
             entry.param: _direction_of(entry.param, old.get(entry.param))
             for entry in chain.from_iterable(matrices)
+        }
+        self._matrices = {
+            entry.param: spec.division.matrices(self._directions[entry.param])
+            for group, spec in zip(matrices, specs, strict=True)
+            if spec.division is not None
+            for entry in group
         }
         here = [
             _of_direction(spec) if of_muon else spec
@@ -286,11 +340,16 @@ class _DirectionTable(Table):
         yield from super().resting()
         yield from self.descent.resting()
 
-    def written_directions(self, groups: Groups) -> list[list[Tensor]]:
-        """For each parameter group, the directions that this step wrote."""
+    def written_matrices(self, groups: Groups) -> list[list[Tensor]]:
+        """For each parameter group, the matrices of the directions that this step wrote."""
         written = {entry.param for entry in self._entries if entry.grad is not None}
         return [
-            [self._directions[p] for p in group["params"] if p in self._directions and p in written]
+            [
+                matrix
+                for param in group["params"]
+                if param in self._matrices and param in written
+                for matrix in self._matrices[param]
+            ]
             for group in groups
         ]
 
@@ -309,9 +368,16 @@ def _of_direction(spec: StateSpec) -> StateSpec:
 class _DescentTable(Table):
     """The table of the second pass: matrices, with their orthogonal directions as gradients.
 
-    Matrices of one parameter group and one shape are a group of the table, because the step's ratio
-    to the rate depends on the shape.
+    Parameters of one parameter group and one shape are a group of the table, because the step's
+    ratio to the rate depends on the shape. If a parameter's matrices have several ratios, another
+    C++ table lists blocks of rows in place of whole parameters, and blocks of one ratio are a group
+    of it. So each block has the bits of a parameter of its own.
     """
+
+    def __init__(self, function: str, place: Place) -> None:
+        self._blocks = RowBlocks()
+        self._opened: States = []
+        super().__init__(function, place)
 
     def rebuild_for(
         self,
@@ -327,21 +393,67 @@ class _DescentTable(Table):
         for g, group in enumerate(groups):
             for entry in group:
                 by_kind.setdefault((g, entry.param.shape), []).append(entry)
-        self.kinds = list(by_kind)  # of each group here: the optimizer's group and the shape
-        self._planned: tuple[Step, Plan] | None = None
+        self._kinds = list(by_kind)  # of each group here: the optimizer's group and the shape
+        self._divisions = [specs[g].division or Division() for g, _ in self._kinds]
+        self._planned: tuple[Step, Plan, Groups] | None = None
         # The first pass keeps momentum and count; this one updates masters and averages.
-        here = [specs[g]._replace(names=()) for g, _ in self.kinds]
+        here = [specs[g]._replace(names=()) for g, _ in self._kinds]
         self.rebuild(list(by_kind.values()), here, state, initial)
 
-    def plan_for(self, step: Step, groups: list[Group]) -> Plan:
-        """The plan of the descent, made once for a step; groups[g] is the g-th of the table's."""
+    def plan_for(self, step: Step, groups: Groups) -> tuple[Plan, Groups]:
+        """The plan of the descent, made once for a step, and the group of each of the table's."""
         if self._planned is None or self._planned[0] is not step:
-            of_kinds = []
-            for (g, (m, n)), group in zip(self.kinds, groups, strict=True):
-                ratio = RATIOS[group["adjust_lr_fn"] or "original"](m, n) if m and n else 0.0
-                of_kinds.append(step.values[g] | {"descent": 1.0, "counted": 1.0, "ratio": ratio})
-            self._planned = step, step.plan_of(step.rule, groups, of_kinds)
-        return self._planned[1]
+            ratios = [ratios_of(shape, groups[g]) for g, shape in self._kinds]
+            self._sizes = [[rows for rows, _ in blocks] for blocks in ratios]
+            self._by_blocks = any(len(blocks) > 1 for blocks in ratios)
+            self._listed_without: list[int] | None = None  # parameters that no block is listed of
+            self.address = self._blocks.address if self._by_blocks else self.handle.address
+            of_kinds = [
+                g for (g, _), blocks in zip(self._kinds, ratios, strict=True) for _ in blocks
+            ]
+            values = [
+                step.values[g] | {"descent": 1.0, "counted": 1.0, "ratio": ratio}
+                for g, (_, ratio) in zip(of_kinds, chain.from_iterable(ratios), strict=True)
+            ]
+            here = [groups[g] for g in of_kinds]
+            self._planned = step, step.plan_of(step.rule, here, values), here
+        if self._by_blocks and self._listed_without != self._missing:
+            self._list_blocks()
+        return self._planned[1:]
+
+    def _list_blocks(self) -> None:
+        """Lists blocks of the parameters with gradients; again next time if some are copies."""
+        states = self._states or [self._opened[row] for row in self._rows]
+        missing, grads = set(self._missing), iter(self._grads)
+        params = iter(enumerate(self._copies or self.params))
+        kinds = []
+        for division, sizes, count in zip(
+            self._divisions, self._sizes, self._group_sizes, strict=True
+        ):
+            rows = [
+                Row(
+                    param, next(grads),
+                    [local(states[i][array.name]) for array in self._arrays[i]],
+                    [array.role for array in self._arrays[i]], self._entries[i].position,
+                )
+                for i, param in islice(params, count) if i not in missing
+            ]  # fmt: skip
+            kinds.append((division, sizes, rows))
+        self._require(self._blocks.assign(kinds))
+        self._listed_without = None if self._blocks.are_copied else self._missing
+
+    def open(self, states: States) -> bool:
+        self._opened = states
+        return super().open(states)
+
+    def commit(self) -> None:
+        self._blocks.commit()
+        super().commit()
+
+    def release(self) -> None:
+        super().release()
+        self._blocks.release()
+        self._opened = []
 
     def _gradients(self) -> list[Tensor | None]:
         return [None if e.grad is None else self._directions[e.param] for e in self._entries]
@@ -365,18 +477,17 @@ def _direction_of(param: Tensor, old: Tensor | None) -> Tensor:
 # --- checks of parameter groups -------------------------------------------------------------------
 
 
-def _complete(group: dict[str, Any]) -> None:
-    """Fills in AdamW's defaults in its groups, so that Muon's do not apply."""
+def _complete(group: dict[str, Any], before: Group | None = None) -> None:
+    """Fills in what a group lacks: AdamW's defaults in its groups, so that Muon's do not apply.
+
+    A checkpoint's group that does not say how parameters are divided divides them as `before`.
+    """
     if not group.get("use_muon", True):
         for name, value in ADAMW.items():
             group.setdefault(name, value)
-
-
-def _require_matrix(function: str, argument: str, param: Tensor) -> None:
-    """A matrix: Muon updates nothing else."""
-    if param.dim() != 2:
-        must = "have two dimensions, or be in a group with use_muon=False"
-        refuse(function, argument, must, tuple(param.shape))
+    if before is not None:
+        for name in Division._fields:
+            group.setdefault(name, before[name])
 
 
 def _require_iteration(name: str, group: Group, index: int | None) -> None:

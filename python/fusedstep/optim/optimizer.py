@@ -543,8 +543,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         with checkpoint.loading(self):
             super().load_state_dict(state_dict)
 
-    def _completed(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """A group of a checkpoint, completed by the defaults, as it will be loaded."""
+    def _completed(self, saved: dict[str, Any], index: int) -> dict[str, Any]:
+        """Group `index` of a checkpoint, completed by the defaults, as it will be loaded."""
         return self.defaults | saved
 
     def to_torch_state_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from fusedstep import _C
 from fusedstep.checks import refuse
 from fusedstep.fakes import register_fake
 from fusedstep.optim.distributed import local, placed_like, require_placement_of
+from fusedstep.optim.matrices import Division
 from fusedstep.optim.memory import gapless, in_layout_of, is_plain, memory_layout
 from fusedstep.optim.options import Mode
 
@@ -49,6 +50,7 @@ class StateSpec(NamedTuple):
     never_negative: frozenset[str]  # states whose codes need no sign
     mode: Mode
     average: bool
+    division: Division | None = None  # of parameters that are made of matrices
 
 
 CODES = (torch.int8, torch.uint8)

@@ -357,6 +357,8 @@ class Tables(dict[Place, Table]):
                 entry = Entry(label, param, len(params), self._source)
                 params.append(param)
                 self._require_steppable(entry, specs[g])
+                if (division := specs[g].division) is not None:
+                    division.require(self._function, g, label, param)
                 if entry.grad is None and not state.get(param):
                     stateless.append(param)
                     continue

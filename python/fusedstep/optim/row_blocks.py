@@ -1,0 +1,102 @@
+"""Lists blocks of rows in a C++ table in place of whole parameters, so that each has a group.
+
+Kernels read and write memory without gaps. A block is listed where it lies if it has none, as in a
+contiguous matrix; else as copies, which are written back after the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fusedstep import _C
+from fusedstep.optim.matrices import Division
+from fusedstep.optim.memory import gapless
+from fusedstep.optim.state import Role
+
+
+class Row(NamedTuple):
+    """What a C++ table lists: a parameter, or blocks of its rows, with what belongs to it."""
+
+    param: Tensor
+    grad: Tensor
+    arrays: list[Tensor]
+    roles: list[int]  # of the arrays
+    position: int  # in the optimizer's list of parameters
+
+    def blocks(self, division: Division, sizes: list[int]) -> Iterator[tuple[Row, ...]]:
+        """For each matrix of the parameter, blocks of so many of its rows, as views."""
+
+        def cut(tensor: Tensor) -> list[tuple[Tensor, ...]]:
+            return [matrix.split(sizes) for matrix in division.whole(tensor)]
+
+        params = cut(self.param)
+        arrays = [
+            [(array,) * len(sizes)] * len(params) if role == Role.STEP else cut(array)
+            for array, role in zip(self.arrays, self.roles, strict=True)
+        ]
+        for param, grad, *others in zip(params, cut(self.grad), *arrays, strict=True):
+            yield tuple(
+                self._replace(param=block, grad=of_grad, arrays=list(of_arrays))
+                for block, of_grad, *of_arrays in zip(param, grad, *others, strict=True)
+            )
+
+
+class RowBlocks:
+    """The blocks of rows of several parameters, and their C++ table."""
+
+    def __init__(self) -> None:
+        self.handle = _C.TensorTable()
+        self.address = self.handle.address
+        self.release()
+
+    def release(self) -> None:
+        """Drops all tensors. The table still lists those blocks that lie without gaps."""
+        self._grads: list[Tensor] = []
+        self._copies: list[tuple[Tensor, Tensor]] = []  # what to write back to, and from
+
+    @property
+    def are_copied(self) -> bool:
+        """Whether there are copies, which the next step has to make anew."""
+        return bool(self._copies)
+
+    def assign(self, kinds: Sequence[tuple[Division, list[int], list[Row]]]) -> bool:
+        """Lists blocks; for each division and row counts, the n-th blocks of all are a group.
+
+        Returns whether the table could take all of them.
+        """
+        self.release()
+        groups: list[list[Row]] = []
+        for division, sizes, rows in kinds:
+            matrices = [blocks for row in rows for blocks in row.blocks(division, sizes)]
+            groups += [[blocks[n] for blocks in matrices] for n in range(len(sizes))]
+        listed = [self._without_gaps(row) for group in groups for row in group]
+        self._grads = [row.grad for row in listed]
+        torch.ops.fusedstep.table_assign(
+            self.address,
+            [row.param for row in listed],
+            [array for row in listed for array in row.arrays],
+            [role for row in listed for role in row.roles],
+            [len(row.arrays) for row in listed],
+            list(map(len, groups)),
+            [row.position for row in listed],
+        )
+        return bool(torch.ops.fusedstep.table_refresh(self.address, self._grads, []))
+
+    def _without_gaps(self, row: Row) -> Row:
+        param, *arrays = map(self._to_write, (row.param, *row.arrays))
+        return row._replace(param=param, grad=gapless(row.grad), arrays=arrays)
+
+    def _to_write(self, block: Tensor) -> Tensor:
+        placed = gapless(block)
+        if placed is not block:
+            self._copies.append((block, placed))
+        return placed
+
+    def commit(self) -> None:
+        """Writes the copies back."""
+        for block, copy in self._copies:
+            block.copy_(copy)
