@@ -195,6 +195,35 @@ def test_is_close_to_torch_in_float32(name: str) -> None:
         torch.testing.assert_close(buffer, expected)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_orthogonalizing_leaves_the_momentum(
+    nesterov: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.optim.Muon up to 2.14 divides its own by the norm: if bfloat16, without Nesterov."""
+    half = torch.bfloat16
+    ours = make_params((8, 16), (16, 8), (8, 16), dtype=half)
+    theirs = copies(ours)
+    options = {"lr": 0.02, "nesterov": nesterov, "momentum": 0.5}
+    optimizer, reference = fusedstep.Muon(ours, **options), torch.optim.Muon(theirs, **options)
+    divide = torch.optim._muon._zeropower_via_newtonschulz
+    monkeypatch.setattr(
+        torch.optim._muon, "_zeropower_via_newtonschulz",
+        lambda update, *iteration: divide(update.clone(), *iteration),
+    )  # fmt: skip
+    states: dict[Tensor, Tensor] = {}
+    for step in range(4):
+        set_grads(ours, seed=step)
+        set_grads(theirs, seed=step)
+        shadow_step(optimizer, states)  # the bits of the buffers, among others
+        reference.step()
+    for p, q in zip(ours, theirs, strict=True):
+        buffer, expected = optimizer.state[p]["momentum_buffer"], reference.state[q]
+        torch.testing.assert_close(
+            buffer, expected["momentum_buffer"].float(), rtol=0.02, atol=0.01
+        )  # theirs is in bfloat16
+        torch.testing.assert_close(p, q, rtol=0.02, atol=0.02)
+
+
 def test_maximize_goes_where_the_opposite_gradient_does() -> None:
     up = make_params(*SHAPES)
     down = copies(up)

@@ -142,6 +142,22 @@ def test_a_group_that_is_added_later_steps_with_the_others() -> None:
     assert muon.param_groups[2]["weight_decay"] == 0.01
 
 
+def test_adamws_groups_need_no_leave_of_torchs_muon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of torch 2.15 looks at the dimensions of every group's parameters."""
+
+    def add_param_group(self: torch.optim.Muon, param_group: dict[str, Any]) -> None:
+        super(torch.optim.Muon, self).add_param_group(param_group)
+        if any(param.dim() < 2 for param in self.param_groups[-1]["params"]):
+            raise ValueError("at least two dimensions")
+
+    monkeypatch.setattr(torch.optim.Muon, "add_param_group", add_param_group, raising=False)
+    with pytest.raises(ValueError, match="at least two dimensions"):
+        torch.optim.Muon(make_params((16,)))
+    matrices, rest, muon = both()
+    set_grads(matrices + rest)
+    muon.step()
+
+
 def test_arguments_and_defaults_are_those_of_torch() -> None:
     """All of torch's in their places; everything else by keyword only."""
     ours, theirs = (dict(signature(m.Muon).parameters) for m in (fusedstep, torch.optim))

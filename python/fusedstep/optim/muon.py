@@ -189,6 +189,10 @@ class Muon(FusedOptimizer, TorchsMuon):
         if group["use_muon"]:  # tuples of ints, which need not be read again at every step
             group.update(division_of(type(self).__name__, group, index)._asdict())
 
+    def _append_group(self, param_group: dict[str, Any]) -> None:
+        # From torch 2.15 on, that of its Muon refuses the parameters of AdamW's groups.
+        super(TorchsMuon, self).add_param_group(param_group)
+
     def _require_matrices(self, group: Group, index: int) -> None:
         """Refuses parameters of group `index` that its values, those of `group`, do not fit."""
         name, own = type(self).__name__, self.param_groups[index]

@@ -458,7 +458,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if isinstance(param_group, dict):  # torch refuses others
             require_native(name, where, param_group, native)
         self.defaults.update(self._internals.extra_defaults)
-        super().add_param_group(param_group)
+        self._append_group(param_group)
         if not native:
             return
         try:
@@ -475,6 +475,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
+
+    def _append_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
         internals = self._internals
