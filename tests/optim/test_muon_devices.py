@@ -50,6 +50,35 @@ def test_the_cuda_path_has_the_bits_of_the_cpu(on_simt: Any, dtype: torch.dtype)
     assert_same_run(ours, twin)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matrices_in_a_parameter_have_the_bits_of_the_cpu(on_simt: Any, dtype: torch.dtype) -> None:
+    """Blocks of rows with ratios of their own, some of them copies, next to whole parameters."""
+    params = make_params((200, 30), (3, 200, 30), (20, 6), dtype=dtype)
+    params[1] = params[1].detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    twins = copies(params)
+    master = "remainder" if dtype == torch.bfloat16 else None
+
+    def divided(params: list[Tensor]) -> fusedstep.Muon:
+        groups = [{"params": params[:2], "split_sizes": (120, 80)}, {"params": params[2:]}]
+        return fusedstep.Muon(
+            groups, lr=0.02, adjust_lr_fn="spectral_unclamped", nonfinite="skip", master=master
+        )
+
+    ours, twin = divided(params), divided(twins)
+    for seed in range(4):
+        on_simt.seed(seed)
+        for these in (params, twins):
+            set_grads(these, seed=seed)
+            if seed == 1:
+                these[0].grad = None
+            if seed == 2:
+                these[1].grad[0, 0, 0] = math.nan
+        ours.step()
+        step_on_cpu(twin)
+    assert_same_run(ours, twin)
+
+
 @pytest.mark.gpu
 def test_no_step_waits_for_the_gpu() -> None:
     params = make_params(*MATRICES, *REST, device="cuda")
