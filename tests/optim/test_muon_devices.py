@@ -53,7 +53,10 @@ def test_the_cuda_path_has_the_bits_of_the_cpu(on_simt: Any, dtype: torch.dtype)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_matrices_in_a_parameter_have_the_bits_of_the_cpu(on_simt: Any, dtype: torch.dtype) -> None:
-    """Blocks of rows with ratios of their own, some of them copies, next to whole parameters."""
+    """Blocks of rows with ratios of their own, some of them copies, next to whole parameters.
+
+    The second moments of their rows advance on the device, too.
+    """
     params = make_params((200, 30), (3, 200, 30), (20, 6), dtype=dtype)
     params[1] = params[1].detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
     twins = copies(params)
@@ -62,8 +65,9 @@ def test_matrices_in_a_parameter_have_the_bits_of_the_cpu(on_simt: Any, dtype: t
     def divided(params: list[Tensor]) -> fusedstep.Muon:
         groups = [{"params": params[:2], "split_sizes": (120, 80)}, {"params": params[2:]}]
         return fusedstep.Muon(
-            groups, lr=0.02, adjust_lr_fn="spectral_unclamped", nonfinite="skip", master=master
-        )
+            groups, lr=0.02, adjust_lr_fn="spectral_unclamped", nonfinite="skip", master=master,
+            normuon_beta2=0.9,
+        )  # fmt: skip
 
     ours, twin = divided(params), divided(twins)
     for seed in range(4):

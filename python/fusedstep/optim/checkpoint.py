@@ -24,6 +24,7 @@ from fusedstep.optim.state import (
     arrays_of,
     decoded,
     encoded,
+    require_moment,
     require_state,
     scale_name,
 )
@@ -131,6 +132,7 @@ def require_loadable(
         if steps > 0 and name != "step" and saved.get(name) is None:
             refuse(function, f"state of {label}['{name}']", "be present after a step", None)
     require_state(function, label, param, saved, arrays)
+    require_moment(function, label, param, saved, spec)
 
 
 def _is_scale(name: str, states: Sequence[str]) -> bool:

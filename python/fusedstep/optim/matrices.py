@@ -65,11 +65,23 @@ class Division(NamedTuple):
             stack = [each for part in stack for each in part.unbind()]
         return stack
 
+    def sizes(self, rows: int) -> list[int]:
+        """The rows of each matrix that is cut from one of so many rows."""
+        return [each for heads, each in self.pieces(rows) for _ in range(heads)]
+
     def matrices(self, tensor: Tensor) -> list[Tensor]:
         """The matrices that are orthogonalized one by one, as views."""
-        rows, _ = self.shape(tensor.shape)
-        sizes = [each for heads, each in self.pieces(rows) for _ in range(heads)]
+        sizes = self.sizes(self.shape(tensor.shape)[0])
         return [matrix for whole in self.whole(tensor) for matrix in whole.split(sizes)]
+
+    def columns(self, dims: int) -> tuple[int, ...]:
+        """The dimensions, of so many, that are columns of matrices."""
+        return tuple(range(1, dims)) if self.flatten else (dims - 1,)
+
+    def column_of(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a tensor with one number for each row."""
+        columns = self.columns(len(shape))
+        return tuple(1 if d in columns else size for d, size in enumerate(shape))
 
     def require(self, function: str, index: int, argument: str, param: Tensor) -> None:
         """Refuses a parameter that cannot be divided so; `index` is that of its group."""

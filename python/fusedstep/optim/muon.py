@@ -2,7 +2,8 @@
 
 A step has three parts. The first pass updates the parameters of AdamW's groups and writes the
 direction of each matrix's momentum. Newton-Schulz iterations orthogonalize the directions:
-newton_schulz.py. The second pass moves the matrices along them.
+newton_schulz.py; where the user asks, their rows are normalized: normuon.py. The second pass moves
+the matrices along them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.optim import Muon as TorchsMuon  # by this name even if users put ours in its place
 
 from fusedstep import _C
-from fusedstep.checks import refuse, require_count
+from fusedstep.checks import refuse, require_beta, require_count
 from fusedstep.optim import adam
 from fusedstep.optim.distributed import Place, is_dtensor, local
 from fusedstep.optim.hyperparameters import (
@@ -32,10 +33,11 @@ from fusedstep.optim.hyperparameters import (
 )
 from fusedstep.optim.matrices import RATIOS, Division, division_of, ratios_of
 from fusedstep.optim.newton_schulz import orthogonalize_
+from fusedstep.optim.normuon import RowMoments
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import Mode, OptionArguments
 from fusedstep.optim.row_blocks import Row, RowBlocks
-from fusedstep.optim.state import Initial, StateSpec
+from fusedstep.optim.state import MOMENT, Initial, StateSpec
 from fusedstep.optim.step import Plan, Step
 from fusedstep.optim.tables import Entry, Groups, State, States, Table
 
@@ -47,6 +49,8 @@ ADAMW = {
     "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False,
     "decoupled_weight_decay": True,
 }  # fmt: skip
+# What torch's groups lack, without a meaning for them; a checkpoint without it leaves it as it is.
+OURS = Division()._asdict() | {"normuon_beta2": None}
 # A group has the fields of both kinds of step; those of the other kind stay zero.
 UNUSED = dict.fromkeys(rule_fields("muon"), 0.0)
 
@@ -104,6 +108,11 @@ class Muon(FusedOptimizer, TorchsMuon):
             columns are its other dimensions. False: a parameter [..., m, n] is a stack of matrices.
             None: the same, but four dimensions or more are refused, because a stack of a
             convolution's [height, width] is rarely meant.
+        normuon_beta2: Decay rate of NorMuon's second moments, in [0, 1); the authors use 0.95. Each
+            row of an orthogonal matrix is divided by the root of the average of its mean square,
+            and the matrix scaled back to its Frobenius norm, so that all rows move about equally
+            far. The state has a `second_momentum_buffer` [..., m, 1], in float32 or float64 with
+            any `state_dtype`. Weight decay is NorMuon's with or without it. None: Muon.
         **options: See `fusedstep.optim.Options`.
 
     Raises:
@@ -130,11 +139,13 @@ class Muon(FusedOptimizer, TorchsMuon):
 
     Sources: Jordan 2024, https://kellerjordan.github.io/posts/muon/; Liu et al. 2025,
     https://arxiv.org/abs/2502.16982, equation 4; Bernstein 2025,
-    https://jeremybernste.in/writing/deriving-muon.
+    https://jeremybernste.in/writing/deriving-muon; Li et al. 2025 (NorMuon),
+    https://arxiv.org/abs/2510.05491.
     """
 
     _rule = "muon"
     _never_negative = adam.NEVER_NEGATIVE
+    _not_in_torch = frozenset({MOMENT})
 
     def __init__(
         self,
@@ -152,6 +163,7 @@ class Muon(FusedOptimizer, TorchsMuon):
         split_sizes: Sequence[int] | None = None,
         num_heads: int | Sequence[int] | None = None,
         flatten: bool | None = None,
+        normuon_beta2: float | None = None,
         **options: Unpack[OptionArguments],
     ) -> None:
         defaults = {
@@ -159,6 +171,7 @@ class Muon(FusedOptimizer, TorchsMuon):
             "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn, "maximize": maximize, "use_muon": True,
             "split_sizes": split_sizes, "num_heads": num_heads, "flatten": flatten,
+            "normuon_beta2": normuon_beta2,
         }  # fmt: skip
         params, *_ = self._prepare(params, defaults, options)
         # Its constructor refuses the parameters of AdamW's groups.
@@ -216,16 +229,16 @@ class Muon(FusedOptimizer, TorchsMuon):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         groups = state["param_groups"]  # a checkpoint's may come from another implementation
-        own = getattr(self, "param_groups", [Division()._asdict()] * len(groups))  # or a pickle's
+        own = getattr(self, "param_groups", [OURS] * len(groups))  # or a pickle's
         for group, before in zip(groups, own, strict=True):
             _complete(group, before)
         super().__setstate__(state)
 
     def to_torch_state_dict(self) -> dict[str, Any]:
-        """As in every optimizer; `split_sizes`, `num_heads` and `flatten` are left out."""
+        """As in every optimizer; how matrices are divided, and NorMuon's entries, are left out."""
         exported = super().to_torch_state_dict()
         for group in exported["param_groups"]:
-            for key in Division._fields:
+            for key in OURS:
                 group.pop(key, None)
         return exported
 
@@ -234,7 +247,10 @@ class Muon(FusedOptimizer, TorchsMuon):
 
     def _spec(self, group: Group) -> StateSpec:
         spec = super()._spec(group)
-        return spec._replace(division=Division.of(group)) if group["use_muon"] else spec
+        if not group["use_muon"]:
+            return spec
+        moments = group["normuon_beta2"] is not None
+        return spec._replace(division=Division.of(group), moments=moments)
 
     def _rule_values(self, group: Group, index: int | None) -> Values:
         name = type(self).__name__
@@ -244,6 +260,8 @@ class Muon(FusedOptimizer, TorchsMuon):
         numbers(name, group, index, ("eps",))
         _require_iteration(name, group, index)
         division_of(name, group, index)
+        if group["normuon_beta2"] is not None:
+            require_beta(name, label(index, "normuon_beta2"), group["normuon_beta2"])
         values = numbers(name, group, index, ("weight_decay", "momentum"))
         nesterov = flag(name, group, index, "nesterov")
         return UNUSED | values | {"nesterov": nesterov, "use_muon": use_muon}
@@ -264,6 +282,8 @@ class Muon(FusedOptimizer, TorchsMuon):
             for (coefficients, steps, eps), matrices in iterations.items():
                 orthogonalize_(matrices, coefficients, steps, eps)
             if iterations:
+                if table.moments:
+                    table.moments.normalize_(step, table.betas_of_rows(self.param_groups), norm)
                 self._descend(step, table.descent, norm)
         return norm
 
@@ -287,6 +307,7 @@ class _DirectionTable(Table):
 
     def __init__(self, function: str, place: Place) -> None:
         self.descent = _DescentTable(function, place)
+        self.moments = RowMoments()
         self._directions: dict[Tensor, Tensor] = {}
         self._matrices: dict[Tensor, list[Tensor]] = {}  # views of the directions
         self._represented: list[Tensor] = []  # a direction or parameter for each of the table's
@@ -321,6 +342,12 @@ class _DirectionTable(Table):
             self._directions.get(entry.param, entry.param) for entry in chain.from_iterable(groups)
         ]
         super().rebuild(groups, here, state, initial)
+        of_params = {
+            entry.param: spec
+            for group, spec in zip(matrices, specs, strict=True)
+            for entry in group
+        }
+        self.moments.rebuild(of_params, self._directions, state)
         self.descent.rebuild_for(matrices, self._directions, specs, state, initial)
 
     def _data(self) -> list[Tensor]:
@@ -334,7 +361,11 @@ class _DirectionTable(Table):
         return [entry.grad for entry in self._entries]
 
     def open(self, states: States) -> bool:
-        return super().open(states) and self.descent.open(states)
+        opened = super().open(states) and self.descent.open(states)
+        if opened and self.moments:
+            owned = zip(self._owners, self._rows, strict=True)
+            return self.moments.are_current({param: states[row] for param, row in owned})
+        return opened
 
     def open_rebuilt(self) -> None:
         super().open_rebuilt()
@@ -346,16 +377,32 @@ class _DirectionTable(Table):
 
     def written_matrices(self, groups: Groups) -> list[list[Tensor]]:
         """For each parameter group, the matrices of the directions that this step wrote."""
-        written = {entry.param for entry in self._entries if entry.grad is not None}
+        written = self._written()
         return [
             [
                 matrix
                 for param in group["params"]
-                if param in self._matrices and param in written
+                if param in written
                 for matrix in self._matrices[param]
             ]
             for group in groups
         ]
+
+    def betas_of_rows(self, groups: Groups) -> dict[Tensor, float]:
+        """NorMuon's beta2 of the parameters whose direction this step wrote, where it is set."""
+        written = self._written()
+        return {
+            param: float(group["normuon_beta2"])
+            for group in groups
+            if group["use_muon"] and group["normuon_beta2"] is not None
+            for param in group["params"]
+            if param in written
+        }
+
+    def _written(self) -> set[Tensor]:
+        """The parameters whose direction this step wrote."""
+        with_grad = {entry.param for entry in self._entries if entry.grad is not None}
+        return with_grad & self._matrices.keys()
 
     def release(self) -> None:
         super().release()
@@ -484,13 +531,13 @@ def _direction_of(param: Tensor, old: Tensor | None) -> Tensor:
 def _complete(group: dict[str, Any], before: Group | None = None) -> None:
     """Fills in what a group lacks: AdamW's defaults in its groups, so that Muon's do not apply.
 
-    A checkpoint's group that does not say how parameters are divided divides them as `before`.
+    A checkpoint's group that lacks entries of OURS has those that it had `before`.
     """
     if not group.get("use_muon", True):
         for name, value in ADAMW.items():
             group.setdefault(name, value)
     if before is not None:
-        for name in Division._fields:
+        for name in OURS:
             group.setdefault(name, before[name])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fusedstep import _C
 from fusedstep.checks import refuse
 from fusedstep.fakes import register_fake
-from fusedstep.optim.distributed import local, placed_like, require_placement_of
+from fusedstep.optim.distributed import is_dtensor, local, placed_like, require_placement_of
 from fusedstep.optim.matrices import Division
 from fusedstep.optim.memory import gapless, in_layout_of, is_plain, memory_layout
 from fusedstep.optim.options import Mode
@@ -51,9 +51,11 @@ class StateSpec(NamedTuple):
     mode: Mode
     average: bool
     division: Division | None = None  # of parameters that are made of matrices
+    moments: bool = False  # of these matrices' rows
 
 
 CODES = (torch.int8, torch.uint8)
+MOMENT = "second_momentum_buffer"  # NorMuon's, which no table lists as a state: normuon.py
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -148,6 +150,26 @@ def _require_scales(
         refuse(function, where, "be torch.float32", scales.dtype, TypeError)
     if scales.shape != (count,):
         refuse(function, where, f"have shape {(count,)}", tuple(scales.shape))
+
+
+def require_moment(
+    function: str, label: str, param: Tensor, state: Mapping[str, Any], spec: StateSpec
+) -> None:
+    """Refuses a parameter whose rows' moments cannot be kept, or moments that do not fit it."""
+    if not spec.moments or spec.division is None:
+        return
+    if is_dtensor(param):
+        must = "be a plain tensor where normuon_beta2 is set"
+        refuse(function, label, must, type(param).__name__, TypeError)
+    moment, where = state.get(MOMENT), f"state of {label}['{MOMENT}']"
+    if moment is None:
+        return
+    if not isinstance(moment, Tensor) or not moment.is_floating_point():
+        got = moment.dtype if isinstance(moment, Tensor) else type(moment).__name__
+        refuse(function, where, "be a floating-point tensor", got, TypeError)
+    shape = spec.division.column_of(param.shape)
+    if tuple(moment.shape) != shape:
+        refuse(function, where, f"have shape {shape}", tuple(moment.shape))
 
 
 def prepare_state(

@@ -150,13 +150,15 @@ class Step:
             REST, [], [dict.fromkeys(rule_fields(REST), 0.0) | {"ema_decay": decay}]
         )
         for table in tables.values():
-            device = table.place.device
             for resting, param in table.resting():
-                _STEP(
-                    resting.address, plan.address, param, [],
-                    None if norm is None else norm.to(device), 0.0, None,
-                    _float32_on(device, self.found_inf),
-                )  # fmt: skip
+                self.average(resting.address, plan, param, norm)
+
+    def average(self, table: int, plan: Plan, first: Tensor, norm: Tensor | None) -> None:
+        """Advances the averages in a table, whose first tensor is given, unless it is skipped."""
+        _STEP(
+            table, plan.address, first, [], None if norm is None else norm.to(first.device), 0.0,
+            None, _float32_on(first.device, self.found_inf),
+        )  # fmt: skip
 
     def require_finite(self, norm: Tensor | None) -> None:
         """Raises RuntimeError if the norm is not finite and `nonfinite="error"`."""

@@ -48,6 +48,7 @@ from fusedstep.optim.state import (
     StateSpec,
     arrays_of,
     prepare_state,
+    require_moment,
     require_state,
 )
 
@@ -367,6 +368,7 @@ class Tables(dict[Place, Table]):
                 if whole is not there:
                     there = state[param] = dict(whole)
                 require_state(self._function, label, param, there, arrays_of(param, specs[g]))
+                require_moment(self._function, label, param, there, specs[g])
                 here = by_place.setdefault(place_of(param), [[] for _ in groups])
                 here[g].append(entry)
         for here in by_place.values():
