@@ -119,6 +119,15 @@ def test_each_matrix_has_the_bits_of_a_parameter(case: Case, adjust_lr_fn: str) 
         pair.check()
 
 
+@every_case
+def test_each_matrix_has_the_moments_of_a_parameter(case: Case) -> None:
+    options = {"adjust_lr_fn": "spectral_unclamped", "normuon_beta2": 0.9}
+    pair = Pair(case, make_params(case.shape, case.shape), **options)
+    for seed in range(3):
+        pair.step(seed)
+        pair.check()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @every_case
 def test_any_layouts(case: Case, layout: str) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, distribute_tensor
 
 import fusedstep
 from fusedstep.optim.matrices import matrices_of
@@ -389,3 +391,21 @@ def test_moments_that_do_not_fit(moment: Any, must: str, got: str, kind: type[Ex
     with refuses("Muon", where, must, got, kind):
         optimizer.step()
     snapshot.check()
+
+
+def test_dtensors_have_no_moments() -> None:
+    """Also if a parameter became one after it was added."""
+    params = make_params((4, 4))
+    optimizer = fusedstep.Muon(params, normuon_beta2=BETA2)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        placed = distribute_tensor(torch.ones(4, 4), mesh, [Replicate()]).requires_grad_()
+        placed.grad = torch.ones_like(placed)
+        optimizer.param_groups[0]["params"][0] = placed
+        must = "be a plain tensor where normuon_beta2 is set"
+        with refuses("Muon", "params[0]", must, "DTensor", TypeError):
+            optimizer.step()
+        assert torch.equal(placed.full_tensor(), torch.ones(4, 4))
+    finally:
+        distributed.destroy_process_group()

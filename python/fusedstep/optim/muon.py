@@ -72,10 +72,9 @@ class Muon(FusedOptimizer, TorchsMuon):
     float64 for float64 parameters, unless `state_dtype` is set. `stochastic_rounding` requires
     `use_muon=False`. DTensors raise a TypeError.
 
-    With `split_sizes`, `num_heads` and `flatten`, a parameter holds several matrices. Each gets the
-    bits that it would get as a parameter of its own. Only what is rounded stochastically or stored
-    in blocks, a correction and momentum of fewer than 32 bits, is drawn and divided as in the whole
-    parameter, or in the block of rows whose ratio differs from the next.
+    With `split_sizes`, `num_heads` and `flatten`, a parameter holds several matrices. Each moves as
+    it would as a parameter of its own, bit for bit, except for what depends on an element's place
+    in its parameter: the blocks of 8-bit state and the random numbers of stochastic rounding.
 
     Args:
         params: Iterable of tensors, of `(name, tensor)` pairs or of parameter groups. Muon's
@@ -101,9 +100,9 @@ class Muon(FusedOptimizer, TorchsMuon):
             below the other, such as Q, K and V in one weight, or the gate and the up projection of
             a gated MLP; their sum is m. Each is orthogonalized by itself. None: one matrix.
         num_heads: Number of heads, equal blocks of rows that are each orthogonalized by itself: an
-            int for all of `split_sizes`, or one for each, as grouped-query attention needs. If a
-            weight interleaves q, k and v head by head, it is three times the number of heads. None:
-            one.
+            int for all of `split_sizes`, or one for each, as grouped-query attention needs. For a
+            weight whose rows are q, k and v of one head after the other, use three times the number
+            of heads and no `split_sizes`. None: one.
         flatten: True: a parameter [m, ...], such as a convolution's kernel, is one matrix whose
             columns are its other dimensions. False: a parameter [..., m, n] is a stack of matrices.
             None: the same, but four dimensions or more are refused, because a stack of a
@@ -111,8 +110,8 @@ class Muon(FusedOptimizer, TorchsMuon):
         normuon_beta2: Decay rate of NorMuon's second moments, in [0, 1); the authors use 0.95. Each
             row of an orthogonal matrix is divided by the root of the average of its mean square,
             and the matrix scaled back to its Frobenius norm, so that all rows move about equally
-            far. The state has a `second_momentum_buffer` [..., m, 1], in float32 or float64 with
-            any `state_dtype`. Weight decay is NorMuon's with or without it. None: Muon.
+            far. The state has a `second_momentum_buffer` with one column, which is float32 or
+            float64 with any `state_dtype`. NorMuon decays weights as Muon does. None: Muon.
         **options: See `fusedstep.optim.Options`.
 
     Raises:
