@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 import fusedstep
-from tests.support.modes import MODES, modes_of
-from tests.support.optimizers import OPTIMIZERS, Kind, assert_same_run, params_of
+from tests.support.modes import MODES, every_class_and_mode
+from tests.support.optimizers import OPTIMIZERS, Kind, assert_same_run, every_class, params_of
 from tests.support.tensors import assert_same_bits, make_params, set_grads
 
 if not hasattr(torch.optim, "swap_in_optimizer_params_and_state"):
@@ -26,17 +26,7 @@ if not hasattr(torch.optim, "swap_in_optimizer_params_and_state"):
 
 from torch.optim import swap_in_optimizer_params_and_state
 
-MUON = Kind("Muon", {"lr": 0.01, "weight_decay": 0.1})
 SHAPES = [(20, 30), (3, 140), (5, 5)]
-# Modes that Muon's matrices can have.
-OF_MUON = [name for name, (options, _) in MODES.items() if "stochastic_rounding" not in options]
-CASES = [
-    *((kind, mode) for kind in OPTIMIZERS for mode in ("plain", *modes_of(kind))),
-    *((MUON, mode) for mode in ("plain", *OF_MUON)),
-]
-every_case = pytest.mark.parametrize(
-    ("kind", "mode"), CASES, ids=[f"{kind.name}, {mode}" for kind, mode in CASES]
-)
 
 
 def trained(kind: Kind, mode: str) -> Optimizer:
@@ -72,7 +62,7 @@ def assert_same_tensors(optimizer: Optimizer, expected: Optimizer) -> None:
             assert_same_bits(value, expected.state[q][name], name)
 
 
-@every_case
+@every_class_and_mode
 def test_steps_on_other_tensors_are_those_of_a_copy(kind: Kind, mode: str) -> None:
     optimizer = trained(kind, mode)
     untouched, stepped = copy.deepcopy(optimizer), copy.deepcopy(optimizer)
@@ -96,7 +86,7 @@ def test_steps_on_other_tensors_are_those_of_a_copy(kind: Kind, mode: str) -> No
     assert_same_run(optimizer, untouched)
 
 
-@pytest.mark.parametrize("kind", [*OPTIMIZERS, MUON], ids=lambda kind: kind.name)
+@every_class
 def test_state_that_is_swapped_in_is_written(kind: Kind) -> None:
     """In place, as with torch's optimizers."""
     optimizer = trained(kind, "int8 state, average" if kind.name == "Lion" else "average")
@@ -138,7 +128,7 @@ def fake(optimizer: Optimizer) -> tuple[FakeTensorMode, dict[str, Tensor], dict[
         return mode, fakes, tree_map_only(Tensor, mode.from_tensor, state_dict)
 
 
-@pytest.mark.parametrize("kind", [*OPTIMIZERS, MUON], ids=lambda kind: kind.name)
+@every_class
 def test_fake_tensors_are_stepped_and_leave_nothing(kind: Kind) -> None:
     optimizer = trained(kind, "int8 state")
     untouched = copy.deepcopy(optimizer)
@@ -154,7 +144,7 @@ def test_fake_tensors_are_stepped_and_leave_nothing(kind: Kind) -> None:
     assert_same_run(optimizer, untouched)
 
 
-@pytest.mark.parametrize("kind", [*OPTIMIZERS, MUON], ids=lambda kind: kind.name)
+@every_class
 def test_no_graph_records_a_step(kind: Kind) -> None:
     """It would hold addresses: of the tables, which may go, and of tensors."""
     optimizer = trained(kind, "plain")

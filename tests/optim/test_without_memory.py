@@ -10,12 +10,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import fusedstep
-from tests.support.optimizers import OPTIMIZERS, Kind
+from tests.support.optimizers import Kind, every_class
 from tests.support.refusals import Snapshot, refuses
 from tests.support.tensors import assert_same_bits, make_params, set_grads
-
-KINDS = [*OPTIMIZERS, Kind("Muon", {"lr": 0.01, "weight_decay": 0.1})]
-every_class = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
 # Options, and the dtype of the parameters.
 MODES: dict[str, tuple[dict[str, Any], torch.dtype]] = {

@@ -41,6 +41,7 @@ PLACES = {
         "optim/test_cuda.py",
         "optim/test_cuda_graph.py",
         "optim/test_dtypes.py",
+        "optim/test_grad_dtype.py",
         "optim/test_grad_scaler.py",
         "optim/test_grad_sources.py",
         "optim/test_implementation.py",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.reference.quantize import split
-from tests.support.optimizers import NAMESAKES, OPTIMIZERS, Kind
+from tests.support.optimizers import MUON, NAMESAKES, OPTIMIZERS, Kind
 
 BFLOAT16 = {"dtype": torch.bfloat16}
 # Options, and the parameters' dtype where it is not float32.
@@ -48,17 +48,23 @@ SOME = [name for name, (options, _) in MODES.items() if len(options) > 1 or "flo
 
 def modes_of(kind: Kind) -> list[str]:
     """The modes to try with an optimizer: all of them with one, some with each other."""
+    if kind is MUON:  # whose matrices do not round stochastically
+        return [
+            name for name, (options, _) in MODES.items() if "stochastic_rounding" not in options
+        ]
     return list(MODES) if kind.name == "AdamW" else SOME
 
 
-def _kinds_and_modes(kinds: Sequence[Kind]) -> pytest.MarkDecorator:
-    cases = [(kind, mode) for kind in kinds for mode in modes_of(kind)]
+def _kinds_and_modes(kinds: Sequence[Kind], *first: str) -> pytest.MarkDecorator:
+    cases = [(kind, mode) for kind in kinds for mode in (*first, *modes_of(kind))]
     ids = [f"{kind.name}, {mode}" for kind, mode in cases]
     return pytest.mark.parametrize(("kind", "mode"), cases, ids=ids)
 
 
 every_kind_and_mode = _kinds_and_modes(OPTIMIZERS)
 every_namesake_and_mode = _kinds_and_modes(NAMESAKES)
+# "plain": in no mode.
+every_class_and_mode = _kinds_and_modes([*OPTIMIZERS, MUON], "plain")
 
 
 def forward_copy(master: str, exact: Tensor) -> Tensor:

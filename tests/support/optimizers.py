@@ -46,7 +46,11 @@ OPTIMIZERS = [
     Kind("Lion", {"lr": 0.001, "weight_decay": 0.1}),
 ]
 
+# Of the matrices alone: for tests that ask something of every class.
+MUON = Kind("Muon", {"lr": 0.01, "weight_decay": 0.1})
+
 every_kind = pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.name)
+every_class = pytest.mark.parametrize("kind", [*OPTIMIZERS, MUON], ids=lambda kind: kind.name)
 # Those that torch has as well, where its class is what to compare with.
 NAMESAKES = [kind for kind in OPTIMIZERS if hasattr(torch.optim, kind.name)]
 every_namesake = pytest.mark.parametrize("kind", NAMESAKES, ids=lambda kind: kind.name)
