@@ -116,7 +116,7 @@ def test_bits_are_those_of_this_cpu(name: str, native: dict[str, str], tmp_path:
 def test_adapters_compile_for_aarch64(tmp_path: Path) -> None:
     """csrc, against this machine's headers of torch and Python, which are the same there."""
     write_header(tmp_path / "build_facts_table.h", {"version": "0"})
-    paths = [*include_paths("cpu"), pybind11.get_include(), sysconfig.get_paths()["include"]]
+    paths = [pybind11.get_include(), *include_paths("cpu"), sysconfig.get_paths()["include"]]
     command = [*AARCH64.command(), "-fsyntax-only", "-Werror", f"-I{tmp_path}"]
     command += [part for path in paths for part in ("-isystem", path)]
     command += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]

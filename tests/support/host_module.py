@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pybind11
 import torch
 
 from python.buildtools.flags import CXX_NUMERICS, STANDARD
@@ -60,8 +61,9 @@ def _build(folder: Path, compiler: str) -> Path:
     # Imported where it is needed: it warns where there is no GPU.
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    includes = [ROOT / "tests" / "simt" / "include", ROOT, *include_paths("cpu")]
-    includes.append(sysconfig.get_paths()["include"])
+    # pybind11's own headers first: torch 2.11's copy refuses TORCH_TARGET_VERSION.
+    includes = [ROOT / "tests" / "simt" / "include", ROOT, pybind11.get_include()]
+    includes += [*include_paths("cpu"), sysconfig.get_paths()["include"]]
     files = sorted(path for pattern in GLOBS for path in ROOT.glob(pattern))
     cuda = ROOT / "csrc" / "cuda"
     files = [path for path in files if path.parent != cuda or path.name not in REPLACED]
