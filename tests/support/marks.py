@@ -52,6 +52,7 @@ PLACES = {
         "optim/test_ops.py",
         "optim/test_optimizer.py",
         "optim/test_qk_clip.py",
+        "optim/test_qk_clip_refused.py",
         "optim/test_symmetric_product.py",
         "optim/test_swap_in.py",
         "optim/test_tables.py",

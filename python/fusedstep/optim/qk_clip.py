@@ -39,10 +39,10 @@ def qk_clip_(
     saw. Rows of head h are multiplied by `sqrt(min(1, threshold / max_logits[h]))`, computed in
     float64 and rounded to float32 (float64 for float64 weights); the product is rounded once to the
     weight's dtype. Queries and keys together scale the head's logits by the root's square, so the
-    largest becomes `threshold`. Which heads are scaled is decided on the device, which is not
-    waited for. All weights of a device take one launch on a GPU, and a small one that sends their
-    addresses. A head that is not scaled is neither read nor written, unless its weight has gaps in
-    memory.
+    largest becomes `threshold`, up to rounding. Which heads are scaled is decided on the device,
+    which is not waited for. All weights of a device take one launch on a GPU, and a small one that
+    sends their addresses. A head that is not scaled is neither read nor written, unless its weight
+    has gaps in memory.
 
     - Grouped-query attention: a key head serves several query heads. Give the key weight the
       largest logit over the query heads that share each key head.
