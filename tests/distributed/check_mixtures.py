@@ -117,6 +117,27 @@ def what_is_wrong_with_one_replica_is_seen_by_all(ranks: Ranks) -> None:
             assert all(map(torch.equal, map(whole, twins.spread), before))
 
 
+@check(2)
+def what_a_scaler_finds_on_one_rank_all_skip(ranks: Ranks) -> None:
+    """As a GradScaler would leave it: torch's own refuse plain tensors beside DTensors."""
+    twins = Twins([(3, 2), (4,)], [on(named_mesh(2), Shard(0)), None])
+    twins.step()
+    before = [whole(param).clone() for param in twins.spread]
+    for poisoned in (True, False):
+        twins.set_gradients()
+        for param in twins.spread:
+            param.grad.mul_(64)
+        if poisoned and ranks.rank == 1:
+            twins.spread[0].grad.to_local()[0, 0] = math.inf
+        twins.optimizer.grad_scale = torch.tensor(64.0)
+        twins.optimizer.found_inf = torch.tensor(float(poisoned and ranks.rank == 1))
+        twins.optimizer.step()
+        if poisoned:
+            assert all(map(torch.equal, map(whole, twins.spread), before))
+    twins.reference.step()
+    twins.check()
+
+
 @check(4)
 def replicas_that_differ_count_as_the_largest(ranks: Ranks) -> None:
     """Where a dimension is gathered anyway, ranks agree on the norm even if replicas do not."""

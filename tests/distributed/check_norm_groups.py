@@ -295,3 +295,22 @@ def scalers_that_share_what_they_find_keep_one_scale(ranks: Ranks) -> None:
     )
     skips_of(ranks, scaler, ["propagate", "skip", "error"])
     assert scaler.get_scale() == 8.0
+
+
+@check(2)
+def a_scaler_of_a_rank_without_gradients(ranks: Ranks) -> None:
+    """It found nothing, as the int 0. The step is skipped all the same, averages included."""
+    param = nn.Parameter(torch.ones(2))
+    optimizer = fusedstep.AdamW(
+        [param], max_norm=1.0, norm_groups=[EVERYWHERE.WORLD], ema_decay=0.5
+    )
+    param.grad = torch.ones(2)
+    optimizer.step()
+    average = optimizer.ema_parameters()[0].clone()
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    scaler.scale(torch.zeros(()))
+    param.grad = torch.tensor([math.inf, 1.0]) if ranks.rank == 0 else None
+    scaler.step(optimizer)
+    assert torch.equal(optimizer.ema_parameters()[0], average)
+    optimizer.step()  # without a scaler, the NaN counts, also for an average that rests
+    assert optimizer.ema_parameters()[0].isnan().any() == (ranks.rank == 0)

@@ -327,7 +327,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         finally:
             tables.close()
 
-    def _verdict(self, found: Any) -> Tensor | None:
+    def _verdict(self, found: Any) -> Tensor:
         """What GradScaler found in the gradients: a tensor, or the number 0 if it saw none."""
         if isinstance(found, Tensor):
             return found
@@ -335,7 +335,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if source != "grad":
             must = f"be a tensor where gradients are in {source}, which GradScaler does not read"
             refuse(type(self).__name__, "found_inf", must, found, TypeError)
-        return None
+        return torch.zeros(())
 
     def _values(self, group: Group, index: int | None) -> Values:
         """The values of all fields of a parameter group by name, checked."""

@@ -68,7 +68,8 @@ class Options:
             gradients of its own process, so what is not finite on another rank skips the step here
             only where a norm is computed; `update()` then lowers the scale on that rank alone.
             With `norm_groups`, use torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler
-            with a `process_group` of all these ranks, and call `unscale_` before each step.
+            with a `process_group` of all these ranks, and call `unscale_` before each step. No
+            scaler of torch's takes plain tensors beside DTensors: make them DTensors, too.
         state_dtype: Dtype of the optimizer's state. None: float32, or float64 for float64
             parameters. `torch.bfloat16`: rounded stochastically. `"int8"`: 8-bit codes with a
             float32 scale for every 128 elements in memory, kept in an entry `<name>_scale`; a
