@@ -68,8 +68,6 @@ def any_spread_finds_what_one_process_finds(ranks: Ranks) -> None:
         here = [i for i in range(len(shapes)) if owners[i % len(owners)] == coordinates]
         dtype = draw.choice((torch.float32, torch.float64, torch.bfloat16))
         kind, options = draw.choice(list(OPTIMIZERS)), draw.choice(OPTIONS)
-        if kind.name == "Muon":  # for plain matrices
-            kind = OPTIMIZERS[0]
         twins = Twins(shapes, where, here, kind.ours, dtype, groups, **options)
         for _ in range(3):
             missing = [i for i in range(1, len(shapes)) if draw.random() < 0.3]

@@ -8,6 +8,7 @@ import math
 import pickle
 from collections.abc import Sequence
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.tensor import Shard
 
 import fusedstep
+from fusedstep.optim.distributed import device_type_of
 from tests.distributed.placed import Twins, assert_same_norm, named_mesh, on
 from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check, of_all_ranks
 from tests.support.optimizers import OPTIMIZERS
@@ -51,6 +53,37 @@ def every_optimizer_takes_groups(ranks: Ranks) -> None:
         twins = Twins(SHAPES, [None] * 6, here, optimizer=kind.ours, norm_groups=[EVERYWHERE.WORLD])
         for _ in range(3):
             twins.step()
+
+
+@check(2, 3)
+def muon_takes_groups(ranks: Ranks) -> None:
+    """Matrices of one rank in stages, so that the second pass gets the norm, too."""
+    shapes = [(7, 3), (2, 4), (3, 3), (4, 6)]
+    for nonfinite in ("propagate", "skip"):
+        twins = Twins(
+            shapes, [None] * 4, [i for i in range(4) if i % ranks.world == ranks.rank],
+            optimizer=fusedstep.Muon, norm_groups=[EVERYWHERE.WORLD], nonfinite=nonfinite,
+        )  # fmt: skip
+        twins.step()
+        twins.step(missing=[0, 3])
+    before = [param.detach().clone() for param in twins.spread]
+    twins.set_gradients()
+    if ranks.rank == 0:
+        twins.spread[0].grad[0, 0] = math.nan
+    twins.optimizer.step()
+    assert all(map(torch.equal, twins.spread, before))
+
+
+@check(2)
+def the_device_of_a_message_is_the_groups(ranks: Ranks) -> None:
+    """Not that of the tensors, of which a rank may have none."""
+    assert device_type_of(EVERYWHERE.WORLD) == "cpu"
+    for config, device in (
+        ("cuda:nccl", "cuda"), ("cpu:gloo,cuda:nccl", "cuda"), ("cpu:gloo,cuda:gloo", "cpu"),
+        ("cpu:gloo", "cpu"), ("cpu:mpi,cuda:mpi", "cpu"),
+    ):  # fmt: skip
+        with patch.object(dist, "get_backend_config", return_value=config):
+            assert device_type_of(EVERYWHERE.WORLD) == device
 
 
 @check(4)
@@ -202,6 +235,11 @@ def groups_that_a_mesh_counts_already(ranks: Ranks) -> None:
         twins.optimizer.step()
     assert not twins.optimizer.state
     params = twins.spread
+    in_two = fusedstep.AdamW(
+        [{"params": params[:1]}, {"params": params[1:]}], max_norm=1.0, norm_groups=world
+    )
+    with refuses("AdamW", "norm_groups[0]", must.format(r"params\[1\]"), got, ValueError):
+        in_two.step()
     with refuses("clip_grad_norm_", "groups[0]", must.format(r"parameters\[1\]"), got, ValueError):
         fusedstep.clip_grad_norm_(params, 1.0, groups=world)
     with refuses("get_total_norm", "groups[0]", must.format(r"tensors\[1\]"), got, ValueError):

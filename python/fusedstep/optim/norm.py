@@ -98,8 +98,7 @@ def norm_over_ranks(
             *columns, replicas_of_ranks = _gather(message, mesh.get_group(dim), mesh.device_type)
             replica = _outermost(replicas_of_ranks, norm_type)
             for place, column in zip(places, columns, strict=True):
-                is_part = dim in place.sharded
-                combine = _norm_of_parts if is_part else _outermost
+                combine = _norm_of_parts if dim in place.sharded else _outermost
                 shards[place] = combine(column, norm_type)
     total = _combined([*shards.values(), replica] if shards else [replica], norm_type, devices[0])
     for group in groups:

@@ -63,9 +63,11 @@ class Step:
         self.specs = specs  # of each group: what state its parameters have
         self.grad_scale: Tensor | None = None  # GradScaler's, as is the next
         self.found_inf: Tensor | None = None
+        count = 0
         for group in groups if options.norm_groups else ():
-            labels, params = parameter_labels(group), group["params"]
+            labels, params = parameter_labels(group, first=count), group["params"]
             require_apart(function, "norm_groups", options.norm_groups, labels, params)
+            count += len(params)
         self._read = entries_of(groups)
         self._plan = self.plan_of(rule, groups, values, options.max_norm)
 
