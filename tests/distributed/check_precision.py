@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import fusedstep
 from fusedstep.optim.distributed import local
@@ -206,14 +206,18 @@ def replicas_round_with_the_same_random_numbers(ranks: Ranks) -> None:
 
 
 @check(2)
-def codes_of_eight_bits_are_refused(ranks: Ranks) -> None:
-    """Their scales belong to blocks of memory, not to elements of the whole."""
-    named = shard(make_model(torch.float32)).named_parameters()
-    must = "be a plain tensor where state_dtype='int8', .*"
-    with refuses("AdamW", "param_groups[0]['params']['0.weight']", must, "a DTensor", TypeError):
-        fusedstep.AdamW(named, state_dtype="int8")
+def codes_are_refused_of_slices_and_of_blocks_that_straddle_shards(ranks: Ranks) -> None:
     where = "param_groups[0]['params'][0]"
     for names in (False, True):
         params = older(use_orig_params=names)(make_model(torch.float32)).parameters()
+        must = "be a plain tensor or a DTensor .* where state_dtype='int8'"
         with refuses("AdamW", where, must, "an FSDP1 slice", TypeError):
             fusedstep.AdamW(params, state_dtype="int8")
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    must = "have shards of whole blocks of 128 elements where state_dtype='int8'"
+    for shape, dim in (((6, 384), 1), ((6, 128), 1), ((4, 8, 4, 8), 2)):
+        param = nn.Parameter(distribute_tensor(torch.zeros(shape), mesh, [Shard(dim)]))
+        got = rf"\({', '.join(map(str, shape))}\) with .*Shard.* on \({ranks.world},\)"
+        with refuses("AdamW", where, must, got, ValueError):
+            fusedstep.AdamW([param], state_dtype="int8")
+        fusedstep.AdamW([param])

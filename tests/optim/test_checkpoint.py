@@ -383,6 +383,36 @@ def test_a_remainder_is_saved_as_its_bytes_and_loaded_from_any_form() -> None:
             assert loading.state[twin]["remainder"].stride() == order.stride()
 
 
+@pytest.mark.parametrize("shape", [(6, 256), (300,), (8, 4, 4, 8)], ids=str)
+@pytest.mark.parametrize("layout", ["plain", "reversed"])
+def test_codes_are_loaded_from_any_form(shape: tuple[int, ...], layout: str) -> None:
+    """As checkpoints have them, as older ones had them, and without their order of memory."""
+    params = [laid_out(p.detach(), layout).requires_grad_() for p in make_params(shape)]
+    optimizer = fusedstep.AdamW(params, state_dtype="int8")
+    run(optimizer, range(3))
+    (state,), (saved,) = optimizer.state.values(), optimizer.state_dict()["state"].values()
+    in_rows = len(shape) > 1 and params[0].is_contiguous()
+    names = {"step", "exp_avg", "exp_avg_sq"}
+    if in_rows:
+        names = {f"exp_avg{k}{part}" for k in ("", "_sq") for part in (".codes", "_scale")} | {
+            "step"
+        }
+    assert saved.keys() == names
+    older = {n: v.reshape(-1) if n.endswith("scale") else v for n, v in state.items()}
+    flattened = {n: v for n, v in saved.items() if "." not in n}
+    for name in names - flattened.keys():
+        flattened[name.removesuffix(".codes")] = {"codes": saved[name]}
+    nothing = {n: {} for n in state if n not in flattened}
+    for form in (saved, older, flattened | nothing, {n: v.contiguous() for n, v in saved.items()}):
+        twin = torch.empty_like(params[0]).copy_(params[0].detach()).requires_grad_()
+        loading = fusedstep.AdamW([twin], state_dtype="int8")
+        loading.load_state_dict(optimizer.state_dict() | {"state": {0: form}})
+        for name, value in state.items():
+            assert_same_bits(loading.state[twin][name], value, name)
+        assert loading.state_dict()["state"][0].keys() == names
+        assert loading.state[twin]["exp_avg"].stride() == twin.stride()
+
+
 def test_checkpoints_put_directly_into_the_state() -> None:
     """As ZeroRedundancyOptimizer does."""
     params = make_params((300,), dtype=torch.bfloat16)

@@ -39,7 +39,7 @@ def without(name: str) -> Damage:
     return lambda state: state.pop(name)
 
 
-HIGH, LOW = "remainder.high", "remainder.low"
+CODES, HIGH, LOW = "exp_avg.codes", "remainder.high", "remainder.low"
 
 
 def whole(change: Callable[[Tensor], Tensor]) -> Damage:
@@ -53,21 +53,34 @@ def whole(change: Callable[[Tensor], Tensor]) -> Damage:
 
 DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "no scale": (without("exp_avg_scale"), "exp_avg_scale", "be present with 8-bit codes"),
-    "no codes": (without("exp_avg"), "exp_avg", "be present after a step, got None"),
-    "short scale": (entry("exp_avg_scale", lambda x: x[1:]), "exp_avg_scale", r"have shape \(3,\)"),
+    "no codes": (without(CODES), "exp_avg", "be present after a step, got None"),
+    "short scale": (
+        entry("exp_avg_scale", lambda x: x[1:]), "exp_avg_scale", r"have shape \(3, 1\)",
+    ),
+    "turned scale": (
+        entry("exp_avg_scale", lambda x: x.T), "exp_avg_scale", r"have shape \(3, 1\)",
+    ),
     "wide scale": (entry("exp_avg_scale", Tensor.double), "exp_avg_scale", "be torch.float32, got"),
-    "wrong codes": (entry("exp_avg_sq", Tensor.char), "exp_avg_sq", "be torch.uint8"),
-    "wide codes": (entry("exp_avg", Tensor.int), "exp_avg", "be torch.int8 or floating-point, got"),
-    "float codes": (entry("exp_avg", Tensor.float), "exp_avg_scale", "be absent without codes"),
-    "other shape": (entry("exp_avg", lambda x: x[:-1]), "exp_avg", "have its parameter's shape"),
-    "other half": (entry(HIGH, lambda x: x[:-1]), LOW, r"have shape \(299,\), as the other, got"),
+    "wrong codes": (
+        entry("exp_avg_sq.codes", Tensor.char), "exp_avg_sq", "be torch.uint8",
+    ),
+    "wide codes": (entry(CODES, Tensor.int), "exp_avg", "be torch.int8 or floating-point, got"),
+    "float codes": (entry(CODES, Tensor.float), "exp_avg_scale", "be absent without codes"),
+    "other shape": (entry(CODES, lambda x: x[:-1]), "exp_avg", "have its parameter's shape"),
+    "values beside codes": (
+        lambda state: state.update(exp_avg=torch.zeros(3, 128)), "exp_avg",
+        "be absent beside codes, got Tensor",
+    ),
+    "other half": (
+        entry(HIGH, lambda x: x[:-1]), LOW, r"have shape \(2, 128\), as the other, got",
+    ),
     "wide half": (entry(HIGH, Tensor.short), HIGH, "be torch.uint8, got torch.int16"),
     "one half": (without(LOW), LOW, "be present with the other half, got None"),
     "other remainder": (whole(lambda x: x[:-1]), "remainder", "have its parameter's shape"),
     "wide remainder": (whole(Tensor.int), "remainder", "be torch.int16, got torch.int32"),
     "other average": (entry("ema", lambda x: x[:-1]), "ema", "have its parameter's shape"),
     "whole average": (entry("ema", Tensor.long), "ema", "be torch.float32, got torch.int64"),
-    "no tensor": (entry("exp_avg", lambda x: [1.0]), "exp_avg", "be a tensor, got list"),
+    "no tensor": (entry(CODES, lambda x: [1.0]), "exp_avg", "be a tensor, got list"),
     "NaN steps": (entry("step", lambda x: x * math.nan), "step", "be a whole number, 0 or more"),
     "half a step": (entry("step", lambda x: x + 0.5), "step", "be a whole number, .*, got 2.5"),
     "steps undone": (entry("step", lambda x: -x), "step", "be a whole number, .*, got -2.0"),
@@ -89,7 +102,7 @@ def refused(loading: Optimizer, state_dict: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_checkpoints_are_refused(damage: str, named: bool) -> None:
-    params = make_params((5,), (300,), **BFLOAT16)
+    params = make_params((5,), (3, 128), **BFLOAT16)
     saving = fusedstep.AdamW(params, lr=0.1, **BOTH)
     run(saving, range(2))
     state_dict = copy.deepcopy(saving.state_dict())
@@ -124,7 +137,7 @@ OTHER_MODES = {
 @pytest.mark.parametrize("case", OTHER_MODES)
 def test_checkpoints_of_another_mode_are_refused(case: str) -> None:
     saving, loading, message = OTHER_MODES[case]
-    params = make_params((300,), **BFLOAT16)
+    params = make_params((3, 128), **BFLOAT16)
     whole = fusedstep.AdamW(params, **saving)
     run(whole, range(2))
     other = fusedstep.AdamW(copies(params), **loading)

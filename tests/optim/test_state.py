@@ -66,6 +66,29 @@ def test_entries_of_the_state(mode: str) -> None:
     assert found == {**ENTRIES[mode], "step": (torch.float32, ())}
 
 
+@pytest.mark.parametrize(
+    ("shape", "scales"),
+    [
+        ((6, 256), (6, 2)), ((3, 5, 128), (3, 5, 1)), ((64, 64, 2), (64, 1)),
+        ((4, 8, 4, 8), (4, 2)), ((0, 128), (0, 1)), ((4, 0), (4, 0)), ((256,), (2,)),
+        ((6, 100), (5,)), ((), (1,)),
+    ],
+)  # fmt: skip
+def test_scales_lie_in_rows_where_rows_are_whole_blocks(
+    shape: tuple[int, ...], scales: tuple[int, ...]
+) -> None:
+    for param, expected in (
+        (torch.zeros(shape), scales),
+        (torch.zeros(shape[::-1]).permute(list(range(len(shape)))[::-1]), None),  # another order
+    ):
+        optimizer = fusedstep.Lion([param.requires_grad_()], state_dtype="int8")
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+        found = tuple(optimizer.state[param]["exp_avg_scale"].shape)
+        in_order = expected is not None or param.is_contiguous()
+        assert found == (scales if in_order else (-(-param.numel() // 128),))
+
+
 @pytest.mark.parametrize("kind", [Kind("SGD", {}), Kind("Lion", {})], ids=lambda kind: kind.name)
 def test_steps_are_counted_where_random_numbers_need_it(kind: Kind) -> None:
     for dtype, options, counts in [
@@ -92,13 +115,15 @@ def test_steps_are_counted_where_random_numbers_need_it(kind: Kind) -> None:
     ],
 )  # fmt: skip
 def test_bytes_of_a_checkpoint(options: dict[str, Any], expected: float) -> None:
-    params = make_params((128, 100), **BFLOAT16)
+    params = make_params((100, 128), (128, 100), **BFLOAT16)
     optimizer = fusedstep.AdamW(params, **options)
     set_grads(params)
     optimizer.step()
-    (state,) = optimizer.state_dict()["state"].values()
-    size = sum(value.nbytes for name, value in state.items() if name != "step")
+    rows, others = optimizer.state_dict()["state"].values()
+    size = sum(value.nbytes for name, value in rows.items() if name != "step")
     assert size / params[0].numel() == expected
+    if options.get("state_dtype") == "int8":  # decoded, unless rows are whole blocks
+        assert {others[name].dtype for name in ("exp_avg", "exp_avg_sq")} == {torch.float32}
 
 
 @pytest.mark.parametrize("state_dtype", [torch.bfloat16, "int8"], ids=name_of)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fusedstep import _C
+from fusedstep.optim.blocks import blocks_of
 from fusedstep.optim.hyperparameters import in_order
-from fusedstep.optim.state import Role, blocks_of, compute_dtype
+from fusedstep.optim.state import Role, compute_dtype
 from tests.support.optimizers import Kind
 from tests.support.tensors import assert_same_bits, make_params
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
@@ -17,13 +18,14 @@ from fusedstep.optim.distributed import local
 from fusedstep.optim.hyperparameters import parameter_labels
 from fusedstep.optim.implementation import require_flags
 from fusedstep.optim.options import MODE_KEYS, with_choices_of
-from fusedstep.optim.sendable import HALVES, received, sendable_state_dict
+from fusedstep.optim.sendable import received, sendable_state_dict
 from fusedstep.optim.state import (
     CODES,
+    OF_MODES,
     StateSpec,
     arrays_of,
     decoded,
-    encoded,
+    prepare_codes,
     require_moment,
     require_state,
     scale_name,
@@ -33,12 +35,6 @@ if TYPE_CHECKING:
     from fusedstep.optim.optimizer import FusedOptimizer
 
 State = Mapping[str, Any]  # a parameter's entries
-
-# Entries that exist only with an option.
-OF_MODES = {
-    "master": "master='float32'", "remainder": "master='remainder'",
-    "correction": "master='correction'", "ema": "ema_decay is set",
-}  # fmt: skip
 
 
 @contextmanager
@@ -74,6 +70,21 @@ def loading(optimizer: FusedOptimizer) -> Iterator[None]:
         after.remove()
 
 
+def is_creating_state() -> bool:
+    """Whether torch's state_dict functions call step() so that a new optimizer makes its state.
+
+    Gradients and rates are zero there, but a step would still be counted, and with it would end
+    what is special about the first: momentum that starts as the gradient, debiased moments.
+    """
+    module = sys.modules.get("torch.distributed.checkpoint.state_dict")
+    frame = sys._getframe() if module is not None else None
+    while module is not None and frame is not None:
+        if frame.f_code is module._init_optim_state.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def accepted(optimizer: FusedOptimizer, final: dict[str, Any]) -> dict[str, Any]:
     """The dictionary with this optimizer's modes; refuses state that does not fit."""
     own, groups = optimizer.param_groups, final["param_groups"]
@@ -91,7 +102,7 @@ def accepted(optimizer: FusedOptimizer, final: dict[str, Any]) -> dict[str, Any]
         count += len(labels)
         for label, param, key in zip(labels, own[g]["params"], group["params"], strict=True):
             if key in state:
-                state[key] = received(name, label, state[key])
+                state[key] = received(name, label, state[key], spec)
             require_loadable(name, label, param, state.get(key, {}), spec)
     return final | {"param_groups": groups, "state": state}
 
@@ -125,9 +136,11 @@ def require_loadable(
             continue
         if name in OF_MODES and name not in needed:
             refuse(function, where, f"be absent unless {OF_MODES[name]}", value.dtype)
-        coded = name in spec.names and value.dtype in CODES
-        if (coded or _is_scale(name, spec.names)) and spec.mode.state_dtype != "int8":
+        coded, scale = name in spec.names and value.dtype in CODES, _is_scale(name, spec.names)
+        if (coded or scale) and spec.mode.state_dtype != "int8":
             refuse(function, where, "be absent unless state_dtype='int8'", value.dtype)
+        if scale and name not in needed:
+            refuse(function, where, "be absent without codes", tuple(value.shape))
     for name in spec.names:
         if steps > 0 and name != "step" and saved.get(name) is None:
             refuse(function, f"state of {label}['{name}']", "be present after a step", None)
@@ -168,11 +181,15 @@ def restored(param: Tensor, saved: State, loaded: State, spec: StateSpec) -> dic
             entries[name] = torch.tensor(float(value), dtype=torch.float32, device=param.device)
         if not isinstance(value, Tensor) or not isinstance(now, Tensor):
             continue
+        if array is not None and (array.is_coded or array.is_scale):
+            if array.is_coded:  # which has scales, or gets them
+                both = {n: saved[n] for n in (name, scale_name(name)) if n in saved}
+                both = {n: part.to(param.device, copy=True) for n, part in both.items()}
+                prepare_codes(param, both, array, {})
+                entries.update(both)
+            continue
         dtype = now.dtype if name == "step" else value.dtype
         if array is not None and value.is_floating_point() and name != "step":
-            if array.is_coded:
-                entries[name], entries[scale_name(name)] = encoded(param, value, array.dtype)
-                continue
             dtype = array.dtype
         if now.dtype != dtype or _share_memory(now, value):
             entries[name] = value.to(param.device, dtype, copy=True)
@@ -187,8 +204,8 @@ def _share_memory(a: Tensor, b: Tensor) -> bool:
 def exported(optimizer: FusedOptimizer) -> dict[str, Any]:
     """The optimizer's state_dict() in the form of torch's class of the same name."""
     state_dict = optimizer.state_dict()
-    states = {
-        key: optimizer._state_names(group)
+    specs = {
+        key: optimizer._spec(group)
         for group in state_dict["param_groups"]
         for key in group["params"]
     }
@@ -206,16 +223,18 @@ def exported(optimizer: FusedOptimizer) -> dict[str, Any]:
         }
         for group in state_dict["param_groups"]
     ]
-    left_out = optimizer._not_in_torch | OF_MODES.keys() | set(HALVES)
-    state = {
-        key: {
-            name: _plain(name, entries) if name in states[key] else entries[name]
-            for name in entries
-            if name not in left_out and not _is_scale(name, states[key])
+    left_out = optimizer._not_in_torch | OF_MODES.keys()
+    state = {}
+    for key, entries in state_dict["state"].items():
+        names = specs[key].names
+        there = received(type(optimizer).__name__, f"params[{key}]", entries, specs[key])
+        kept = {
+            name: _plain(name, there) if name in names else there[name]
+            for name in there
+            if name not in left_out and not _is_scale(name, names)
         }
-        for key, entries in state_dict["state"].items()
-    }
-    state = {key: entries for key, entries in state.items() if entries}
+        if kept:
+            state[key] = kept
     return state_dict | {"state": state, "param_groups": groups}
 
 

@@ -79,15 +79,19 @@ def settled(tensor: Tensor) -> Tensor:
     return cast("DTensor", tensor.detach()).redistribute(placements=placements)
 
 
-def placed_like(param: Tensor, shard: Tensor) -> Tensor:
-    """`shard` as a DTensor placed like `param`, so that checkpoints know which part it is."""
+def placed_like(param: Tensor, shard: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """`shard` as a DTensor placed like `param`, so that checkpoints know which part it is.
+
+    `shape`: of the whole, if it is not the parameter's.
+    """
     if not is_dtensor(param):
         return shard
     from torch.distributed.tensor import DTensor
 
+    whole = param if shape is None else torch.empty(shape, device="meta")
     return DTensor.from_local(
         shard, param.device_mesh, param.placements, run_check=False,
-        shape=param.shape, stride=param.stride(),
+        shape=whole.shape, stride=whole.stride(),
     )  # fmt: skip
 
 

@@ -307,8 +307,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._require_own_values()
         if _len_torch_dispatch_stack() > 0 or _len_torch_function_stack() > 0:
             refuse_tracer(type(self).__name__)
-        step = internals.step
+        step, creating = internals.step, False
         if step is None or not step.is_current(groups):
+            creating = not self.state and checkpoint.is_creating_state()
             step = internals.step = Step(
                 type(self).__name__, self._rule, self.options, groups,
                 [self._values(group, g) for g, group in enumerate(groups)],
@@ -320,10 +321,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         tables = internals.tables
         active = tables.open(groups, self.state, step.specs, self._initial)
         try:
-            norm = None
-            if active or tables.shared or self.options.norm_groups:
-                norm = self._write(step, active)  # all that can be refused has been
-            step.advance_averages(tables, norm)
+            if not creating:
+                norm = None
+                if active or tables.shared or self.options.norm_groups:
+                    norm = self._write(step, active)  # all that can be refused has been
+                step.advance_averages(tables, norm)
         finally:
             tables.close()
 
@@ -513,9 +515,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Returns a checkpoint, as torch.optim.Optimizer does.
 
         The 16-bit `remainder` of a parameter is returned as its two bytes, `remainder.high` and
-        `remainder.low`, because neither gloo nor NCCL sends 16-bit integers. All state of FSDP1's
-        parameters is returned in float32, because FSDP1 sends one dtype for each parameter.
-        `load_state_dict` restores the bits. The two bytes are copies: steps in the block of
+        `remainder.low`, because neither gloo nor NCCL sends 16-bit integers. 8-bit codes are
+        returned as `<name>.codes`, with their scales as `<name>_scale`, if the last dimensions of
+        the parameter multiply to a multiple of 128 and it is contiguous; other 8-bit state is
+        decoded to float32, as DTensors of these shapes keep it. All state of FSDP1's parameters is
+        returned in float32, because FSDP1 sends one dtype for each parameter. `load_state_dict`
+        restores the bits. The two bytes and what is decoded are copies: steps in the block of
         `torch.optim.swap_in_optimizer_params_and_state` write to all state that was swapped in but
         these; call `state_dict()` before the block ends to keep them.
 

@@ -19,7 +19,8 @@ from fusedstep.checks import (
     require_norm_type,
     require_number,
 )
-from fusedstep.optim.distributed import is_dtensor, is_flattened, require_groups
+from fusedstep.optim.blocks import require_whole_blocks
+from fusedstep.optim.distributed import is_flattened, require_groups
 from fusedstep.optim.implementation import OURS
 
 NONFINITE = ("propagate", "skip", "error")
@@ -73,9 +74,12 @@ class Options:
         state_dtype: Dtype of the optimizer's state. None: float32, or float64 for float64
             parameters. `torch.bfloat16`: rounded stochastically. `"int8"`: 8-bit codes with a
             float32 scale for every 128 elements in memory, kept in an entry `<name>_scale`; a
-            second moment that is less than 6e-8 of the largest of them counts as that. float64
-            parameters support neither; DTensors and FSDP1 do not support `"int8"`. A parameter
-            group may override it.
+            second moment that is less than 6e-8 of the largest of them counts as that. Of a
+            DTensor, codes are kept if its last dimensions multiply to a multiple of 128, as those
+            of a model's matrices do, and its shards must consist of whole blocks; biases, gains and
+            odd shapes, about a thousandth of a model, keep float32 state, so that a checkpoint fits
+            any number of ranks. float64 parameters support neither; FSDP1 does not support
+            `"int8"`. A parameter group may override it.
         master: Where a bfloat16 parameter keeps the float32 value that is updated. `"float32"`: in
             a copy, 4 bytes per element. `"remainder"`: as the low 16 bits, 2 bytes per element; the
             parameter is the nearest bfloat16, with ties away from zero; `state_dict()` has them as
@@ -243,10 +247,11 @@ def require_mode_of(function: str, label: str, param: Tensor, mode: Mode) -> Non
     if mode.state_dtype is not None and param.dtype == torch.float64:
         must = f"not be float64 where state_dtype={mode.state_dtype!r}"
         refuse(function, label, must, param.dtype)
-    if mode.state_dtype == "int8" and (is_dtensor(param) or is_flattened(param)):
-        must = "be a plain tensor where state_dtype='int8', whose scales have no shards"
-        got = "a DTensor" if is_dtensor(param) else "an FSDP1 slice"
-        refuse(function, label, must, got, TypeError)
+    if mode.state_dtype == "int8":
+        if is_flattened(param):  # whose rows are unknown
+            must = "be a plain tensor or a DTensor (use fully_shard) where state_dtype='int8'"
+            refuse(function, label, must, "an FSDP1 slice", TypeError)
+        require_whole_blocks(function, label, param)
 
 
 def with_choices_of(own: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:

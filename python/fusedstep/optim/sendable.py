@@ -1,15 +1,23 @@
-"""State in checkpoints: in dtypes that gloo, NCCL and FSDP1 can send, bit for bit."""
+"""State in checkpoints: in dtypes that gloo, NCCL and FSDP1 can send, bit for bit.
+
+Where an entry has another format in another mode, it has another name: torch.distributed.checkpoint
+copies what has the same name and shape without looking at the dtype.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
 from fusedstep.optim.distributed import is_flattened, local, placed_like, require_placement_of
+from fusedstep.optim.state import CODES, OF_MODES, StateSpec, decoded, scale_name
+
+if TYPE_CHECKING:
+    from fusedstep.optim.optimizer import FusedOptimizer
 
 WHOLE = "remainder"  # as the kernels read and write it: int16, which neither gloo nor NCCL sends
 # Its bytes. The dot: a flattened checkpoint of torch's looks entries up by their names in memory,
@@ -19,58 +27,93 @@ HALVES = (f"{WHOLE}.high", f"{WHOLE}.low")
 INTEGERS = {WHOLE: torch.int16, "correction": torch.uint8}
 
 
+def codes_name(name: str) -> str:
+    """What the codes of the state `name` are called in a checkpoint."""
+    return f"{name}.codes"
+
+
 def sendable_state_dict(
     optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
 ) -> dict[str, Any]:
     """A hook of `state_dict()`: the same with all entries as `sendable` has them."""
-    state = dict(state_dict["state"])
+    ours, state = cast("FusedOptimizer", optimizer), dict(state_dict["state"])
     for own, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        spec = ours._spec(own)
         for param, key in zip(own["params"], saved["params"], strict=True):
             if key in state:
-                state[key] = sendable(param, state[key])
+                state[key] = sendable(param, state[key], spec)
     return state_dict | {"state": state}
 
 
-def sendable(param: Tensor, entries: dict[str, Any]) -> dict[str, Any]:
+def sendable(param: Tensor, entries: dict[str, Any], spec: StateSpec) -> dict[str, Any]:
     """The entries of a parameter as `state_dict()` returns them.
 
-    A remainder becomes two uint8 tensors with its shape and placements. FSDP1 sends no integers and
-    only one dtype for each parameter: there, all entries become float32, which is exact.
+    A remainder becomes two uint8 tensors with its shape and placements. Codes stay codes where
+    their scales lie in rows, so that each part of a parameter has a part of both. Elsewhere they
+    are decoded, and are encoded to the same codes again: as a DTensor, the parameter has float32
+    state. So the format follows from the parameter's shape, however many ranks there are. FSDP1
+    sends no integers and only one dtype for each parameter: there, all entries become float32,
+    which is exact.
     """
     if is_flattened(param):
         return {k: v.float() if _is_narrow(k, v) else v for k, v in entries.items()}
+    sent = dict(entries)
+    for name in spec.names:
+        codes, scales = entries.get(name), entries.get(scale_name(name))
+        if isinstance(codes, Tensor) and codes.dtype in CODES and isinstance(scales, Tensor):
+            if scales.dim() > 1:
+                sent = {codes_name(name) if k == name else k: v for k, v in sent.items()}
+            else:
+                sent = _without(sent, scale_name(name)) | {name: decoded(codes, scales)}
     whole = entries.get(WHOLE)
-    if not isinstance(whole, Tensor) or whole.dtype != torch.int16:
-        return entries
-    bits = local(whole)
-    halves = (placed_like(whole, half.to(torch.uint8)) for half in (bits >> 8, bits))
-    return _without(entries, WHOLE) | dict(zip(HALVES, halves, strict=True))
+    if isinstance(whole, Tensor) and whole.dtype == torch.int16:
+        bits = local(whole)
+        halves = (placed_like(whole, half.to(torch.uint8)) for half in (bits >> 8, bits))
+        sent = _without(sent, WHOLE) | dict(zip(HALVES, halves, strict=True))
+    return sent
 
 
 def _is_narrow(name: str, value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype in (INTEGERS.get(name), torch.bfloat16)
 
 
-def _is_float32(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.float32
-
-
 def _without(entries: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in entries.items() if name not in names}
 
 
-def received(function: str, label: str, entries: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Entries with the remainder whole and integers as such; `entries` itself if they are so.
+def received(
+    function: str, label: str, entries: Mapping[str, Any], spec: StateSpec
+) -> Mapping[str, Any]:
+    """Entries with the names and integers that they have in memory; `entries` itself if they do.
 
-    Refuses halves that do not match.
+    Refuses parts that do not match.
     """
-    whole = entries.get(WHOLE)
-    floats = {name for name in INTEGERS if _is_float32(entries.get(name))}
-    if floats:
-        return {k: v.to(INTEGERS[k]) if k in floats else v for k, v in entries.items()}
-    if isinstance(whole, Mapping):
-        nested = {f"{WHOLE}.{half}": value for half, value in whole.items()}
-        entries = _without(entries, WHOLE) | nested
+    entries = _unnested(entries, spec)
+    for name in spec.names:
+        if codes_name(name) in entries:
+            if name in entries:  # torch's state_dict functions keep what a checkpoint lacks
+                where = f"state of {label}['{name}']"
+                refuse(function, where, "be absent beside codes", type(entries[name]).__name__)
+            entries = {name if k == codes_name(name) else k: v for k, v in entries.items()}
+    for name, dtype in INTEGERS.items():
+        value = entries.get(name)
+        if isinstance(value, Tensor) and value.dtype == torch.float32:
+            entries = {**entries, name: value.to(dtype)}
+    return _with_whole(function, label, entries)
+
+
+def _unnested(entries: Mapping[str, Any], spec: StateSpec) -> Mapping[str, Any]:
+    """Entries of a flattened checkpoint, where {} stands for what there is not."""
+    ours = {"step", *OF_MODES, *spec.names, *map(scale_name, spec.names)}
+    nested = [name for name in ours if isinstance(entries.get(name), Mapping)]
+    if not nested:
+        return entries
+    parts = {f"{name}.{part}": v for name in nested for part, v in entries[name].items()}
+    return _without(entries, *nested) | parts
+
+
+def _with_whole(function: str, label: str, entries: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Entries with the remainder whole instead of its halves."""
     if not any(name in entries for name in HALVES):
         return entries
     for name in HALVES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,13 @@ from torch import Tensor
 from fusedstep import _C
 from fusedstep.checks import refuse
 from fusedstep.fakes import register_fake
+from fusedstep.optim.blocks import (
+    blocks_of,
+    has_codes,
+    rows_of,
+    scales_in_rows,
+    scales_shape,
+)
 from fusedstep.optim.distributed import is_dtensor, local, placed_like, require_placement_of
 from fusedstep.optim.matrices import Division
 from fusedstep.optim.memory import gapless, in_layout_of, is_plain, memory_layout
@@ -42,6 +49,11 @@ class Array:
         """Whether it is a state of 8-bit codes, which have scales."""
         return self.role < Role.SCALE and self.dtype in CODES
 
+    @property
+    def is_scale(self) -> bool:
+        """Whether it has the scales of a state."""
+        return Role.SCALE <= self.role < Role.MASTER
+
 
 class StateSpec(NamedTuple):
     """What state the parameters of a group have; equal specs need the same arrays."""
@@ -56,16 +68,16 @@ class StateSpec(NamedTuple):
 
 CODES = (torch.int8, torch.uint8)
 MOMENT = "second_momentum_buffer"  # NorMuon's, which no table lists as a state: normuon.py
+# Entries that exist only with an option.
+OF_MODES = {
+    "master": "master='float32'", "remainder": "master='remainder'",
+    "correction": "master='correction'", "ema": "ema_decay is set",
+}  # fmt: skip
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that a parameter is computed in, and the default dtype of its state."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def blocks_of(size: int) -> int:
-    """How many scales the codes of `size` elements have."""
-    return (size + _C.BLOCK - 1) // _C.BLOCK
 
 
 def scale_name(name: str) -> str:
@@ -77,9 +89,10 @@ def arrays_of(param: Tensor, spec: StateSpec) -> list[Array]:
     """The arrays that `param` needs, in this order."""
     mode, computed = spec.mode, compute_dtype(param.dtype)
     states = [name for name in spec.names if name != "step"]
+    coded = mode.state_dtype == "int8" and has_codes(param)
     arrays: list[Array] = []
     for k, name in enumerate(states):
-        if mode.state_dtype == "int8":
+        if coded:
             code = torch.uint8 if name in spec.never_negative else torch.int8
             arrays.append(Array(Role.STATE + k, name, code))
             arrays.append(Array(Role.SCALE + k, scale_name(name), torch.float32))
@@ -117,7 +130,7 @@ def require_state(
             continue
         if not isinstance(value, Tensor):
             refuse(function, where, "be a tensor", type(value).__name__, TypeError)
-        if Role.SCALE <= array.role < Role.MASTER:
+        if array.is_scale:
             codes = state.get(array.name.removesuffix(scale_name("")))
             if codes is None or codes.dtype not in CODES:
                 refuse(function, where, "be absent without codes", tuple(value.shape))
@@ -128,7 +141,7 @@ def require_state(
             kinds = f"{array.dtype} or floating-point" if array.is_coded else array.dtype
             refuse(function, where, f"be {kinds}", value.dtype, TypeError)
         if array.is_coded and value.dtype in CODES:
-            _require_scales(function, label, array.name, value, state)
+            _require_scales(function, label, param, array.name, state)
 
 
 def require_entry_like(function: str, where: str, param: Tensor, value: Tensor) -> None:
@@ -140,16 +153,19 @@ def require_entry_like(function: str, where: str, param: Tensor, value: Tensor) 
 
 
 def _require_scales(
-    function: str, label: str, name: str, codes: Tensor, state: Mapping[str, Any]
+    function: str, label: str, param: Tensor, name: str, state: Mapping[str, Any]
 ) -> None:
-    scales, count = state.get(scale_name(name)), blocks_of(codes.numel())
-    where = f"state of {label}['{scale_name(name)}']"
+    scales, where = state.get(scale_name(name)), f"state of {label}['{scale_name(name)}']"
     if not isinstance(scales, Tensor):
         refuse(function, where, "be present with 8-bit codes", scales)
     if scales.dtype != torch.float32:
         refuse(function, where, "be torch.float32", scales.dtype, TypeError)
-    if scales.shape != (count,):
-        refuse(function, where, f"have shape {(count,)}", tuple(scales.shape))
+    require_placement_of(function, where, param, scales)
+    # Of a plain tensor, also those of codes in another order of memory, and of older checkpoints.
+    counted = (blocks_of(param.numel()),)
+    rows = scales_in_rows(param.shape) if rows_of(param.shape) else counted
+    if scales.shape != rows and (is_dtensor(param) or scales.shape != counted):
+        refuse(function, where, f"have shape {scales_shape(param)}", tuple(scales.shape))
 
 
 def require_moment(
@@ -181,8 +197,8 @@ def prepare_state(
         if array.role == Role.STEP:
             _prepare_step(param, state, first)
         elif array.is_coded:
-            _prepare_codes(param, state, array, first)
-        elif not Role.SCALE <= array.role < Role.MASTER:  # those came with the codes
+            prepare_codes(param, state, array, first)
+        elif not array.is_scale:  # those came with the codes
             _prepare_array(param, state, array, first)
 
 
@@ -216,40 +232,59 @@ def _prepare_array(
     state[array.name] = placed_like(param, new)
 
 
-def _prepare_codes(
+def prepare_codes(
     param: Tensor, state: dict[str, Any], array: Array, first: Mapping[str, float]
 ) -> None:
-    codes: Tensor | None = state.get(array.name)
-    scales: Any = state.get(scale_name(array.name))
-    if codes is None:  # all elements are equal: one gives every code and scale
-        one = torch.tensor(first[array.name], dtype=torch.float32, device="cpu")
-        code, scale = encoded(one, one, array.dtype)
-        state[array.name] = torch.empty_like(param, dtype=array.dtype).copy_(code)
-        of_blocks = scale.to(param.device).repeat(blocks_of(param.numel()))
-        state[scale_name(array.name)] = of_blocks
+    """Makes the codes and scales of a state, or converts its value, into those of `array`."""
+    name, shard = array.name, local(param)
+    value: Any = state.get(name)
+    scales: Any = state.get(scale_name(name))
+    if value is None:  # all elements are equal: one gives every code and scale
+        one = torch.tensor(first[name], dtype=torch.float32, device="cpu")
+        code, scale = torch.ops.fusedstep.encode_state(one, array.dtype == torch.int8)
+        codes = torch.empty_like(shard, dtype=array.dtype).copy_(code)
+        of_blocks = scale.to(param.device).repeat(blocks_of(shard.numel()))
+        state[name], state[scale_name(name)] = _placed_codes(param, codes, of_blocks)
         return
-    if codes.dtype not in CODES:
-        value = codes
-    elif is_plain(codes, memory_layout(param)):
-        state[array.name] = codes.to(param.device)
-        state[scale_name(array.name)] = scales.to(param.device).contiguous()
+    if value.dtype not in CODES:
+        state[name], state[scale_name(name)] = encoded(param, value, array.dtype)
         return
-    else:  # blocks follow memory: another order has other blocks
-        value = decoded(codes, scales)
-    state[array.name], state[scale_name(array.name)] = encoded(param, value, array.dtype)
+    codes, of_blocks = local(value), local(scales)
+    in_order = of_blocks.dim() == 1 or codes.is_contiguous()
+    if not (in_order and is_plain(codes, memory_layout(shard))):
+        # Blocks follow memory: another order has other blocks.
+        value = decoded(value, scales)
+        state[name], state[scale_name(name)] = encoded(param, value, array.dtype)
+    elif (
+        codes.device != param.device
+        or of_blocks.shape != scales_shape(shard)
+        or not of_blocks.is_contiguous()
+    ):
+        codes, of_blocks = codes.to(param.device), of_blocks.to(param.device)
+        state[name], state[scale_name(name)] = _placed_codes(param, codes, of_blocks)
+
+
+def _placed_codes(param: Tensor, codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """A shard's codes and scales, placed as `param`; themselves if it is a plain tensor."""
+    # Cloned: a view would keep its base alive after the state has moved elsewhere.
+    scales = scales.reshape(scales_shape(local(param))).clone()
+    return placed_like(param, codes), placed_like(param, scales, scales_shape(param))
 
 
 def encoded(param: Tensor, value: Tensor, code: torch.dtype) -> tuple[Tensor, Tensor]:
     """Codes of dtype `code` in the layout of `param`, and their scales, rounded to nearest."""
-    value = in_layout_of(param, value).to("cpu", torch.float32)
-    codes, scales = torch.ops.fusedstep.encode_state(value, code == torch.int8)
-    return codes.to(param.device), scales.to(param.device)
+    shard = in_layout_of(local(param), local(value)).to("cpu", torch.float32)
+    codes, scales = torch.ops.fusedstep.encode_state(shard, code == torch.int8)
+    return _placed_codes(param, codes.to(param.device), scales.to(param.device))
 
 
 def decoded(codes: Tensor, scales: Tensor) -> Tensor:
-    """The float32 values, in the layout and on the device of `codes`."""
-    values = torch.ops.fusedstep.decode_state(gapless(codes.cpu()), scales.cpu().contiguous())
-    return cast(Tensor, values.to(codes.device))
+    """The float32 values, placed and on the device as `codes`."""
+    shard, of_blocks = local(codes).cpu(), local(scales).cpu().contiguous()
+    # Scales in rows belong to rows, in whatever order of memory a file has given the codes.
+    shard = shard.contiguous() if of_blocks.dim() > 1 else gapless(shard)
+    values = torch.ops.fusedstep.decode_state(shard, of_blocks)
+    return placed_like(codes, values.to(codes.device))
 
 
 @register_fake("encode_state")

@@ -364,7 +364,8 @@ class Tables(dict[Place, Table]):
                     stateless.append(param)
                     continue
                 there = state.get(param, {})
-                whole = received(self._function, label, there)  # ZeRO puts checkpoints into states
+                # ZeRO puts checkpoints into states.
+                whole = received(self._function, label, there, specs[g])
                 if whole is not there:
                     there = state[param] = dict(whole)
                 require_state(self._function, label, param, there, arrays_of(param, specs[g]))
