@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, distribute_tensor
+from torch import Tensor
 
 import fusedstep
 from tests.support.refusals import Snapshot, refuses
@@ -257,18 +255,3 @@ def test_sparse_gradients_are_refused() -> None:
     with refuses("Muon", "params[1].grad", "be dense", "torch.sparse_coo", TypeError):
         muon.step()
     snapshot.check()
-
-
-def test_dtensors_are_refused() -> None:
-    """The products need the whole of a matrix."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        placed = distribute_tensor(torch.ones(4, 4), mesh, [Replicate()]).requires_grad_()
-        where, must = "param_groups[0]['params'][0]", "be a plain tensor"
-        with refuses("Muon", where, must, "DTensor", TypeError):
-            fusedstep.Muon([placed])
-        with refuses("Muon", where, must, "DTensor", TypeError):
-            fusedstep.Muon([{"params": [placed], "use_muon": False}])
-    finally:
-        distributed.destroy_process_group()

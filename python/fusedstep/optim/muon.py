@@ -21,7 +21,7 @@ from torch.optim import Muon as TorchsMuon  # by this name even if users put our
 from fusedstep import _C
 from fusedstep.checks import refuse, require_beta, require_count
 from fusedstep.optim import adam
-from fusedstep.optim.distributed import Place, is_dtensor, local
+from fusedstep.optim.distributed import Place, local
 from fusedstep.optim.hyperparameters import (
     Group,
     Values,
@@ -32,14 +32,15 @@ from fusedstep.optim.hyperparameters import (
     rule_fields,
 )
 from fusedstep.optim.matrices import RATIOS, Division, division_of, ratios_of
-from fusedstep.optim.newton_schulz import orthogonalize_
+from fusedstep.optim.newton_schulz import Iteration
 from fusedstep.optim.normuon import RowMoments
 from fusedstep.optim.optimizer import FusedOptimizer
-from fusedstep.optim.options import Mode, OptionArguments
-from fusedstep.optim.row_blocks import Row, RowBlocks
+from fusedstep.optim.options import Mode, OptionArguments, Options
+from fusedstep.optim.row_blocks import Row, RowBlocks, blocks_here
 from fusedstep.optim.state import MOMENT, Initial, StateSpec
 from fusedstep.optim.step import Plan, Step
 from fusedstep.optim.tables import Entry, Groups, State, States, Table
+from fusedstep.optim.whole_matrices import WholeMatrices, direction_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -70,7 +71,17 @@ class Muon(FusedOptimizer, TorchsMuon):
     direction is kept for each matrix, in bfloat16. Parameters and gradients are float32, float64,
     bfloat16 or float16; their dtypes may differ. Sparse gradients are refused. State is float32, or
     float64 for float64 parameters, unless `state_dtype` is set. `stochastic_rounding` requires
-    `use_muon=False`. DTensors raise a TypeError.
+    `use_muon=False`.
+
+    DTensors may be placed in any way on meshes of any number of dimensions. Each matrix is sent to
+    one rank of its mesh, which orthogonalizes its share of them, in the batches that one process
+    would form, and sends them back. That takes two all-to-alls a step for each mesh. An element of
+    a shard travels at most once each way, in bfloat16: 4 (W - 1) / W bytes a step for W ranks. FSDP
+    moves W / 2 times as many to gather bfloat16 parameters once. While matrices travel, a rank
+    needs up to 4 bytes more for each element of its shard, and the memory of a batch. If matrices
+    of equal shape are on one mesh, the bits are those of one process. All matrices of a mesh take
+    part in every step. If a rank has no gradient of one, its part of the direction counts as zeros,
+    and its shard does not move. `normuon_beta2` requires plain tensors.
 
     With `split_sizes`, `num_heads` and `flatten`, a parameter holds several matrices. Each moves as
     it would as a parameter of its own, bit for bit, except for what depends on an element's place
@@ -176,6 +187,10 @@ class Muon(FusedOptimizer, TorchsMuon):
         # Its constructor refuses the parameters of AdamW's groups.
         super(TorchsMuon, self).__init__(params, defaults)
 
+    def _begin(self, options: Options, native: bool, divided: bool) -> None:
+        super()._begin(options, native, divided)
+        self._whole_matrices = WholeMatrices()
+
     # --- groups ----------------------------------------------------------------------------------
 
     @torch._disable_dynamo
@@ -214,8 +229,6 @@ class Muon(FusedOptimizer, TorchsMuon):
             refuse(name, label(index, "stochastic_rounding"), "be False where use_muon", True)
         labels = parameter_labels(own, f"param_groups[{index}]['params']")
         for where, param in zip(labels, own["params"], strict=True):
-            if is_dtensor(param):  # the matrix products need all of it
-                refuse(name, where, "be a plain tensor", type(param).__name__, TypeError)
             if division is not None:
                 division.require(name, index, where, param)
 
@@ -269,18 +282,22 @@ class Muon(FusedOptimizer, TorchsMuon):
 
     def _write(self, step: Step, active: dict[Place, Table]) -> Tensor | None:
         norm = super()._write(step, active)  # AdamW's part, and the directions
-        for table in active.values():
-            assert isinstance(table, _DirectionTable)
-            iterations: dict[tuple[Any, ...], list[Tensor]] = {}
-            for group, matrices in zip(
-                self.param_groups, table.written_matrices(self.param_groups), strict=True
-            ):
-                if matrices:
-                    key = (tuple(group["ns_coefficients"]), group["ns_steps"], float(group["eps"]))
-                    iterations.setdefault(key, []).extend(matrices)
-            for (coefficients, steps, eps), matrices in iterations.items():
-                orthogonalize_(matrices, coefficients, steps, eps)
-            if iterations:
+        tables = [table for table in active.values() if isinstance(table, _DirectionTable)]
+        written: dict[Tensor, list[Tensor]] = {}
+        for table in tables:
+            written.update(table.written_matrices())
+        self._whole_matrices.orthogonalize_(
+            (
+                (param, division, iteration)
+                for group in self.param_groups
+                if group["use_muon"]
+                for division, iteration in ((Division.of(group), _iteration_of(group)),)
+                for param in group["params"]
+            ),
+            written,
+        )
+        for table in tables:
+            if table.descent.has_grads:
                 if table.moments:
                     table.moments.normalize_(step, table.betas_of_rows(self.param_groups), norm)
                 self._descend(step, table.descent, norm)
@@ -308,8 +325,7 @@ class _DirectionTable(Table):
         self.descent = _DescentTable(function, place)
         self.moments = RowMoments()
         self._directions: dict[Tensor, Tensor] = {}
-        self._matrices: dict[Tensor, list[Tensor]] = {}  # views of the directions
-        self._represented: list[Tensor] = []  # a direction or parameter for each of the table's
+        self._matrices: dict[Tensor, list[Tensor]] = {}  # views of the directions, or a shard
         super().__init__(function, place)
 
     def rebuild(
@@ -319,16 +335,13 @@ class _DirectionTable(Table):
             group if "momentum_buffer" in spec.names else []
             for group, spec in zip(groups, specs, strict=True)
         ]
-        if self.place.mesh is not None:  # converted since they were added
-            first = next(chain.from_iterable(groups))
-            refuse(self.function, first.label, "be a plain tensor", "a DTensor", TypeError)
         old = self._directions
         self._directions = {
             entry.param: _direction_of(entry.param, old.get(entry.param))
             for entry in chain.from_iterable(matrices)
         }
         self._matrices = {
-            entry.param: spec.division.matrices(self._directions[entry.param])
+            entry.param: self._matrices_of(self._directions[entry.param], spec.division)
             for group, spec in zip(matrices, specs, strict=True)
             if spec.division is not None
             for entry in group
@@ -336,9 +349,6 @@ class _DirectionTable(Table):
         here = [
             _of_direction(spec) if of_muon else spec
             for spec, of_muon in zip(specs, matrices, strict=True)
-        ]
-        self._represented = [
-            self._directions.get(entry.param, entry.param) for entry in chain.from_iterable(groups)
         ]
         super().rebuild(groups, here, state, initial)
         of_params = {
@@ -349,15 +359,20 @@ class _DirectionTable(Table):
         self.moments.rebuild(of_params, self._directions, state)
         self.descent.rebuild_for(matrices, self._directions, specs, state, initial)
 
+    def _matrices_of(self, direction: Tensor, division: Division) -> list[Tensor]:
+        return division.matrices(direction) if self.place.mesh is None else [direction]
+
     def _data(self) -> list[Tensor]:
-        return self._represented
+        directions, own = self._directions, super()._data()
+        return [directions.get(p, there) for p, there in zip(self._owners, own, strict=True)]
 
     def find_states(self, states: Mapping[Tensor, int]) -> None:
         super().find_states(states)
         self.descent.find_states(states)
 
     def _gradients(self) -> list[Tensor | None]:
-        return [entry.grad for entry in self._entries]
+        shards = super()._gradients()
+        return [entry.grad for entry in self._entries] if shards is None else shards
 
     def open(self, states: States) -> bool:
         opened = super().open(states) and self.descent.open(states)
@@ -374,18 +389,9 @@ class _DirectionTable(Table):
         yield from super().resting()
         yield from self.descent.resting()
 
-    def written_matrices(self, groups: Groups) -> list[list[Tensor]]:
-        """For each parameter group, the matrices of the directions that this step wrote."""
-        written = self._written()
-        return [
-            [
-                matrix
-                for param in group["params"]
-                if param in written
-                for matrix in self._matrices[param]
-            ]
-            for group in groups
-        ]
+    def written_matrices(self) -> dict[Tensor, list[Tensor]]:
+        """The matrices of the directions that this step wrote; of a DTensor the local part."""
+        return {param: self._matrices[param] for param in self._written()}
 
     def betas_of_rows(self, groups: Groups) -> dict[Tensor, float]:
         """NorMuon's beta2 of the parameters whose direction this step wrote, where it is set."""
@@ -481,14 +487,17 @@ class _DescentTable(Table):
             self._divisions, self._sizes, self._group_sizes, strict=True
         ):
             rows = [
-                Row(
-                    param, next(grads),
-                    [local(states[i][array.name]) for array in self._arrays[i]],
-                    [array.role for array in self._arrays[i]], self._entries[i].position,
+                (
+                    Row(
+                        param, next(grads),
+                        [local(states[i][array.name]) for array in self._arrays[i]],
+                        [array.role for array in self._arrays[i]], self._entries[i].position,
+                    ),
+                    blocks_here(self._owners[i], division, sizes),
                 )
                 for i, param in islice(params, count) if i not in missing
             ]  # fmt: skip
-            kinds.append((division, sizes, rows))
+            kinds.append((division, len(sizes), rows))
         self._require(self._blocks.assign(kinds))
         self._listed_without = None if self._blocks.are_copied else self._missing
 
@@ -513,15 +522,19 @@ Muon._table_type = _DirectionTable
 
 
 def _direction_of(param: Tensor, old: Tensor | None) -> Tensor:
-    """The old direction if it fits, else zeros."""
-    dtype = torch.float64 if param.dtype == torch.float64 else torch.bfloat16
-    new = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+    """The direction, or the local part of it: the old one if it fits, else zeros."""
+    dtype = direction_dtype(param)
+    new = torch.zeros_like(local(param), dtype=dtype, memory_format=torch.preserve_format)
     fits = (
         old is not None
         and (old.device, old.shape, old.stride()) == (new.device, new.shape, new.stride())
         and old.dtype == dtype
     )
     return old if old is not None and fits else new
+
+
+def _iteration_of(group: Group) -> Iteration:
+    return Iteration(tuple(group["ns_coefficients"]), group["ns_steps"], float(group["eps"]))
 
 
 # --- checks of parameter groups -------------------------------------------------------------------

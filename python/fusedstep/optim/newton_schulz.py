@@ -47,9 +47,10 @@ from fusedstep.switches import numerical
 
 Coefficients = tuple[float, float, float]
 
-# Elements of a batch: on a GPU, its iterates and Gram matrices take up to 600 MB; on a CPU, they
-# stay in the cache of a core.
-MAX_ELEMENTS, CACHED_ELEMENTS = 2**26, 2**18
+# Elements of a batch. On a GPU, 16 matrices of 1024 x 1024 should keep all multiprocessors busy; a
+# model of a billion parameters has 60 such batches for its ranks to share. Neither was measured. On
+# a CPU, iterates and Gram matrices stay in the cache of a core.
+MAX_ELEMENTS, CACHED_ELEMENTS = 2**24, 2**18
 # From how many rows for each thread torch's products are cut into blocks: halves, and quarters on
 # the diagonal. Smaller blocks would lose more speed than they save multiplications.
 HALVES, QUARTERS = 512, 768
@@ -66,6 +67,22 @@ _SYMMETRIC = torch.ops.fusedstep.symmetric_product.default
 @register_fake("symmetric_product")
 def _(A: Tensor, B: Tensor, C: Tensor | None, beta: float, alpha: float) -> Tensor:
     return A.new_empty(*A.shape[:-1], A.shape[-2])
+
+
+class Iteration(NamedTuple):
+    """The arguments of `orthogonalize_` after the matrices."""
+
+    coefficients: Coefficients
+    steps: int
+    eps: float
+
+
+class Kind(NamedTuple):
+    """What matrices of one batch have in common."""
+
+    rows: int
+    columns: int
+    iteration: Iteration
 
 
 class Plan(NamedTuple):
@@ -99,25 +116,42 @@ def orthogonalize_(
         eps: Smallest Frobenius norm to divide by.
         max_elements: Largest number of elements of a batch; a larger matrix is a batch of its own.
     """
-    by_shape: dict[torch.Size, list[Tensor]] = {}
-    for matrix in matrices:
-        if matrix.numel() > 0:
-            by_shape.setdefault(matrix.shape, []).append(matrix)
-    for (rows, columns), equal in by_shape.items():
+    if not matrices:
+        return
+    device, iteration = matrices[0].device.type, Iteration(coefficients, steps, eps)
+    kinds = [Kind(len(matrix), len(matrix.mT), iteration) for matrix in matrices]
+    for batch in batches_of(kinds, device, max_elements):
+        chunk = [matrices[i] for i in batch]
+        rows, columns = chunk[0].shape
         if rows > columns:
-            equal = [matrix.mT for matrix in equal]
+            chunk = [matrix.mT for matrix in chunk]
         m, n = sorted((rows, columns))
-        device = equal[0].device.type
         plan = _plan(m, n, steps, coefficients[0], device, torch.get_num_threads())
-        limit = max_elements if device != "cpu" else min(max_elements, CACHED_ELEMENTS)
-        count = max(1, limit // (m * n))
-        for begin in range(0, len(equal), count):
-            chunk = equal[begin : begin + count]
-            x = _together(chunk, plan.dtype)
-            norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-            x = x / norm.clamp_(min=eps)  # so that no singular value exceeds 1
-            x = _iterate(x, coefficients, plan)
-            torch._foreach_copy_(chunk, [x] if len(chunk) == 1 else x.unbind())
+        x = _together(chunk, plan.dtype)
+        norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+        x = x / norm.clamp_(min=eps)  # so that no singular value exceeds 1
+        x = _iterate(x, coefficients, plan)
+        torch._foreach_copy_(chunk, [x] if len(chunk) == 1 else x.unbind())
+
+
+def batches_of(
+    kinds: Sequence[Kind], device_type: str, max_elements: int = MAX_ELEMENTS
+) -> list[list[int]]:
+    """Cuts matrices of equal kinds into batches, each a list of indices; leaves empty ones out.
+
+    torch's products may round by what shares a batch. Batches depend on this list alone, so that
+    matrices without a gradient and matrices on other ranks change no bit.
+    """
+    limit = max_elements if device_type != "cpu" else min(max_elements, CACHED_ELEMENTS)
+    by_kind: dict[Kind, list[int]] = {}
+    for i, kind in enumerate(kinds):
+        if kind.rows and kind.columns:
+            by_kind.setdefault(kind, []).append(i)
+    batches: list[list[int]] = []
+    for kind, equal in by_kind.items():
+        count = max(1, limit // (kind.rows * kind.columns))
+        batches += [equal[begin : begin + count] for begin in range(0, len(equal), count)]
+    return batches
 
 
 def _together(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

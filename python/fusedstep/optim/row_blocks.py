@@ -7,6 +7,7 @@ contiguous matrix; else as copies, which are written back after the step.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,22 @@ from torch import Tensor
 from fusedstep import _C
 from fusedstep.optim.matrices import Division
 from fusedstep.optim.memory import gapless
+from fusedstep.optim.shards import held_here
 from fusedstep.optim.state import Role
+
+Block = tuple[int, int]  # its number in the whole matrix, and how many of its rows are here
+
+
+def blocks_here(param: Tensor, division: Division, sizes: Sequence[int]) -> list[Block]:
+    """The blocks of a parameter's matrices, of `sizes` rows, as far as this rank holds them."""
+    ends = list(accumulate(sizes))
+    here = []
+    for held in held_here(param, 0 if division.flatten else param.dim() - 2):
+        for n, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+            count = min(end, held.stop) - max(end - size, held.start)
+            if count > 0:
+                here.append((n, count))
+    return here
 
 
 class Row(NamedTuple):
@@ -27,11 +43,11 @@ class Row(NamedTuple):
     roles: list[int]  # of the arrays
     position: int  # in the optimizer's list of parameters
 
-    def blocks(self, division: Division, sizes: list[int]) -> Iterator[tuple[Row, ...]]:
+    def blocks(self, division: Division, sizes: Sequence[int]) -> Iterator[tuple[Row, ...]]:
         """For each matrix of the parameter, blocks of so many of its rows, as views."""
 
         def cut(tensor: Tensor) -> list[tuple[Tensor, ...]]:
-            return [matrix.split(sizes) for matrix in division.whole(tensor)]
+            return [matrix.split(list(sizes)) for matrix in division.whole(tensor)]
 
         params = cut(self.param)
         arrays = [
@@ -63,16 +79,23 @@ class RowBlocks:
         """Whether there are copies, which the next step has to make anew."""
         return bool(self._copies)
 
-    def assign(self, kinds: Sequence[tuple[Division, list[int], list[Row]]]) -> bool:
-        """Lists blocks; for each division and row counts, the n-th blocks of all are a group.
+    def assign(self, kinds: Sequence[tuple[Division, int, list[tuple[Row, list[Block]]]]]) -> bool:
+        """Lists blocks; for each division and number of blocks, the n-th of all are a group.
 
         Returns whether the table could take all of them.
         """
         self.release()
         groups: list[list[Row]] = []
-        for division, sizes, rows in kinds:
-            matrices = [blocks for row in rows for blocks in row.blocks(division, sizes)]
-            groups += [[blocks[n] for blocks in matrices] for n in range(len(sizes))]
+        for division, count, rows in kinds:
+            of_kind: list[list[Row]] = [[] for _ in range(count)]
+            for row, here in rows:
+                if row.param.numel() == 0:  # a shard of nothing
+                    of_kind[0].append(row)
+                    continue
+                for blocks in row.blocks(division, [size for _, size in here]):
+                    for (n, _), block in zip(here, blocks, strict=True):
+                        of_kind[n].append(block)
+            groups += of_kind
         listed = [self._without_gaps(row) for group in groups for row in group]
         self._grads = [row.grad for row in listed]
         torch.ops.fusedstep.table_assign(

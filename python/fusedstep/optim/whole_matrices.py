@@ -1,0 +1,103 @@
+"""Orthogonalizes all directions of a step: where their matrices are whole, or by an exchange.
+
+Products need the whole of a matrix. Those of plain tensors are here; those of DTensors are spread
+over the ranks of their mesh: exchange.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fusedstep.optim.distributed import is_dtensor
+from fusedstep.optim.exchange import Exchange, Item, batches_among
+from fusedstep.optim.matrices import Division
+from fusedstep.optim.newton_schulz import Iteration, Kind, orthogonalize_
+
+
+def direction_dtype(param: Tensor) -> torch.dtype:
+    """That of a parameter's direction: bfloat16, which products read, or float64 for float64."""
+    return torch.float64 if param.dtype == torch.float64 else torch.bfloat16
+
+
+class WholeMatrices:
+    """Orthogonalizes the directions of an optimizer; keeps its plans between steps."""
+
+    def __init__(self) -> None:
+        self._plans: dict[Any, Here | Exchange] = {}
+        self._groups: dict[Any, Any] = {}  # of meshes that have none for all of their ranks
+
+    def orthogonalize_(
+        self,
+        params: Iterable[tuple[Tensor, Division, Iteration]],
+        directions: Mapping[Tensor, list[Tensor]],
+    ) -> None:
+        """Replaces directions by orthogonal ones. All ranks of a DTensor's mesh must call this.
+
+        Args:
+            params: All parameters that are made of matrices, in an order that the ranks of a mesh
+                agree on, with their division and how their matrices are iterated on.
+            directions: For the parameters that have a gradient here, the matrices of the direction
+                as views, or, for a DTensor, the local part of the direction alone; overwritten.
+        """
+        places: dict[Any, tuple[list[Item], list[list[Tensor] | None]]] = {}
+        for param, division, iteration in params:
+            mesh, placements = (
+                (param.device_mesh, param.placements) if is_dtensor(param) else (None, ())
+            )
+            place = mesh, param.device, direction_dtype(param)
+            items, parts = places.setdefault(place, ([], []))
+            items.append(Item(param.shape, param.stride(), placements, division, iteration))
+            parts.append(directions.get(param))
+        for place, (items, parts) in places.items():
+            plan = self._plans.get(place)
+            if plan is None or plan.items != items:
+                mesh, device, dtype = place
+                if mesh is None:
+                    plan = Here(items, device, dtype)
+                else:
+                    plan = Exchange(mesh, self._group_of(mesh), items, device, dtype)
+                self._plans[place] = plan
+            plan.orthogonalize_(parts)
+
+    def _group_of(self, mesh: Any) -> Any:
+        """The process group of all ranks of a mesh."""
+        dims = [dim for dim in range(mesh.ndim) if mesh.size(dim) > 1]
+        if len(dims) < 2:
+            return mesh.get_group(dims[0] if dims else 0)
+        if mesh.size() == dist.get_world_size():
+            return dist.group.WORLD
+        if mesh not in self._groups:
+            ranks = sorted(mesh.mesh.flatten().tolist())
+            self._groups[mesh] = dist.new_group(ranks, use_local_synchronization=True)
+        return self._groups[mesh]
+
+
+class Here:
+    """The matrices of plain tensors of one device and dtype."""
+
+    def __init__(self, items: list[Item], device: torch.device, dtype: torch.dtype) -> None:
+        self.items = items
+        self._device, self._dtype = device, dtype
+        self._batches = batches_among(items, device)
+
+    def orthogonalize_(self, directions: Sequence[list[Tensor] | None]) -> None:
+        """Replaces matrices, by item; a batch of which none is there is left out.
+
+        In the others, zeros are in the places of those that are not there.
+        """
+        for batch in self._batches:
+            if all(directions[matrix.item] is None for matrix in batch):
+                continue
+            chunk = []
+            for matrix in batch:
+                there = directions[matrix.item]
+                chunk.append(self._zeros(matrix.kind) if there is None else there[matrix.number])
+            orthogonalize_(chunk, *batch[0].kind.iteration)
+
+    def _zeros(self, kind: Kind) -> Tensor:
+        return torch.zeros(kind.rows, kind.columns, dtype=self._dtype, device=self._device)
