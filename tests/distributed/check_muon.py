@@ -1,9 +1,12 @@
-"""Muon over DTensors: the bits of one process, whole matrices spread over the ranks, what travels."""
+"""Muon over DTensors: the bits of one process, missing gradients, what travels."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 from unittest.mock import patch
 
@@ -11,11 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import fusedstep
+from fusedstep.optim.distributed import local
 from tests.distributed.check_meshes import named_mesh
-from tests.distributed.ranks import Ranks, check
+from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check, of_all_ranks
 from tests.distributed.side_by_side import whole
 from tests.support.tensors import assert_same_bits
 
@@ -39,6 +43,7 @@ class Twins:
         ways: Sequence[Sequence[Any]],  # placements, in turn
         dtype: torch.dtype = torch.float32,
         shapes: Sequence[tuple[int, ...]] = SHAPES,
+        one_group: bool = False,
         **options: Any,
     ) -> None:
         self.mesh, self.dtype, self.shapes = mesh, dtype, [*shapes, *REST]
@@ -48,20 +53,21 @@ class Twins:
         self.alone = [nn.Parameter(value.clone()) for value in first]
         self.spread = [nn.Parameter(value) for value in self.placed(first)]
         self.reference, self.optimizer = (
-            self.muon_over(params, len(shapes), options) for params in (self.alone, self.spread)
+            fusedstep.Muon(self.groups(params, len(shapes), one_group), **{"lr": 0.02} | options)
+            for params in (self.alone, self.spread)
         )
         self.steps = 0
 
     @staticmethod
-    def muon_over(params: list[Any], count: int, options: dict[str, Any]) -> fusedstep.Muon:
-        """Groups that share an iteration, one with another, and AdamW's."""
-        groups = [
+    def groups(params: list[Any], count: int, one_group: bool) -> list[dict[str, Any]]:
+        """Groups that share an iteration, one with another, or one group; and AdamW's."""
+        groups: list[dict[str, Any]] = [
             {"params": params[:4]},
             {"params": params[4 : count - 2], "nesterov": False, "lr": 0.05},
             {"params": params[count - 2 : count], "ns_steps": 3, "adjust_lr_fn": "match_rms_adamw"},
-            {"params": params[count:], "use_muon": False},
         ]
-        return fusedstep.Muon(groups, **{"lr": 0.02} | options)
+        rest = {"params": params[count:], "use_muon": False}
+        return [*([{"params": params[:count]}] if one_group else groups), rest]
 
     def placed(self, tensors: Sequence[Tensor]) -> list[DTensor]:
         return [
@@ -69,11 +75,12 @@ class Twins:
             for tensor, placements in zip(tensors, self.placements, strict=True)
         ]
 
-    def set_grads(self) -> None:
+    def set_grads(self, missing: Sequence[int] = ()) -> None:
+        """New ones; of the parameters in `missing` none."""
         grads = values(self.shapes, 100 + self.steps, self.dtype)
         for params, new in ((self.alone, grads), (self.spread, self.placed(grads))):
-            for param, grad in zip(params, new, strict=True):
-                param.grad = grad
+            for i, (param, grad) in enumerate(zip(params, new, strict=True)):
+                param.grad = None if i in missing else grad
 
     def step(self) -> None:
         self.set_grads()
@@ -187,15 +194,130 @@ def parameters_made_of_several_matrices(ranks: Ranks) -> None:
     for (shape, entries), master in itertools.product(cases, (None, "remainder")):
         for dim in range(len(shape)):
             dtype = torch.bfloat16 if master else torch.float32
-            twins = Twins.__new__(Twins)
-            twins.mesh, twins.dtype, twins.steps = mesh, dtype, 0
-            twins.shapes, twins.placements = [shape] * 3, [(Shard(dim),)] * 3
-            first = values(twins.shapes, 0, dtype)
-            twins.alone = [nn.Parameter(value.clone()) for value in first]
-            twins.spread = [nn.Parameter(value) for value in twins.placed(first)]
-            twins.reference, twins.optimizer = (
-                fusedstep.Muon(params, lr=0.05, master=master, **entries)
-                for params in (twins.alone, twins.spread)
-            )
+            options = {"master": master, "lr": 0.05} | entries
+            twins = Twins(mesh, [(Shard(dim),)], dtype, [shape] * 3, one_group=True, **options)
             for _ in range(2):
                 twins.step()
+
+
+@check(2)
+def gradients_placed_otherwise(ranks: Ranks) -> None:
+    """Sums that are left to be done, as sequence parallelism leaves them, and other shards."""
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    twins = Twins(mesh, [ROWS, COLUMNS, COPIES])
+    for _ in range(3):
+        twins.set_grads()
+        for i, (param, one) in enumerate(zip(twins.spread, twins.alone, strict=True)):
+            here = one.grad if ranks.rank == 0 else torch.zeros_like(one)
+            sums = DTensor.from_local(here, mesh, [Partial()], run_check=False)
+            param.grad = sums if i % 2 else param.grad.redistribute(placements=[Replicate()])
+        twins.update()
+
+
+# --- gradients that are missing or not finite -----------------------------------------------------
+
+
+@check(2, 3)
+def gradients_missing_on_all_ranks(ranks: Ranks) -> None:
+    """Those of the rest of a batch have the same bits, before and after the first gradient."""
+    mesh, everything = init_device_mesh("cpu", (ranks.world,)), range(len(SHAPES) + len(REST))
+    for order in ([[0, 4], [], [3, 6], everything, []], [everything, range(1, 99), [6], []]):
+        twins = Twins(mesh, [ROWS, COLUMNS])
+        for missing in order:
+            twins.set_grads(missing)
+            twins.update()
+
+
+@check(2, 3)
+def gradients_missing_on_one_rank(ranks: Ranks) -> None:
+    """Nobody waits. There, directions are zero and nothing moves; the rest sees these zeros."""
+    mesh, everything = init_device_mesh("cpu", (ranks.world,)), range(len(SHAPES))
+    for missing in (everything, [0], [0, 3, 4]):
+        twins = Twins(mesh, [ROWS], max_norm=1e9)
+        expected = [param.detach().clone() for param in twins.alone]
+        twins.set_grads()
+        for i in missing:
+            twins.alone[i].grad[: first_rows(i, ranks)] = 0
+            if ranks.rank == 0:
+                twins.spread[i].grad = None
+        for optimizer in (twins.reference, twins.optimizer):
+            optimizer.step()
+        for i in everything:
+            moved = first_rows(i, ranks) if i in missing else 0
+            expected[i][moved:] = twins.alone[i].detach()[moved:]
+            assert_same_bits(whole(twins.spread[i]), expected[i], f"params[{i}]")
+        twins.set_grads()
+        twins.optimizer.step()
+        for param in twins.spread:
+            assert_same_on_all_ranks(whole(param), "a parameter")
+            assert whole(param).isfinite().all()
+
+
+def first_rows(i: int, ranks: Ranks) -> int:
+    """How many rows of a matrix the first rank holds."""
+    return -(-SHAPES[i][0] // ranks.world)
+
+
+@check(2, 3)
+def one_rank_makes_all_skip(ranks: Ranks) -> None:
+    twins = Twins(init_device_mesh("cpu", (ranks.world,)), [ROWS], nonfinite="skip", ema_decay=0.9)
+    twins.step()
+    twins.set_grads()
+    twins.alone[4].grad[-1, 0] = math.nan
+    if ranks.rank == ranks.world - 1:
+        local(twins.spread[4].grad)[-1, 0] = math.nan
+    before = [whole(param).clone() for param in twins.spread]
+    twins.update()
+    assert not twins.optimizer.grad_norm.isfinite()
+    for param, kept in zip(twins.spread, before, strict=True):
+        assert_same_bits(whole(param), kept, "a parameter")
+    twins.step()
+
+
+# --- what travels ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def counted_bytes() -> Iterator[list[tuple[int, int]]]:
+    """For each all-to-all meanwhile: the bytes from this rank to others, and from them."""
+    seen: list[tuple[int, int]] = []
+    exchange = dist.all_to_all_single
+
+    def counting(to: Tensor, what: Tensor, taken: list[int], sent: list[int], group: Any) -> Any:
+        me, size = dist.get_rank(group), what.element_size()
+        seen.append((size * (sum(sent) - sent[me]), size * (sum(taken) - taken[me])))
+        assert (to.numel(), what.numel()) == (sum(taken), sum(sent))
+        return exchange(to, what, taken, sent, group=group)
+
+    with patch.object(dist, "all_to_all_single", counting):
+        yield seen
+
+
+@check(2, 3, 4)
+def two_messages_of_a_shard_each(ranks: Ranks) -> None:
+    """In bfloat16, less what stays on its rank; there from one replica, back to all."""
+    world, shapes = ranks.world, [(12, 24), (24, 12)] * 6 + [(36, 12)] * 3
+    elements = sum(map(math.prod, shapes))
+    others = Fraction(world - 1, world)
+    cases: list[tuple[DeviceMesh, Sequence[Any], Fraction, Fraction]] = [
+        (init_device_mesh("cpu", (world,)), way, others, others) for way in (ROWS, COLUMNS)
+    ]
+    if world == 4:
+        mesh = named_mesh(2, 2)
+        cases += [
+            (mesh, (Shard(0), Shard(1)), Fraction(3, 4), Fraction(3, 4)),
+            (mesh, (Replicate(), Shard(0)), Fraction(1, 2), Fraction(3, 2)),
+            (mesh, (Replicate(), Replicate()), Fraction(0), Fraction(3)),
+        ]
+    for mesh, way, there, back in cases:
+        twins = Twins(mesh, [way], shapes=shapes)
+        twins.step()
+        twins.set_grads()
+        with counted_bytes() as seen:
+            twins.update()
+        sent, taken = zip(*seen, strict=True)
+        of_all = [sum(column) for column in zip(*of_all_ranks(sent), strict=True)]
+        assert of_all == [2 * elements * there, 2 * elements * back]
+        shard = 2 * sum(local(param).numel() for param in twins.spread[: len(shapes)])
+        assert sent[0] <= shard
+        assert taken[1] <= shard

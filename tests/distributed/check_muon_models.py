@@ -1,0 +1,203 @@
+"""Muon over whole models: FSDP, HSDP, FSDP of tensor parallelism, training, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn import functional as F
+
+import fusedstep
+from tests.distributed.check_checkpoints import load
+from tests.distributed.check_meshes import named_mesh
+from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check
+from tests.distributed.side_by_side import whole
+from tests.support.tensors import assert_same_bits
+
+TOKENS, WIDTH, HEADS, HIDDEN = 40, 24, 4, 44
+OPTIONS = {"lr": 0.02, "weight_decay": 0.1}
+
+
+class Block(nn.Module):
+    """As in Llama: grouped-query attention, a gated MLP, gains before both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before_attention, self.before_mlp = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
+        self.q, self.o = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(2))
+        self.k, self.v = (nn.Linear(WIDTH, WIDTH // 2, bias=False) for _ in range(2))
+        self.gate, self.up = (nn.Linear(WIDTH, HIDDEN, bias=False) for _ in range(2))
+        self.down = nn.Linear(HIDDEN, WIDTH, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.before_attention(x)
+        q, k, v = (
+            project(h).unflatten(-1, (-1, WIDTH // HEADS)).transpose(1, 2)
+            for project in (self.q, self.k, self.v)
+        )
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        x = x + self.o(h.transpose(1, 2).flatten(-2))
+        h = self.before_mlp(x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class Model(nn.Module):
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embedding = nn.Embedding(TOKENS, WIDTH)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.norm, self.head = nn.RMSNorm(WIDTH), nn.Linear(WIDTH, TOKENS, bias=False)
+        nn.init.normal_(self.norm.weight)  # distinct values where models stand for gradients
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+Spread = Callable[[Model], nn.Module]
+
+
+def sharded(mesh: DeviceMesh) -> Spread:
+    def spread(model: Model) -> nn.Module:
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+
+    return spread
+
+
+def sharded_and_split(mesh: DeviceMesh) -> Spread:
+    """Tensor parallelism along the second dimension; keys and values are left whole there."""
+    rows, columns = ColwiseParallel(), RowwiseParallel()
+    plan = {"q": rows, "gate": rows, "up": rows, "o": columns, "down": columns}
+
+    def spread(model: Model) -> nn.Module:
+        for block in model.blocks:
+            parallelize_module(block, mesh["dim1"], plan)
+        return sharded(mesh["dim0"])(model)
+
+    return spread
+
+
+def muon_over(model: nn.Module, **options: Any) -> fusedstep.Muon:
+    """Muon for the blocks' matrices, AdamW for embedding, head and gains."""
+    named = dict(model.named_parameters())
+    matrices = [name for name, param in named.items() if "blocks" in name and param.dim() == 2]
+    return fusedstep.Muon(
+        [
+            {"params": [named[name] for name in matrices]},
+            {"params": [p for n, p in named.items() if n not in matrices], "use_muon": False},
+        ],
+        **OPTIONS | options,
+    )
+
+
+class Twins:
+    """The same model whole and spread over the ranks, and a Muon over each."""
+
+    def __init__(self, spread: Spread, **options: Any) -> None:
+        self.spread_model, self.alone, self.spread = spread, Model(), spread(Model())
+        self.reference = muon_over(self.alone, **options)
+        self.optimizer = muon_over(self.spread, **options)
+        self.steps = 0
+
+    def set_grads(self) -> None:
+        """The values of other models, spread in the same way."""
+        self.steps += 1
+        for model, of in (
+            (self.alone, Model(self.steps)),
+            (self.spread, self.spread_model(Model(self.steps))),
+        ):
+            for param, value in zip(model.parameters(), of.parameters(), strict=True):
+                param.grad = value.detach()
+
+    def step(self) -> None:
+        self.set_grads()
+        self.update()
+
+    def update(self) -> None:
+        self.reference.step()
+        self.optimizer.step()
+        self.check()
+
+    def check(self) -> None:
+        """Every bit of parameters and state."""
+        for (name, param), one in zip(
+            self.spread.named_parameters(), self.alone.parameters(), strict=True
+        ):
+            assert_same_bits(whole(param), one.detach(), f"{name} after step {self.steps}")
+            states, expected = self.optimizer.state[param], self.reference.state[one]
+            assert states.keys() == expected.keys(), f"{name}: {list(states)} {list(expected)}"
+            for key, state in states.items():
+                assert_same_bits(whole(state), expected[key], f"{key} of {name}")
+
+
+@check(2, 3, 4)
+def sharded_models(ranks: Ranks) -> None:
+    twins = Twins(sharded(init_device_mesh("cpu", (ranks.world,))), ema_decay=0.9)
+    for _ in range(3):
+        twins.step()
+
+
+@check(4)
+def shards_of_replicas_and_of_splits(ranks: Ranks) -> None:
+    mesh = named_mesh(2, 2)
+    for spread in (sharded(mesh), sharded_and_split(mesh)):
+        twins = Twins(spread)
+        for _ in range(3):
+            twins.step()
+    kinds = {str(p.placements) for p in twins.spread.parameters() if isinstance(p, DTensor)}
+    assert any("_StridedShard" in kind for kind in kinds)
+
+
+@check(2, 4)
+def trained_together(ranks: Ranks) -> None:
+    """Forward, backward, clip and step; the average of two equal gradients is exact."""
+    mesh = named_mesh(2) if ranks.world == 2 else named_mesh(2, 2)
+    twins = Twins(sharded(mesh), max_norm=0.5)
+    for step in range(4):
+        generator = torch.Generator().manual_seed(step)
+        tokens = torch.randint(TOKENS, (3, 17), generator=generator)
+        for model in (twins.alone, twins.spread):
+            logits = model(tokens[:, :-1])
+            F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        twins.update()
+        norm = twins.optimizer.grad_norm
+        assert_same_on_all_ranks(norm, "grad_norm")
+        torch.testing.assert_close(norm, twins.reference.grad_norm, rtol=1e-6, atol=0)
+        assert norm > 0.5
+        for optimizer in (twins.reference, twins.optimizer):
+            optimizer.zero_grad()
+
+
+@check(2, 3)
+def muon_saved_by_two_loaded_by_three(ranks: Ranks) -> None:
+    """The next steps have the bits of a run of one process."""
+    for options in ({}, {"ema_decay": 0.9}):
+        folder = ranks.folder / f"muon checkpoint {len(options)}"
+        twins = Twins(sharded(init_device_mesh("cpu", (ranks.world,))), **options)
+        if ranks.world == 2:
+            for _ in range(3):
+                twins.step()
+            model, optimizer = get_state_dict(twins.spread, twins.optimizer)
+            dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=folder)
+            continue
+        for _ in range(3):
+            twins.set_grads()
+            twins.reference.step()
+        twins.optimizer.zero_grad()  # as a run that begins
+        load(folder, twins.spread, twins.optimizer)
+        twins.check()
+        for _ in range(3):
+            twins.step()
