@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "kernels/linalg/gram.h"
+#include "kernels/linalg/row_space.h"
 #include "kernels/linalg/small_pinv.h"
 #include "kernels/linalg/tiny_pinv.h"
 #include "kernels/linalg/truncate.h"
@@ -192,6 +193,51 @@ void small_inverses(Dtype dtype, int rows, int columns, int right_sides) {
         hash);
 }
 
+// Of Gram matrices of full rank, of rank 12 and of zeros, proved and guessed.
+void row_spaces(bool guess) {
+  constexpr int64_t kBatch = 3, kWidth = 37, kRanks[kBatch] = {60, 12, 0};
+  Numbers numbers;
+  std::vector<double> gram(kBatch * kWidth * kWidth), inverses(gram.size());
+  for (int64_t matrix = 0; matrix < kBatch; ++matrix) {
+    Array rows = random(numbers, Dtype::kFloat64, std::max<int64_t>(kRanks[matrix], 1) * kWidth);
+    const auto* const x = rows.as<double>();
+    for (int64_t i = 0; i < kRanks[matrix]; ++i) {
+      for (int64_t j = 0; j < kWidth; ++j) {
+        for (int64_t k = 0; k < kWidth; ++k) {
+          gram[(matrix * kWidth + j) * kWidth + k] += x[i * kWidth + j] * x[i * kWidth + k];
+        }
+      }
+    }
+  }
+  const double atol[kBatch] = {}, rtol[kBatch] = {1e-6, 1e-6, 1e-6};
+  int32_t verdicts[kBatch];
+  int64_t rank[kBatch];
+  double rcond[kBatch];
+  const RowSpaces spaces{.gram = gram.data(),
+                         .atol = atol,
+                         .rtol = rtol,
+                         .batch = kBatch,
+                         .count = 60,
+                         .width = kWidth,
+                         .guess = guess,
+                         .inverses = inverses.data(),
+                         .verdict = verdicts,
+                         .rank = rank,
+                         .rcond = rcond};
+  const auto alone = [](int64_t count, const std::function<void(int64_t, int64_t)>& f) {
+    f(0, count);
+  };
+  for (int64_t matrix = 0; matrix < kBatch; ++matrix) {
+    cpu::find_row_space(spaces, matrix, alone);
+  }
+  Hash hash;
+  hash.add_all(verdicts, kBatch);
+  hash.add_all(rank, kBatch);
+  hash.add_all(rcond, kBatch);
+  hash.add_all(inverses.data(), static_cast<int64_t>(inverses.size()));
+  print(std::string("row_space ") + (guess ? "guessed" : "proved"), hash);
+}
+
 }  // namespace
 
 void run_linalg() {
@@ -201,6 +247,8 @@ void run_linalg() {
   }
   certificate();
   truncation();
+  row_spaces(false);
+  row_spaces(true);
   for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64}) {
     for (const auto& [rows, columns] : {std::pair(3, 3), {13, 9}, {7, 31}}) {
       for (const int right_sides : {0, 3}) {
