@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import fusedstep
+from fusedstep.optim.distributed import local
 from tests.support.tensors import assert_same_bits
 
 
@@ -62,13 +63,13 @@ def params_of(optimizer: Optimizer) -> list[Tensor]:
 
 
 def assert_same_run(actual: Optimizer, expected: Optimizer) -> None:
-    """Both came to the same parameters, state, rates and norm, bit for bit."""
+    """Both came to the same parameters, state, rates and norm, bit for bit; of DTensors, here."""
     for i, (p, q) in enumerate(zip(params_of(actual), params_of(expected), strict=True)):
-        assert_same_bits(p, q, f"params[{i}]")
+        assert_same_bits(local(p), local(q), f"params[{i}]")
         assert expected.state[q], f"params[{i}] never stepped"
         assert actual.state[p].keys() == expected.state[q].keys()
         for name, value in actual.state[p].items():
-            assert_same_bits(value, expected.state[q][name], f"{name} of params[{i}]")
+            assert_same_bits(local(value), local(expected.state[q][name]), f"{name} of params[{i}]")
     rates = ([group["lr"] for group in one.param_groups] for one in (actual, expected))
     assert next(rates) == next(rates)
     assert (actual.grad_norm is None) == (expected.grad_norm is None)

@@ -6,7 +6,6 @@ few thousand weights is made from its configuration.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,7 +20,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 
 from tests.support.optimizers import Kind, assert_same_run, every_kind
-from tests.support.training_loop import batches, loss_of, network
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the package is imported
 transformers = pytest.importorskip("transformers", reason="needs the trainers extra: transformers")
@@ -144,32 +142,3 @@ def test_clip_of_the_trainer_comes_before_ours(kind: Kind, tmp_path: Path) -> No
     expected, expected_norms = plain_loop(make, clip=0.5)
     assert_same_run(optimizer, expected)
     assert norms == expected_norms == pytest.approx([0.5] * STEPS, rel=1e-4)
-
-
-@pytest.mark.parametrize("unscale", [False, True], ids=["step", "unscale_ then step"])
-@every_kind
-def test_wrapper_of_accelerate_with_a_loss_scale(kind: Kind, unscale: bool) -> None:
-    """Its `step_was_skipped` stays False, as with torch's fused: the skip is inside our step."""
-    accelerate.Accelerator(cpu=True)  # the wrapper asks for the state that this sets up
-    runs = []
-    for wrap in (False, True):
-        net = network()
-        inner = kind.ours(net.parameters(), max_norm=1.0)
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**15)
-        outer = accelerate.optimizer.AcceleratedOptimizer(inner, scaler=scaler) if wrap else None
-        for step, batch in enumerate(batches(3)):
-            spoil = math.inf if step == 1 else 1.0
-            scaler.scale(loss_of(net, batch) * spoil).backward()
-            if unscale:
-                scaler.unscale_(inner)
-            if outer is None:
-                scaler.step(inner)
-                scaler.update()
-                inner.zero_grad()
-            else:
-                outer.step()
-                outer.zero_grad()
-                assert not outer.step_was_skipped
-        assert scaler.get_scale() == 2.0**14
-        runs.append(inner)
-    assert_same_run(*runs)
