@@ -14,13 +14,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.support.optimizers import Kind, assert_same_run, every_kind
+from fusedstep.optim.distributed import is_dtensor
+from tests.support.optimizers import Kind, assert_same_run, every_kind, params_of
 from tests.support.training_loop import STEPS, Batch, batches, examples, loss_of, network, plain_run
+from tests.trainers.processes import in_processes
 
 lightning = pytest.importorskip("lightning.pytorch", reason="needs the trainers extra: lightning")
 fabric = pytest.importorskip("lightning.fabric", reason="needs the trainers extra: lightning")
@@ -62,12 +68,13 @@ class Module(LightningModule):
 def fit(module: Module, folder: Path, epochs: int = 1, **options: Any) -> Any:
     """The Trainer, done; nothing is written and nothing is shown."""
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    resume = options.pop("ckpt_path", None)
+    resume, part = options.pop("ckpt_path", None), options.pop("part", slice(None))
     trainer = lightning.Trainer(
-        max_epochs=epochs, accelerator="cpu", devices=1, default_root_dir=folder,
-        **dict.fromkeys(quiet, False) | options,
+        max_epochs=epochs, accelerator="cpu", default_root_dir=folder,
+        **dict.fromkeys(quiet, False) | {"devices": 1} | options,
     )  # fmt: skip
-    loader = DataLoader(TensorDataset(*examples(4 * STEPS)), batch_size=4)
+    data = TensorDataset(*(tensor[part] for tensor in examples(4 * STEPS)))
+    loader = DataLoader(data, batch_size=4)
     trainer.fit(module, loader, ckpt_path=resume, weights_only=True if resume else None)
     return trainer
 
@@ -194,3 +201,77 @@ def test_fabric_is_the_plain_loop(kind: Kind) -> None:
         wrapped.step()
     assert wrapped.grad_norm.item() == optimizer.grad_norm.item()
     assert_same_run(optimizer, plain_run(kind))
+
+
+# --- two processes --------------------------------------------------------------------------------
+
+SHAPES = {"FSDP2": (2, 1), "tensor parallelism": (1, 2)}  # (data, tensor) of the mesh
+CLIPPING = partial(Kind("AdamW", {"lr": 0.01, "weight_decay": 0.1}).ours, max_norm=0.5)
+
+
+def spread(net: Any, mesh: Any) -> Any:
+    """Tensor parallelism along one dimension of Lightning's mesh, FSDP2 along the other."""
+    if mesh["tensor_parallel"].size() > 1:
+        plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        parallelize_module(net, mesh["tensor_parallel"], plan)
+    if mesh["data_parallel"].size() > 1:
+        for module in (net[0], net[2], net):
+            fully_shard(module, mesh=mesh["data_parallel"])
+    return net
+
+
+class Spread(Module):
+    """The regression as ModelParallelStrategy wants it."""
+
+    def configure_model(self) -> None:
+        spread(self.net, self.device_mesh)
+
+
+def spread_by_hand(shape: tuple[int, int], part: slice) -> tuple[Optimizer, list[float]]:
+    """The same in a plain loop."""
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data_parallel", "tensor_parallel"))
+    net = spread(network(), mesh)
+    optimizer = CLIPPING(net.parameters())
+    schedule, norms = ExponentialLR(optimizer, 0.8), []
+    for batch in zip(*(tensor[part].split(4) for tensor in examples(4 * STEPS)), strict=True):
+        optimizer.zero_grad()
+        loss_of(net, list(batch)).backward()
+        optimizer.step()
+        schedule.step()
+        norms.append(float(optimizer.grad_norm))
+    return optimizer, norms
+
+
+def model_parallel(shape: tuple[int, int], sharded_files: bool, folder: Path) -> None:
+    """Two epochs; the same from the checkpoint after the first; and the first by hand."""
+    # Lightning's own sampler would shuffle.
+    part = slice(dist.get_rank() % shape[0], None, shape[0])
+
+    def run(into: Path, epochs: int = 2, **options: Any) -> Any:
+        strategy = lightning.strategies.ModelParallelStrategy(
+            *shape, save_distributed_checkpoint=sharded_files
+        )
+        every = lightning.callbacks.ModelCheckpoint(into, "{epoch}", save_top_k=-1)
+        options |= {"callbacks": [every], "enable_checkpointing": True}
+        options |= {"part": part, "use_distributed_sampler": False, "devices": 2}
+        return fit(Spread(CLIPPING), folder, epochs, strategy=strategy, **options)
+
+    first = run(folder / "first", epochs=1)
+    expected, norms = spread_by_hand(shape, part)
+    assert all(map(is_dtensor, params_of(expected)))
+    assert_same_run(first.optimizers[0], expected)
+    assert list(map(float, first.lightning_module.norms)) == norms
+    assert max(norms) > 0.5
+    whole = run(folder / "whole")
+    resumed = run(folder / "resumed", ckpt_path=folder / "whole" / "epoch=0.ckpt")
+    assert_same_run(resumed.optimizers[0], whole.optimizers[0])
+    assert len(resumed.lightning_module.norms) == len(norms)  # of the second epoch alone
+
+
+@pytest.mark.parametrize("sharded_files", [True, False], ids=["shards", "one file"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_model_parallel_strategy_is_the_plain_loop(
+    shape: tuple[int, int], sharded_files: bool, tmp_path: Path
+) -> None:
+    """FSDPStrategy, which is FSDP1, refuses CPUs; this one takes them."""
+    in_processes(2, model_parallel, shape, sharded_files, tmp_path)
