@@ -79,7 +79,7 @@ endif
 
 # Not a part of `make test`, for these libraries are large; under the second torch.
 .PHONY: test-trainers
-test-trainers: setup $(SECOND)/trainers ## train with Lightning and transformers, where fusedstep clips
+test-trainers: setup $(SECOND)/trainers ## train with Lightning, transformers, accelerate and torchtitan
 	PYTHONPATH="$(CURDIR)/python" $(SECOND)/bin/python -m pytest tests/trainers $(PYTEST_ARGS)
 
 .PHONY: bench

@@ -6,5 +6,8 @@ They install what an extra asks for without installing, and so rebuilding, the p
 import sys
 from importlib.metadata import requires
 
-markers = tuple(f'extra == "{extra}"' for extra in sys.argv[1:])
-print(*(line.split(";")[0].strip() for line in requires("fusedstep") if line.endswith(markers)))
+for extra in sys.argv[1:]:
+    for line in requires("fusedstep"):
+        requirement, found, _ = line.rpartition(f'extra == "{extra}"')
+        if found:  # after "; ", or after another condition and " and "
+            print(requirement.removesuffix(" and ").rstrip("; ").replace(" ", ""))
