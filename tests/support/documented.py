@@ -35,9 +35,14 @@ def check(documented: Any, example: bool = True) -> None:
     assert runner.failures == 0, "".join(report)
 
 
-def check_page(page: Path, least: int) -> None:
-    """Its Python blocks, at least so many, print what they print there, one after another."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+def check_page(page: Path, least: int, after: str = "", before: str | None = None) -> None:
+    """Its Python blocks, at least so many, print what they print there, one after another.
+
+    Those between the headings `after` and `before`, if they are given.
+    """
+    text = page.read_text()
+    text = text[text.index(after) : None if before is None else text.index(before)]
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) >= least
     test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page.name, str(page), 0)
     report: list[str] = []
