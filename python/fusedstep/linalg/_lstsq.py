@@ -43,7 +43,7 @@ def lstsq(
     torch.linalg.lstsq does this on a CPU only; on CUDA it assumes full rank. The result is computed
     in float64 and rounded once. It is differentiable in A and B any number of times, in reverse and
     forward mode, nested in any order, where the rank is constant; all derivatives use the factors
-    of the solution. torch.compile supports reverse mode only. docs/last_layer.md lists the
+    of the solution. torch.compile supports reverse mode only. docs/pseudo_inverses.md lists the
     differences from torch.linalg.lstsq.
 
     Args:

@@ -88,7 +88,7 @@ def pinv(
     `max(atol, rtol * sigma_1)` count as zero, where sigma_1 is the matrix's largest. The result is
     differentiable any number of times, in reverse and forward mode, nested in any order, where the
     rank is constant. torch.compile supports reverse mode only. All calls of torch.linalg.pinv and
-    torch.pinverse are understood, but for the differences in docs/last_layer.md.
+    torch.pinverse are understood, but for the differences in docs/pseudo_inverses.md.
 
     Args:
         A: `[*, m, n]`, float32, float64, bfloat16 or float16, of any strides. Also complex64 or
