@@ -19,7 +19,7 @@ BUILD_REQUIRES := "setuptools>=77" "pybind11>=3.0" ninja
 # What setup.py is given about CUDA and warnings, as $(VENV)/options keeps it. Without a GPU, goals
 # that only run things build the CPU module alone, unless FUSEDSTEP_CUDA says otherwise or more is
 # built already.
-RUN_GOALS := train test-fast lint format bench precision lm-head plot
+RUN_GOALS := train test-fast lint format bench precision lm-head plot docs
 SPACE := $() $()
 GPU := $(wildcard /dev/nvidia[0-9]* /dev/dxg)
 ONLY_RUNS := $(if $(MAKECMDGOALS),$(if $(filter-out $(RUN_GOALS),$(MAKECMDGOALS)),,yes))
@@ -98,6 +98,10 @@ lm-head: setup ## solve the last layer instead of training it: loss, time, reaso
 plot: setup ## draw all runs of `make bench`
 	$(PY) -m bench.plot $(ARGS)
 
+.PHONY: docs
+docs: $(VENV)/docs ## build the documentation into build/site, from the pages in docs/
+	NO_MKDOCS_2_WARNING=1 $(IN_VENV) mkdocs build
+
 .PHONY: cuda-report
 cuda-report: setup ## compile the CUDA kernels, check registers, spills, arithmetic; ARGS="--all"
 	$(PY) -m tests.cuda.report $(ARGS)
@@ -172,6 +176,10 @@ $(SECOND)/trainers: $(SECOND)/installed
 
 $(VENV)/lint: pyproject.toml | $(VENV)/built
 	$(PY) -m pip install $$($(PY) python/buildtools/extras.py lint)
+	touch $@
+
+$(VENV)/docs: pyproject.toml | $(VENV)/built
+	$(PY) -m pip install $$($(PY) python/buildtools/extras.py docs)
 	touch $@
 
 # cmake and ctest of the machine where it has them, else those of the package index.
