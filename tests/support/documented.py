@@ -13,6 +13,8 @@ import torch
 
 import fusedstep
 
+BLOCK = re.compile(r"^(?:```python|<!-- python)\n(.*?)^(?:```|-->)$", re.MULTILINE | re.DOTALL)
+
 
 def check(documented: Any, example: bool = True) -> None:
     """Explains every argument in `Args:`, and what it returns and raises; its examples hold."""
@@ -35,19 +37,26 @@ def check(documented: Any, example: bool = True) -> None:
     assert runner.failures == 0, "".join(report)
 
 
-def check_page(page: Path, least: int, after: str = "", before: str | None = None) -> None:
-    """Its Python blocks, at least so many, print what they print there, one after another.
+def check_page(page: Path, least: int = 0, after: str = "", before: str | None = None) -> None:
+    """Its Python blocks, at least so many, run one after another and print what they print there.
 
-    Those between the headings `after` and `before`, if they are given.
+    Those between the headings `after` and `before`, if they are given. A comment that starts with
+    `<!-- python` is a block that readers do not see: what the ones after it need to run.
     """
     text = page.read_text()
     text = text[text.index(after) : None if before is None else text.index(before)]
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    blocks = BLOCK.findall(text)
     assert len(blocks) >= least
-    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page.name, str(page), 0)
+    names: dict[str, Any] = {"__name__": page.stem}
     report: list[str] = []
-    found = doctest.DocTestRunner().run(test, out=report.append)
-    assert found.failed == 0, "".join(report)
+    for code in blocks:
+        if code.startswith(">>> "):
+            test = doctest.DocTestParser().get_doctest(code, {}, page.name, str(page), 0)
+            test.globs = names  # the same for all blocks: functions see what later ones assign
+            found = doctest.DocTestRunner().run(test, out=report.append, clear_globs=False)
+            assert found.failed == 0, "".join(report)
+        else:
+            exec(compile(code, f"{page}, after {code.splitlines()[0]!r}", "exec"), names)
 
 
 def explanations(text: str) -> dict[str, str]:
