@@ -115,6 +115,11 @@ gpu-check: ## prove and time everything on this machine's GPU, with PYTHON (pyth
 gpu-rehearse: setup ## the same program with the CPU in the GPU's place; ARGS="--quick" in minutes
 	$(PY) -m bench.gpu_check --rehearse $(ARGS)
 
+# FUSEDSTEP_CUDA and TORCH_CUDA_ARCH_LIST decide what the wheel has; ARGS=--no-tests builds alone.
+.PHONY: wheels
+wheels: $(VENV)/wheels ## build an sdist and a wheel in dist/; test the wheel where nothing compiles
+	$(PY) -m python.buildtools.wheels --torch "$(FUSEDSTEP_SECOND_TORCH)" $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/lint ## check format, style and types of all code
 	$(IN_VENV) clang-format --dry-run -Werror $(CXX_FILES)
@@ -174,8 +179,8 @@ $(SECOND)/trainers: $(SECOND)/installed
 	  $$($(PY) python/buildtools/extras.py trainers)
 	touch $@
 
-$(VENV)/lint: pyproject.toml | $(VENV)/built
-	$(PY) -m pip install $$($(PY) python/buildtools/extras.py lint)
+$(VENV)/lint $(VENV)/wheels: $(VENV)/%: pyproject.toml | $(VENV)/built
+	$(PY) -m pip install $$($(PY) python/buildtools/extras.py $*)
 	touch $@
 
 $(VENV)/docs: pyproject.toml | $(VENV)/built
