@@ -179,12 +179,8 @@ $(SECOND)/trainers: $(SECOND)/installed
 	  $$($(PY) python/buildtools/extras.py trainers)
 	touch $@
 
-$(VENV)/lint $(VENV)/wheels: $(VENV)/%: pyproject.toml | $(VENV)/built
+$(addprefix $(VENV)/,lint docs wheels): $(VENV)/%: pyproject.toml | $(VENV)/built
 	$(PY) -m pip install $$($(PY) python/buildtools/extras.py $*)
-	touch $@
-
-$(VENV)/docs: pyproject.toml | $(VENV)/built
-	$(PY) -m pip install $$($(PY) python/buildtools/extras.py docs)
 	touch $@
 
 # cmake and ctest of the machine where it has them, else those of the package index.
