@@ -3,6 +3,7 @@
 Every rank sees its own half of the batch. The norm is that of the whole model, on every rank.
 """
 
+import os
 import sys
 
 import torch
@@ -15,11 +16,12 @@ from torch.distributed.fsdp import fully_shard
 
 import fusedstep
 
-device = "cuda" if torch.cuda.device_count() >= 2 else "cpu"
+local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+device = "cuda" if torch.cuda.device_count() >= here else "cpu"
+if device == "cuda":
+    torch.cuda.set_device(local)
 dist.init_process_group("nccl" if device == "cuda" else "gloo")
 mesh = init_device_mesh(device, (dist.get_world_size(),))
-if device == "cuda":
-    torch.cuda.set_device(dist.get_rank())
 
 torch.manual_seed(0)  # the same weights on every rank
 model = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 1)).to(device)

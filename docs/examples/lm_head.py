@@ -23,7 +23,7 @@ for part in torch.arange(len(tokens))[train].split(10_000):  # no N x V array ev
     solver.update(hidden[part], tokens[part])
 weight = solver.solve(ridge=1e-3).float()  # [256, 256]
 
-scale, _ = lm_head.fit_temperature(hidden[held_out], tokens[held_out], weight)
+scale, _ = lm_head.fit_temperature(hidden[train], tokens[train], weight)
 
 
 def loss(weight):
