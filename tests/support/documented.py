@@ -49,9 +49,11 @@ def check_page(page: Path, least: int = 0, after: str = "", before: str | None =
     assert len(blocks) >= least
     names: dict[str, Any] = {"__name__": page.stem}
     report: list[str] = []
-    for code in blocks:
+    for i, code in enumerate(blocks):
         if code.startswith(">>> "):
-            test = doctest.DocTestParser().get_doctest(code, {}, page.name, str(page), 0)
+            # Each has a name of its own, by which doctest finds the lines of functions.
+            name = f"{page.name}, block {i}"
+            test = doctest.DocTestParser().get_doctest(code, {}, name, str(page), 0)
             test.globs = names  # the same for all blocks: functions see what later ones assign
             found = doctest.DocTestRunner().run(test, out=report.append, clear_globs=False)
             assert found.failed == 0, "".join(report)

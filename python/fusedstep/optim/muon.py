@@ -237,6 +237,7 @@ class Muon(FusedOptimizer, TorchsMuon):
         self._require_matrices(completed, index)
         return completed
 
+    @torch._disable_dynamo
     def __setstate__(self, state: dict[str, Any]) -> None:
         groups = state["param_groups"]  # a checkpoint's may come from another implementation
         own = getattr(self, "param_groups", [OURS] * len(groups))  # or a pickle's
