@@ -98,6 +98,24 @@ def a_rank_that_looks_twice_communicates_once(ranks: Ranks) -> None:
 
 
 @check(2)
+def sums_after_a_step_without_some_of_the_gradients(ranks: Ranks) -> None:
+    """Ranks sum in one order, although one of them met the parameters in another."""
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    sharded = nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh, [Shard(0)]))
+    replicated = nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh, [Replicate()]))
+    optimizer = fusedstep.SGD([sharded, replicated], lr=1.0)
+    if ranks.rank == 0:
+        sharded.grad = DTensor.from_local(torch.zeros(2, 3), mesh, [Shard(0)])
+    replicated.grad = DTensor.from_local(torch.zeros(4, 3), mesh, [Replicate()])
+    optimizer.step()
+    sharded.grad = DTensor.from_local(torch.full((4, 3), 10.0), mesh, [Partial()])
+    replicated.grad = DTensor.from_local(torch.ones(4, 3), mesh, [Partial()])
+    optimizer.step()
+    assert torch.equal(whole(sharded), torch.full((4, 3), -19.0))
+    assert torch.equal(whole(replicated), torch.full((4, 3), -1.0))
+
+
+@check(2)
 def gradients_still_on_their_way(ranks: Ranks) -> None:
     """An asynchronous redistribution is waited for."""
     mesh = init_device_mesh("cpu", (ranks.world,))

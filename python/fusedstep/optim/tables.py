@@ -98,7 +98,7 @@ class Table:
         self.address = self.handle.address
         self._entries: list[Entry] = []
         self._owners: list[Tensor] = []  # the optimizer's parameters, DTensors included
-        self._listed = False  # whether their gradients are not simply each tensor's own `.grad`
+        self._listed = False  # whether gradients must be listed: of DTensors, or not in `.grad`
         self._arrays: list[list[Array]] = []  # what each has besides its gradient
         self._names: list[tuple[str, ...]] = []  # of the arrays
         self._group_sizes: list[int] = []
@@ -377,12 +377,16 @@ class Tables(dict[Place, Table]):
             shards = [local(entry.param) for entry in entries]
             refuse_overlap(self._function, [entry.label for entry in entries], shards)
 
-        for place, here in by_place.items():
-            if place not in self:
-                self[place] = self._kind(self._function, place)
-            self[place].rebuild(here, specs, state, initial)
-        for place in self.keys() - by_place.keys():
-            del self[place]
+        # Ranks communicate table by table: in an order that does not depend on the gradients.
+        tables = {
+            place: self.get(place) or self._kind(self._function, place)
+            for place in dict.fromkeys(map(place_of, params))
+            if place in by_place
+        }
+        self.clear()
+        self.update(tables)
+        for place, table in self.items():
+            table.rebuild(by_place[place], specs, state, initial)
         self.shared = list(dict.fromkeys(place_of(p) for p in params if is_dtensor(p)))
         slices = (name for name, p in zip(labels, params, strict=True) if is_flattened(p))
         self.flattened = next(slices, None)
