@@ -483,3 +483,38 @@ def test_modules_that_swap_their_parameters(change: str) -> None:
         parameters.append([p.detach() for p in model.parameters()])
     for p, q in zip(*parameters, strict=True):
         assert_same_bits(p, q)
+
+
+@pytest.mark.parametrize("name", ["second_momentum_buffer", "momentum_buffer"])
+def test_state_whose_memory_moves(name: str) -> None:
+    """As when it is offloaded between steps and fetched: the former memory is not written."""
+    (moved,), (stayed,) = params = [make_params((8, 16)) for _ in range(2)]
+    optimizers = [fusedstep.Muon(of, lr=0.1, normuon_beta2=0.9) for of in params]
+    for step in range(4):
+        if step == 2:
+            entry = optimizers[0].state[moved][name]
+            former, kept = entry.data, entry.data.clone()
+            entry.data = kept.clone()
+        moved.grad = torch.randn(8, 16, generator=torch.Generator().manual_seed(step))
+        stayed.grad = moved.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_same_bits(former, kept)
+    assert_same_bits(moved, stayed)
+    states = [
+        optimizer.state[param] for optimizer, (param,) in zip(optimizers, params, strict=True)
+    ]
+    assert_same_bits(*(state[name] for state in states))
+
+
+def test_blocks_of_rows_are_listed_once_under_a_schedule() -> None:
+    (param,) = make_params((12, 4))
+    optimizer = fusedstep.Muon([param], split_sizes=(8, 4))
+    versions = []
+    for step in range(4):
+        param.grad = torch.ones(12, 4)
+        optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+        optimizer.step()
+        (table,) = optimizer._internals.tables.values()
+        versions.append(table.descent._blocks.handle.layout_version)
+    assert len(set(versions[1:])) == 1

@@ -102,7 +102,9 @@ class Exchange:
 
     A message from a rank to an owner lists the owner's batches in order, their matrices in order,
     and the rank's parts of each. An element travels once to its owner, and back to every rank whose
-    shard has it, so that a rank sends and receives no more than its shards each way.
+    shard has it: for its shards a rank sends and receives no more than these. As an owner it
+    receives its batches, about as much where there are many more batches than ranks; a rank without
+    a batch waits for the others.
     """
 
     def __init__(
@@ -199,7 +201,7 @@ class Exchange:
             at += part.size
 
     def _empty(self, matrix: Matrix) -> Tensor:
-        """Memory for a matrix' part of its parameter, in the parameter's order of dimensions."""
+        """Memory for a matrix's part of its parameter, in the parameter's order of dimensions."""
         strides = self.items[matrix.item].strides
         order = sorted(range(len(strides)), key=lambda dim: -strides[dim])
         shape = [len(matrix.box[dim]) for dim in order]

@@ -75,10 +75,11 @@ class Muon(FusedOptimizer, TorchsMuon):
     would form, and sends them back. That takes two all-to-alls a step for each mesh. An element of
     a shard travels at most once each way, in bfloat16: 4 (W - 1) / W bytes a step for W ranks. FSDP
     moves W / 2 times as many to gather bfloat16 parameters once. While matrices travel, a rank
-    needs up to 4 bytes more for each element of its shard, and the memory of a batch. If matrices
-    of equal shape are on one mesh, the bits are those of one process. All matrices of a mesh take
-    part in every step. If a rank has no gradient of one, its part of the direction counts as zeros,
-    and its shard does not move. `normuon_beta2` requires plain tensors.
+    needs up to 4 bytes more for each element of its shard and of the batches that it owns, which
+    are about a shard if there are many more batches than ranks. If matrices of equal shape are on
+    one mesh, the bits are those of one process. All matrices of a mesh take part in every step. If
+    a rank has no gradient of one, its part of the direction counts as zeros, and its shard does not
+    move. `normuon_beta2` requires plain tensors.
 
     With `split_sizes`, `num_heads` and `flatten`, a parameter holds several matrices. Each moves as
     it would as a parameter of its own, bit for bit, except for what depends on an element's place

@@ -164,6 +164,8 @@ class DescentTable(Table):
                 by_kind.setdefault((g, entry.param.shape), []).append(entry)
         self._kinds = list(by_kind)  # of each group here: the optimizer's group and the shape
         self._divisions = [specs[g].division or Division() for g, _ in self._kinds]
+        self._sizes: list[list[int]] = []  # rows of the blocks of each kind
+        self._listed_without: list[int] | None = None  # parameters that no block is listed of
         self._planned: tuple[Step, Plan, Groups] | None = None
         # The first pass keeps momentum and count; this one updates masters and averages.
         here = [specs[g]._replace(names=()) for g, _ in self._kinds]
@@ -173,9 +175,10 @@ class DescentTable(Table):
         """The plan of the descent, made once for a step, and the group of each of the table's."""
         if self._planned is None or self._planned[0] is not step:
             ratios = [ratios_of(shape, groups[g]) for g, shape in self._kinds]
-            self._sizes = [[rows for rows, _ in blocks] for blocks in ratios]
+            sizes = [[rows for rows, _ in blocks] for blocks in ratios]
+            if sizes != self._sizes:
+                self._sizes, self._listed_without = sizes, None
             self._by_blocks = any(len(blocks) > 1 for blocks in ratios)
-            self._listed_without: list[int] | None = None  # parameters that no block is listed of
             self.address = self._blocks.address if self._by_blocks else self.handle.address
             of_kinds = [
                 g for (g, _), blocks in zip(self._kinds, ratios, strict=True) for _ in blocks

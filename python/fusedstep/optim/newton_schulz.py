@@ -119,7 +119,7 @@ def orthogonalize_(
     if not matrices:
         return
     device, iteration = matrices[0].device.type, Iteration(coefficients, steps, eps)
-    kinds = [Kind(len(matrix), len(matrix.mT), iteration) for matrix in matrices]
+    kinds = [Kind(rows, columns, iteration) for rows, columns in (m.shape for m in matrices)]
     for batch in batches_of(kinds, device, max_elements):
         chunk = [matrices[i] for i in batch]
         rows, columns = chunk[0].shape

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from fusedstep import _C
-from fusedstep.optim.hyperparameters import rule_fields
 from fusedstep.optim.matrices import Division
 from fusedstep.optim.state import MOMENT, Role, StateSpec, compute_dtype
-from fusedstep.optim.step import REST, Plan, Step
+from fusedstep.optim.step import Plan, Step
 
 EPS = 1e-10
 
@@ -37,6 +36,7 @@ class Rows(NamedTuple):
     division: Division
     moment: Tensor
     mean: Tensor  # the rows' mean squares; kept, because the C++ table and CUDA graphs point there
+    address: int  # of the moment, when it was listed
 
     def lengths(self) -> Tensor:
         """The norms of the rows."""
@@ -45,12 +45,6 @@ class Rows(NamedTuple):
             self.direction, dim=columns, keepdim=True, dtype=self.moment.dtype
         )
         return norms.contiguous()
-
-    def cut(self, column: Tensor) -> list[Tensor]:
-        """The part of each matrix in a column, as views."""
-        rows, _ = self.division.shape(self.direction.shape)
-        sizes = self.division.sizes(rows)
-        return [part for whole in column.view(-1, rows) for part in whole.split(sizes)]
 
 
 class RowMoments:
@@ -81,14 +75,19 @@ class RowMoments:
             mean = old[param].mean if param in old else torch.empty(0)
             if (mean.shape, mean.dtype, mean.device) != (moment.shape, dtype, param.device):
                 mean = torch.zeros_like(moment)
-            self._rows[param] = Rows(directions[param], spec.division, moment, mean)
+            self._rows[param] = Rows(
+                directions[param], spec.division, moment, mean, moment.data_ptr()
+            )
 
     def __bool__(self) -> bool:
         return bool(self._rows)
 
     def are_current(self, states: Mapping[Tensor, dict[str, Any]]) -> bool:
-        """Whether the moments are those of the parameters' states."""
-        return all(states[p].get(MOMENT) is rows.moment for p, rows in self._rows.items())
+        """Whether the moments are those of the parameters' states, where they were listed."""
+        return all(
+            states[p].get(MOMENT) is rows.moment and rows.moment.data_ptr() == rows.address
+            for p, rows in self._rows.items()
+        )
 
     def normalize_(self, step: Step, betas: Mapping[Tensor, float], norm: Tensor | None) -> None:
         """Advances the moments, and divides the rows of the orthogonal directions by their roots.
@@ -110,7 +109,7 @@ class RowMoments:
 
         def matrices(columns: Sequence[Tensor]) -> list[Tensor]:
             pairs = zip(rows, columns, strict=True)
-            return [part for each, column in pairs for part in each.cut(column)]
+            return [part for each, column in pairs for part in each.division.matrices(column)]
 
         roots = torch._foreach_sqrt([each.moment for each in rows])
         scales = torch._foreach_reciprocal(torch._foreach_add(roots, EPS))
@@ -135,7 +134,5 @@ class RowMoments:
                 raise RuntimeError(f"{step.function}: a table refused moments of rows")
             self._listed, self._planned = rows, None
         if self._planned is None or self._planned[:2] != (step, betas):
-            fields = dict.fromkeys(rule_fields(REST), 0.0)
-            plan = step.plan_of(REST, [], [fields | {"ema_decay": beta2} for beta2 in betas])
-            self._planned = step, betas, plan
+            self._planned = step, betas, step.plan_of_averages(betas)
         step.average(self._table.address, self._planned[2], means[0], norm)

@@ -148,12 +148,15 @@ class Step:
         decay = self.options.ema_decay
         if decay is None:
             return
-        plan = self.plan_of(
-            REST, [], [dict.fromkeys(rule_fields(REST), 0.0) | {"ema_decay": decay}]
-        )
+        plan = self.plan_of_averages([decay])
         for table in tables.values():
             for resting, param in table.resting():
                 self.average(resting.address, plan, param, norm)
+
+    def plan_of_averages(self, decays: Sequence[float]) -> Plan:
+        """The plan by which averages advance: one decay for each group of a table."""
+        fields = dict.fromkeys(rule_fields(REST), 0.0)
+        return self.plan_of(REST, [], [fields | {"ema_decay": decay} for decay in decays])
 
     def average(self, table: int, plan: Plan, first: Tensor, norm: Tensor | None) -> None:
         """Advances the averages in a table, whose first tensor is given, unless it is skipped."""
