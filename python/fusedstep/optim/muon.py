@@ -37,7 +37,7 @@ from fusedstep.optim.options import OptionArguments, Options
 from fusedstep.optim.state import MOMENT, StateSpec
 from fusedstep.optim.step import Step
 from fusedstep.optim.tables import Table
-from fusedstep.optim.whole_matrices import WholeMatrices
+from fusedstep.optim.whole_matrices import MatrixGroup, WholeMatrices
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -286,16 +286,12 @@ class Muon(FusedOptimizer, TorchsMuon):
         written: dict[Tensor, list[Tensor]] = {}
         for table in tables:
             written.update(table.written_matrices())
-        self._whole_matrices.orthogonalize_(
-            (
-                (param, division, iteration)
-                for group in self.param_groups
-                if group["use_muon"]
-                for division, iteration in ((Division.of(group), _iteration_of(group)),)
-                for param in group["params"]
-            ),
-            written,
-        )
+        groups = [
+            MatrixGroup(group["params"], Division.of(group), _iteration_of(group))
+            for group in self.param_groups
+            if group["use_muon"]
+        ]
+        self._whole_matrices.orthogonalize_(groups, written, self._internals.tables.version)
         for table in tables:
             if table.descent.has_grads:
                 if table.moments:

@@ -322,6 +322,7 @@ class Tables(dict[Place, Table]):
         self._stateless: list[Tensor] = []  # parameters that never had a gradient
         self._with_state: list[Tensor] = []  # the keys of the optimizer's state
         self._specs: list[StateSpec] = []
+        self.version = 0  # counts how often the parameters were listed anew
         self.shared: list[Place] = []  # places of DTensors, which other ranks have as well
         self.on_gpu = False  # some of them
         self.flattened: str | None = None  # an FSDP1 slice; the other ranks' slices are unknown
@@ -347,6 +348,7 @@ class Tables(dict[Place, Table]):
         specs[g]: what state the parameters of group g have.
         """
         self.forget()  # if anything below is refused, the next step must check again
+        self.version += 1
         labels: list[str] = []
         params: list[Tensor] = []
         stateless: list[Tensor] = []

@@ -6,8 +6,8 @@ over the ranks of their mesh: exchange.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,45 +24,66 @@ def direction_dtype(param: Tensor) -> torch.dtype:
     return torch.float64 if param.dtype == torch.float64 else torch.bfloat16
 
 
+class MatrixGroup(NamedTuple):
+    """Parameters that are made of matrices: how they are divided and iterated on."""
+
+    params: Sequence[Tensor]
+    division: Division
+    iteration: Iteration
+
+
 class WholeMatrices:
     """Orthogonalizes the directions of an optimizer; keeps its plans between steps."""
 
     def __init__(self) -> None:
-        self._plans: dict[Any, Here | Exchange] = {}
+        self._known: Any = None  # what the plans were made from
+        self._plans: dict[Any, tuple[Here | Exchange, list[Tensor]]] = {}  # and their parameters
         self._groups: dict[Any, Any] = {}  # of meshes that have none for all of their ranks
 
     def orthogonalize_(
         self,
-        params: Iterable[tuple[Tensor, Division, Iteration]],
+        groups: Sequence[MatrixGroup],
         directions: Mapping[Tensor, list[Tensor]],
+        version: int,
     ) -> None:
         """Replaces directions by orthogonal ones. All ranks of a DTensor's mesh must call this.
 
         Args:
-            params: All parameters that are made of matrices, in an order that the ranks of a mesh
-                agree on, with their division and how their matrices are iterated on.
+            groups: All parameters that are made of matrices, in an order that the ranks of a mesh
+                agree on.
             directions: For the parameters that have a gradient here, the matrices of the direction
                 as views, or, for a DTensor, the local part of the direction alone; overwritten.
+            version: Another number whenever the parameters, their shapes or places have changed.
         """
-        places: dict[Any, tuple[list[Item], list[list[Tensor] | None]]] = {}
-        for param, division, iteration in params:
-            mesh, placements = (
-                (param.device_mesh, param.placements) if is_dtensor(param) else (None, ())
-            )
-            place = mesh, param.device, direction_dtype(param)
-            items, parts = places.setdefault(place, ([], []))
-            items.append(Item(param.shape, param.stride(), placements, division, iteration))
-            parts.append(directions.get(param))
-        for place, (items, parts) in places.items():
-            plan = self._plans.get(place)
+        known = version, [group[1:] for group in groups]
+        if known != self._known:
+            self._plan(groups)
+            self._known = known
+        for plan, params in self._plans.values():
+            plan.orthogonalize_([directions.get(param) for param in params])
+
+    def _plan(self, groups: Sequence[MatrixGroup]) -> None:
+        """Makes a plan for each mesh, device and dtype, unless there is one for the same shapes."""
+        places: dict[Any, tuple[list[Item], list[Tensor]]] = {}
+        for group in groups:
+            for param in group.params:
+                mesh, placements = (
+                    (param.device_mesh, param.placements) if is_dtensor(param) else (None, ())
+                )
+                place = mesh, param.device, direction_dtype(param)
+                items, params = places.setdefault(place, ([], []))
+                items.append(Item(param.shape, param.stride(), placements, *group[1:]))
+                params.append(param)
+        old, self._plans = self._plans, {}
+        for place, (items, params) in places.items():
+            plan, _ = old.get(place, (None, None))
             if plan is None or plan.items != items:
                 mesh, device, dtype = place
                 if mesh is None:
                     plan = Here(items, device, dtype)
                 else:
                     plan = Exchange(mesh, self._group_of(mesh), items, device, dtype)
-                self._plans[place] = plan
-            plan.orthogonalize_(parts)
+            self._plans[place] = plan, params
 
     def _group_of(self, mesh: Any) -> Any:
         """The process group of all ranks of a mesh."""
