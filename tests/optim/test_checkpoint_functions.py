@@ -15,11 +15,13 @@ if not torch.distributed.is_available():
 
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_optimizer_state_dict,
     get_state_dict,
     set_optimizer_state_dict,
 )
 
+import fusedstep
 from tests.support.modes import MODES, every_kind_and_mode
 from tests.support.optimizers import Kind, assert_same_run, params_of
 from tests.support.tensors import assert_same_bits, set_grads
@@ -97,3 +99,47 @@ def test_files_of_another_mode_are_refused_or_read_right(
     for ours, theirs in zip(*(state.values() for state in states), strict=True):
         for name, value in ours.items():
             torch.testing.assert_close(value, theirs[name], **rough)
+
+
+# --- NorMuon's moments, which no table lists as a state -------------------------------------------
+
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def make_muon(**options: Any) -> tuple[nn.Module, fusedstep.Muon]:
+    """Two weights, and one that no gradient reaches."""
+    torch.manual_seed(0)
+    shapes = ((8, 16), (4, 8), (2, 3))
+    model = nn.ParameterList(nn.Parameter(torch.randn(shape)) for shape in shapes)
+    return model, fusedstep.Muon(model.parameters(), lr=0.1, **options)
+
+
+def run_muon(optimizer: fusedstep.Muon, steps: range) -> None:
+    for step in steps:
+        set_grads(params_of(optimizer)[:2], seed=step)
+        optimizer.step()
+    optimizer.zero_grad()
+
+
+def flattened(model: nn.Module, optimizer: fusedstep.Muon) -> dict[str, Any]:
+    return copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=FLAT))
+
+
+@pytest.mark.parametrize("saved", [None, 0.9], ids=["Muon", "NorMuon"])
+@pytest.mark.parametrize("state_dtype", [None, "int8"])
+def test_a_flattened_checkpoint_resumes_where_a_matrix_never_stepped(
+    saved: float | None, state_dtype: Any
+) -> None:
+    """torch lists the names that there are in memory: {} is what a checkpoint lacks."""
+    model, saving = make_muon(normuon_beta2=saved, state_dtype=state_dtype)
+    run_muon(saving, range(3))
+    other, loading = make_muon(normuon_beta2=0.9, state_dtype=state_dtype)
+    other.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(other, loading, flattened(model, saving), options=FLAT)
+    assert loading.param_groups[0]["normuon_beta2"] == saved
+    states = [[one.state.get(p, {}) for p in params_of(one)] for one in (loading, saving)]
+    assert [s.keys() for s in states[0]] == [s.keys() for s in states[1]]
+    for one in (saving, loading):
+        run_muon(one, range(3, 6))
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert_same_bits(p, q)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fusedstep.checks import refuse
 from fusedstep.optim.distributed import is_flattened, local, placed_like, require_placement_of
-from fusedstep.optim.state import CODES, OF_MODES, StateSpec, decoded, scale_name
+from fusedstep.optim.state import CODES, MOMENT, OF_MODES, StateSpec, decoded, scale_name
 
 if TYPE_CHECKING:
     from fusedstep.optim.optimizer import FusedOptimizer
@@ -23,7 +23,8 @@ WHOLE = "remainder"  # as the kernels read and write it: int16, which neither gl
 # Its bytes. The dot: a flattened checkpoint of torch's looks entries up by their names in memory,
 # and returns what is listed below such a name as a dictionary, {"high": ..., "low": ...}.
 HALVES = (f"{WHOLE}.high", f"{WHOLE}.low")
-# Entries of integers, which FSDP1 has in float32. A correction has 8 bits, as all others send them.
+# Entries of integers, which FSDP1 has in float32. A correction is uint8, which everything but
+# FSDP1 sends as it is.
 INTEGERS = {WHOLE: torch.int16, "correction": torch.uint8}
 
 
@@ -104,7 +105,7 @@ def received(
 
 def _unnested(entries: Mapping[str, Any], spec: StateSpec) -> Mapping[str, Any]:
     """Entries of a flattened checkpoint, where {} stands for what there is not."""
-    ours = {"step", *OF_MODES, *spec.names, *map(scale_name, spec.names)}
+    ours = {"step", MOMENT, *OF_MODES, *spec.names, *map(scale_name, spec.names)}
     nested = [name for name in ours if isinstance(entries.get(name), Mapping)]
     if not nested:
         return entries
