@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 import fusedstep
 from tests.support.modes import MODES, every_kind_and_mode
 from tests.support.optimizers import Kind, assert_same_run, params_of
+from tests.support.refusals import Snapshot, refuses
 from tests.support.tensors import assert_same_bits, set_grads
 
 
@@ -104,6 +105,7 @@ def test_files_of_another_mode_are_refused_or_read_right(
 # --- NorMuon's moments, which no table lists as a state -------------------------------------------
 
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+MOMENT = "second_momentum_buffer"
 
 
 def make_muon(**options: Any) -> tuple[nn.Module, fusedstep.Muon]:
@@ -143,3 +145,17 @@ def test_a_flattened_checkpoint_resumes_where_a_matrix_never_stepped(
         run_muon(one, range(3, 6))
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         assert_same_bits(p, q)
+
+
+def test_a_flattened_checkpoint_does_not_lose_moments() -> None:
+    """torch reads only the names that there are in memory, and a Muon without moments has none."""
+    model, saving = make_muon(normuon_beta2=0.9)
+    run_muon(saving, range(3))
+    other, loading = make_muon()
+    run_muon(loading, range(1))
+    before = Snapshot(params_of(loading), loading)
+    where = f"state of params[0]['{MOMENT}']"
+    with refuses("Muon", where, "be present after a step", "None", ValueError):
+        set_optimizer_state_dict(other, loading, flattened(model, saving), options=FLAT)
+    before.check()
+    assert loading.param_groups[0]["normuon_beta2"] is None

@@ -19,7 +19,7 @@ from torch.distributed.tensor import Replicate, distribute_tensor
 import fusedstep
 from fusedstep.optim.matrices import matrices_of
 from tests.reference.normuon import normalize_rows
-from tests.support.optimizers import assert_same_run
+from tests.support.optimizers import assert_same_run, params_of
 from tests.support.refusals import Snapshot, refuses
 from tests.support.tensors import (
     DTYPES,
@@ -324,6 +324,34 @@ def test_torchs_checkpoint_is_without_them_and_leaves_the_entry() -> None:
     assert optimizer.param_groups[0]["normuon_beta2"] == BETA2
     step(optimizer, 1)
     assert optimizer.state[params[0]][MOMENT].shape == (8, 1)
+
+
+def test_momentum_of_a_muon_without_them_is_saved_with_zeros() -> None:
+    """As the next step would make them: a checkpoint that lacks them has lost them."""
+    shapes = ((8, 16), (3, 12, 6), (0, 4), (4, 4))
+    muon = fusedstep.Muon(make_params(*shapes, dtype=torch.bfloat16))
+    set_grads(params_of(muon)[:3])
+    muon.step()
+    optimizer = fusedstep.Muon(copies(params_of(muon)), normuon_beta2=BETA2)
+    optimizer.load_state_dict(muon.to_torch_state_dict())
+    assert all(MOMENT not in state for state in optimizer.state.values())
+    saved = optimizer.state_dict()["state"]
+    found = {key: entries[MOMENT] for key, entries in saved.items() if MOMENT in entries}
+    assert {key: tuple(moment.shape) for key, moment in found.items()} == {0: (8, 1), 1: (3, 12, 1)}
+    for moment in found.values():
+        assert_same_bits(moment, torch.zeros_like(moment, dtype=torch.float32))
+    assert all(MOMENT not in state for state in optimizer.state.values())
+    resumed = fusedstep.Muon(copies(params_of(optimizer)), normuon_beta2=BETA2)
+    resumed.load_state_dict(optimizer.state_dict())
+    for one in (optimizer, resumed):
+        step(one, 1)
+    assert_same_run(resumed, optimizer)
+    lost = copy.deepcopy(optimizer.state_dict())
+    del lost["state"][1][MOMENT]
+    where = f"state of params[1]['{MOMENT}']"
+    with refuses("Muon", where, "be present after a step", "None", ValueError):
+        resumed.load_state_dict(lost)
+    assert_same_run(resumed, optimizer)
 
 
 def test_another_moment_in_the_state_is_seen() -> None:

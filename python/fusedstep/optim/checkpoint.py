@@ -18,9 +18,10 @@ from fusedstep.optim.distributed import local
 from fusedstep.optim.hyperparameters import parameter_labels
 from fusedstep.optim.implementation import require_flags
 from fusedstep.optim.options import MODE_KEYS, with_choices_of
-from fusedstep.optim.sendable import received, sendable_state_dict
+from fusedstep.optim.sendable import lacks_moments, received, sendable_state_dict
 from fusedstep.optim.state import (
     CODES,
+    MOMENT,
     OF_MODES,
     StateSpec,
     arrays_of,
@@ -103,7 +104,12 @@ def accepted(optimizer: FusedOptimizer, final: dict[str, Any]) -> dict[str, Any]
         for label, param, key in zip(labels, own[g]["params"], group["params"], strict=True):
             if key in state:
                 state[key] = received(name, label, state[key], spec)
-            require_loadable(name, label, param, state.get(key, {}), spec)
+            entries = state.get(key, {})
+            require_loadable(name, label, param, entries, spec)
+            # Of a flattened checkpoint, torch's functions read only the names in memory: they take
+            # NorMuon's group to a Muon, but not its moments. torch's own groups lack the entry.
+            if group.get("normuon_beta2") is not None and lacks_moments(param, entries, spec):
+                refuse(name, f"state of {label}['{MOMENT}']", "be present after a step", None)
     return final | {"param_groups": groups, "state": state}
 
 

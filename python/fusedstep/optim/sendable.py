@@ -14,7 +14,15 @@ from torch import Tensor
 
 from fusedstep.checks import refuse
 from fusedstep.optim.distributed import is_flattened, local, placed_like, require_placement_of
-from fusedstep.optim.state import CODES, MOMENT, OF_MODES, StateSpec, decoded, scale_name
+from fusedstep.optim.state import (
+    CODES,
+    MOMENT,
+    OF_MODES,
+    StateSpec,
+    compute_dtype,
+    decoded,
+    scale_name,
+)
 
 if TYPE_CHECKING:
     from fusedstep.optim.optimizer import FusedOptimizer
@@ -54,7 +62,8 @@ def sendable(param: Tensor, entries: dict[str, Any], spec: StateSpec) -> dict[st
     are decoded, and are encoded to the same codes again: as a DTensor, the parameter has float32
     state. So the format follows from the parameter's shape, however many ranks there are. FSDP1
     sends no integers and only one dtype for each parameter: there, all entries become float32,
-    which is exact.
+    which is exact. Moments that NorMuon has not begun yet are zeros, as a step would make them:
+    loading refuses momentum without them.
     """
     if is_flattened(param):
         return {k: v.float() if _is_narrow(k, v) else v for k, v in entries.items()}
@@ -71,7 +80,17 @@ def sendable(param: Tensor, entries: dict[str, Any], spec: StateSpec) -> dict[st
         bits = local(whole)
         halves = (placed_like(whole, half.to(torch.uint8)) for half in (bits >> 8, bits))
         sent = _without(sent, WHOLE) | dict(zip(HALVES, halves, strict=True))
+    if spec.division is not None and lacks_moments(param, entries, spec):
+        shape, dtype = spec.division.column_of(param.shape), compute_dtype(param.dtype)
+        sent[MOMENT] = torch.zeros(shape, dtype=dtype, device=param.device)
     return sent
+
+
+def lacks_moments(param: Tensor, entries: Mapping[str, Any], spec: StateSpec) -> bool:
+    """Whether a parameter of NorMuon's has momentum, but its rows have no second moments."""
+    if not spec.moments or param.numel() == 0 or entries.get(MOMENT) is not None:
+        return False
+    return any(entries.get(name) is not None for name in spec.names)
 
 
 def _is_narrow(name: str, value: Any) -> bool:
