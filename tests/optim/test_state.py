@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.library import opcheck
 
 import fusedstep
@@ -16,6 +20,7 @@ from tests.reference import quantize
 from tests.support.modes import BFLOAT16, MODES
 from tests.support.op_arguments import randn
 from tests.support.optimizers import Kind
+from tests.support.refusals import refuses
 from tests.support.tensors import (
     assert_same_bits,
     bits_in_memory_order,
@@ -24,6 +29,17 @@ from tests.support.tensors import (
     name_of,
     set_grads,
 )
+
+
+@contextmanager
+def one_rank() -> Iterator[DeviceMesh]:
+    """A mesh of this process alone."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield init_device_mesh("cpu", (1,))
+    finally:
+        distributed.destroy_process_group()
+
 
 # --- entries --------------------------------------------------------------------------------------
 
@@ -87,6 +103,47 @@ def test_scales_lie_in_rows_where_rows_are_whole_blocks(
         found = tuple(optimizer.state[param]["exp_avg_scale"].shape)
         in_order = expected is not None or param.is_contiguous()
         assert found == (scales if in_order else (-(-param.numel() // 128),))
+
+
+@pytest.mark.parametrize(
+    ("shape", "coded"),
+    [
+        ((2, 128), True), ((64, 64, 2), True), ((4, 8, 4, 8), True), ((3, 5, 256), True),
+        ((256,), False), ((4096,), False), ((128, 100), False), ((128, 2, 32), False), ((), False),
+    ],
+)  # fmt: skip
+def test_codes_are_sent_where_last_dimensions_but_the_first_are_blocks(
+    shape: tuple[int, ...], coded: bool
+) -> None:
+    """Also where they are kept as a DTensor; what is not contiguous is decoded, or float32."""
+    dims = tuple(range(len(shape)))[::-1]
+    turned = torch.zeros(shape[::-1]).permute(dims)
+    with one_rank() as mesh:
+        for value in (torch.zeros(shape), turned):
+            expected = coded and value.is_contiguous()
+            for param in (value, DTensor.from_local(value, mesh, [Replicate()])):
+                optimizer = fusedstep.Lion([param.requires_grad_()], state_dtype="int8")
+                param.grad = torch.ones_like(param)
+                optimizer.step()
+                kept = optimizer.state[param]["exp_avg"].dtype
+                assert (kept == torch.int8) == (expected or param is value)
+                saved = optimizer.state_dict()["state"][0]
+                assert ("exp_avg.codes" in saved) == expected
+                if not expected:
+                    assert saved["exp_avg"].dtype == torch.float32
+
+
+def test_shards_that_are_not_contiguous_are_refused_codes() -> None:
+    with one_rank() as mesh:
+        shard = torch.zeros(128, 256).T
+        placed = DTensor.from_local(
+            shard, mesh, [Shard(0)], run_check=False, shape=shard.shape, stride=(128, 1)
+        )
+        must = "have contiguous shards where state_dtype='int8'"
+        got = r"\(256, 128\) with strides \(1, 256\)"
+        with refuses("AdamW", "param_groups[0]['params'][0]", must, got, ValueError):
+            fusedstep.AdamW([placed.requires_grad_()], state_dtype="int8")
+        fusedstep.AdamW([placed])
 
 
 @pytest.mark.parametrize("kind", [Kind("SGD", {}), Kind("Lion", {})], ids=lambda kind: kind.name)
