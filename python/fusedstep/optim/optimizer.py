@@ -516,13 +516,13 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         The 16-bit `remainder` of a parameter is returned as its two bytes, `remainder.high` and
         `remainder.low`, because neither gloo nor NCCL sends 16-bit integers. 8-bit codes are
-        returned as `<name>.codes`, with their scales as `<name>_scale`, if the last dimensions of
-        the parameter multiply to a multiple of 128 and it is contiguous; other 8-bit state is
-        decoded to float32, as DTensors of these shapes keep it. All state of FSDP1's parameters is
-        returned in float32, because FSDP1 sends one dtype for each parameter. `load_state_dict`
-        restores the bits. The two bytes and what is decoded are copies: steps in the block of
-        `torch.optim.swap_in_optimizer_params_and_state` write to all state that was swapped in but
-        these; call `state_dict()` before the block ends to keep them.
+        returned as `<name>.codes`, with their scales as `<name>_scale`, if the parameter is
+        contiguous and some of its last dimensions, the first not among them, multiply to a multiple
+        of 128. Other 8-bit state is decoded to float32, as DTensors of that kind keep it.
+        All state of FSDP1's parameters is returned in float32, because FSDP1 sends one dtype for
+        each parameter. `load_state_dict` restores the bits. The two bytes and what is decoded are
+        copies: steps in the block of `torch.optim.swap_in_optimizer_params_and_state` write to all
+        state that was swapped in but these; call `state_dict()` before the block ends to keep them.
 
         Raises:
             RuntimeError: The averages are swapped in (`swap_ema`).

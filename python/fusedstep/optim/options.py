@@ -74,11 +74,12 @@ class Options:
         state_dtype: Dtype of the optimizer's state. None: float32, or float64 for float64
             parameters. `torch.bfloat16`: rounded stochastically. `"int8"`: 8-bit codes with a
             float32 scale for every 128 elements in memory, kept in an entry `<name>_scale`; a
-            second moment that is less than 6e-8 of the largest of them counts as that. Of a
-            DTensor, codes are kept if its last dimensions multiply to a multiple of 128, as those
-            of a model's matrices do, and its shards must consist of whole blocks; biases, gains and
-            odd shapes, about a thousandth of a model, keep float32 state, so that a checkpoint fits
-            any number of ranks. float64 parameters support neither; FSDP1 does not support
+            second moment that is less than 6e-8 of the largest of them counts as that. A DTensor
+            has codes if it is contiguous and some of its last dimensions, the first not among them,
+            multiply to a multiple of 128, as those of a model's matrices do. Its shards must then
+            be contiguous and consist of whole blocks. Biases, gains and odd shapes, about a
+            thousandth of a model, and transposed matrices keep float32 state, so that a checkpoint
+            fits any number of ranks. float64 parameters support neither; FSDP1 does not support
             `"int8"`. A parameter group may override it.
         master: Where a bfloat16 parameter keeps the float32 value that is updated. `"float32"`: in
             a copy, 4 bytes per element. `"remainder"`: as the low 16 bits, 2 bytes per element; the

@@ -60,9 +60,9 @@ def sendable(param: Tensor, entries: dict[str, Any], spec: StateSpec) -> dict[st
     A remainder becomes two uint8 tensors with its shape and placements. Codes stay codes where
     their scales lie in rows, so that each part of a parameter has a part of both. Elsewhere they
     are decoded, and are encoded to the same codes again: as a DTensor, the parameter has float32
-    state. So the format follows from the parameter's shape, however many ranks there are. FSDP1
-    sends no integers and only one dtype for each parameter: there, all entries become float32,
-    which is exact. Moments that NorMuon has not begun yet are zeros, as a step would make them:
+    state. So the format follows from the whole parameter, however many ranks there are. FSDP1 sends
+    no integers and only one dtype for each parameter: there, all entries become float32, which is
+    exact. Moments that NorMuon has not begun yet are sent as zeros, as a step would make them:
     loading refuses momentum without them.
     """
     if is_flattened(param):
