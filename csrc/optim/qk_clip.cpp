@@ -31,7 +31,7 @@ QkHeads heads_of(const Tensor& weight, const Tensor& max_logits, int64_t head_di
   Arg(kFunction, "first_rows", first_row, i)
       .must(first_row >= 0 && first_row + rows <= head_dim * max_logits.numel(),
             "be the first of rows that have heads");
-  // One row alone may have any stride, but all elements are its.
+  // One row alone may have any stride, but then all elements are in it.
   return {data_of<float>(max_logits), head_dim, first_row, rows,
           rows > 1 ? weight.stride(0) : weight.numel()};
 }

@@ -28,9 +28,10 @@ def swapped_in(
     averages: Sequence[Tensor],
     model: nn.Module | None,
 ) -> Iterator[None]:
-    """Context manager: the parameters of all groups hold `averages`, or their own where it is they.
+    """Context manager: the parameters of all groups hold `averages`.
 
-    On exit, and if entering fails half-way, the parameters get their values back.
+    They keep their own values where the average is the parameter itself. On exit, and if entering
+    fails half-way, the parameters get their values back.
     """
     labels: list[str] = []
     for group in groups:
