@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fusedstep
 from fusedstep.optim import whole_matrices
-from fusedstep.optim.matrices import matrices_of
+from fusedstep.optim.matrices import Division
 from fusedstep.optim.newton_schulz import orthogonalize_
 from tests.reference.muon import MuonGroup, muon_descent
 from tests.reference.quantize import round_to_24_bits_stochastically, split_in_24
@@ -332,7 +332,7 @@ def divided(draw: Callable[[Any], Any]) -> tuple[tuple[int, ...], dict[str, Any]
 def test_views_hold_each_element_once(given: tuple[Any, ...]) -> None:
     shape, entries, rows = given
     tensor = torch.arange(float(torch.Size(shape).numel())).view(shape)
-    matrices = matrices_of(tensor, entries)
+    matrices = Division.of(entries).matrices(tensor)
     assert [len(matrix) for matrix in matrices] == rows * (len(matrices) // len(rows))
     assert torch.equal(torch.cat([matrix.flatten() for matrix in matrices]), tensor.flatten())
     for matrix in matrices:

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, distribute_tensor
 
 import fusedstep
-from fusedstep.optim.matrices import matrices_of
+from fusedstep.optim.matrices import Division
 from tests.reference.normuon import normalize_rows
 from tests.support.optimizers import assert_same_run, params_of
 from tests.support.refusals import Snapshot, refuses
@@ -51,11 +51,8 @@ every_division = pytest.mark.parametrize(
 
 def columns_of(moment: Tensor, entries: dict[str, Any]) -> list[np.ndarray]:
     """The moments of each matrix."""
-    sizes = [len(matrix) for matrix in matrices_of(moment, EVERY | entries)]
+    sizes = [len(matrix) for matrix in Division(**entries).matrices(moment)]
     return [part.numpy().copy() for part in moment.flatten().double().split(sizes)]
-
-
-EVERY = {"split_sizes": None, "num_heads": None, "flatten": None}
 
 
 class Both:
@@ -77,8 +74,8 @@ class Both:
             optimizer.step()
         found = []
         for i, (param, twin) in enumerate(zip(self.params, self.twins, strict=True)):
-            of = EVERY | self.entries
-            mine, others = matrices_of(param.detach(), of), matrices_of(twin.detach(), of)
+            of = Division(**self.entries)
+            mine, others = of.matrices(param.detach()), of.matrices(twin.detach())
             moments = columns_of(self.ours.state[param][MOMENT], self.entries)
             for k, (matrix, other, moment) in enumerate(zip(mine, others, moments, strict=True)):
                 size = -RATE * 0.2 * math.sqrt(max(matrix.shape))

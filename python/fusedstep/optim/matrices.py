@@ -138,15 +138,6 @@ def division_of(function: str, group: Group, index: int | None) -> Division:
     return Division(sizes, heads, flatten)
 
 
-def matrices_of(tensor: Tensor, group: Mapping[str, Any]) -> list[Tensor]:
-    """The matrices of a tensor of a parameter's shape that are orthogonalized, as views.
-
-    They depend on the tensor's shape and the group's entries alone. Only the order of a flattened
-    tensor's columns is that of its memory.
-    """
-    return Division.of(group).matrices(tensor)
-
-
 def ratios_of(shape: Sequence[int], group: Mapping[str, Any]) -> list[tuple[int, float]]:
     """Blocks of consecutive rows of a parameter's matrices: row counts, and step over rate."""
     division, ratio_of = Division.of(group), RATIOS[group["adjust_lr_fn"] or "original"]
