@@ -419,7 +419,7 @@ def test_moments_that_do_not_fit(moment: Any, must: str, got: str, kind: type[Ex
 
 
 def test_dtensors_have_no_moments() -> None:
-    """Also if a parameter became one after it was added."""
+    """Neither when they are added, nor if a parameter became one afterwards."""
     params = make_params((4, 4))
     optimizer = fusedstep.Muon(params, normuon_beta2=BETA2)
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
@@ -427,8 +427,16 @@ def test_dtensors_have_no_moments() -> None:
         mesh = init_device_mesh("cpu", (1,))
         placed = distribute_tensor(torch.ones(4, 4), mesh, [Replicate()]).requires_grad_()
         placed.grad = torch.ones_like(placed)
+        must, first = "be a plain tensor where normuon_beta2 is set", "['params'][0]"
+        with refuses("Muon", f"param_groups[0]{first}", must, "DTensor", TypeError):
+            fusedstep.Muon([placed], normuon_beta2=BETA2)
+        with refuses("Muon", f"param_groups[1]{first}", must, "DTensor", TypeError):
+            optimizer.add_param_group({"params": [placed]})
+        assert len(optimizer.param_groups) == 1
+        fusedstep.Muon([placed]).add_param_group(
+            {"params": [torch.nn.Parameter(placed.detach().clone())], "use_muon": False}
+        )
         optimizer.param_groups[0]["params"][0] = placed
-        must = "be a plain tensor where normuon_beta2 is set"
         with refuses("Muon", "params[0]", must, "DTensor", TypeError):
             optimizer.step()
         assert torch.equal(placed.full_tensor(), torch.ones(4, 4))

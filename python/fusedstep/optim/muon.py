@@ -34,7 +34,7 @@ from fusedstep.optim.muon_tables import DescentTable, DirectionTable
 from fusedstep.optim.newton_schulz import Iteration
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import OptionArguments, Options
-from fusedstep.optim.state import MOMENT, StateSpec
+from fusedstep.optim.state import MOMENT, StateSpec, require_moment
 from fusedstep.optim.step import Step
 from fusedstep.optim.tables import Table
 from fusedstep.optim.whole_matrices import MatrixGroup, WholeMatrices
@@ -227,9 +227,11 @@ class Muon(FusedOptimizer, TorchsMuon):
             # The first launch would round the directions so, too.
             refuse(name, label(index, "stochastic_rounding"), "be False where use_muon", True)
         labels = parameter_labels(own, f"param_groups[{index}]['params']")
+        spec = self._spec(group)
         for where, param in zip(labels, own["params"], strict=True):
             if division is not None:
                 division.require(name, index, where, param)
+            require_moment(name, where, param, {}, spec)
 
     def _completed(self, saved: Group, index: int) -> Group:
         saved = dict(saved)
