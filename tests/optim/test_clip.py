@@ -451,6 +451,29 @@ def test_norm_refuses(
         fusedstep.get_total_norm(tensors)
 
 
+@pytest.mark.parametrize("groups", [None, 3, False])
+def test_groups_that_are_no_sequence_are_refused_whatever_else_is_given(groups: Any) -> None:
+    """Where the check depended on the gradients, one rank would be refused and another wait."""
+    must, got = "be a sequence of process groups", type(groups).__name__
+    params = make_params((3,), (4,))
+    with_grads, sparse = make_params((3,)), torch.eye(2).to_sparse()
+    set_grads(with_grads)
+    for parameters in (params, with_grads, [], [3], [sparse]):
+        with refuses("clip_grad_norm_", "groups", must, got, TypeError):
+            fusedstep.clip_grad_norm_(parameters, -1.0, groups=groups)
+    for tensors in (params, [], [3], [sparse]):
+        with refuses("get_total_norm", "groups", must, got, TypeError):
+            fusedstep.get_total_norm(tensors, "two", groups=groups)
+
+
+@pytest.mark.parametrize("groups", [(), [], iter(())])
+def test_an_empty_sequence_of_groups_is_none(groups: Any) -> None:
+    (param,) = make_params((3,))
+    param.grad = torch.full_like(param, 2.0)
+    assert fusedstep.get_total_norm([param.grad], 1.0, groups=groups) == 6
+    assert fusedstep.clip_grad_norm_([param], 9.0, 1.0, groups=groups) == 6
+
+
 def test_clip_refuses_what_is_no_tensor() -> None:
     with refuses("clip_grad_norm_", "parameters[0]", "be a tensor", "str", TypeError):
         fusedstep.clip_grad_norm_(["weight"], 1.0)

@@ -82,6 +82,8 @@ def get_total_norm(
         tensor(5.)
     """
     function = "get_total_norm"
+    if groups != ():
+        groups = require_groups(function, "groups", groups)
     listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     norm_type = require_order(function, norm_type)
     plain = _C.PlainList.of(listed) if _may_go_unboxed(norm_type) and not groups else None
@@ -97,7 +99,6 @@ def _norm_of_each(
     function: str, tensors: list[Tensor], norm_type: float, groups: Sequence[ProcessGroup]
 ) -> Tensor:
     """The norm of any tensors, 0-d float64: each is checked, gathered and copied as it needs."""
-    groups = require_groups(function, "groups", groups)
     names = [f"tensors[{i}]" for i in range(len(tensors))]
     for name, tensor in zip(names, tensors, strict=True):
         require_dense(function, name, local(tensor))
@@ -157,13 +158,14 @@ def clip_grad_norm_(
             parameters, max_norm, norm_type, error_if_nonfinite, groups=groups
         )
     function = "clip_grad_norm_"
+    if groups != ():  # before the gradients, which some ranks may lack
+        groups = require_groups(function, "groups", groups)
     listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     max_norm = require_number(function, "max_norm", max_norm)
     norm_type = require_order(function, norm_type)
     unboxed = _may_go_unboxed(norm_type) and not groups
     plain = _C.PlainList.of_gradients(listed) if unboxed else None
     if plain is None:
-        groups = require_groups(function, "groups", groups)
         return _clip_each(function, listed, max_norm, norm_type, error_if_nonfinite, groups)
     norm = _clip_list(plain, norm_type, max_norm, error_if_nonfinite)
     _check(function, norm, norm_type, error_if_nonfinite)
