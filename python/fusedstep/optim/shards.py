@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fusedstep.optim.distributed import is_dtensor
 
@@ -32,15 +33,17 @@ def runs_of(
         mesh: The mesh's shape.
         place: The rank's coordinates in it.
     """
-    indices = torch.arange(size, device="cpu").view((1,) * dim + (size,))
-    for placement, count, i in zip(placements, mesh, place, strict=True):
-        if not placement.is_replicate() and placement.dim == dim:
-            shards, _ = placement._split_tensor(
-                indices, count, with_padding=False, contiguous=False
-            )
-            indices = shards[i]
+    with _disable_current_modes():  # these indices have values, under FakeTensorMode as well
+        indices = torch.arange(size, device="cpu").view((1,) * dim + (size,))
+        for placement, count, i in zip(placements, mesh, place, strict=True):
+            if not placement.is_replicate() and placement.dim == dim:
+                shards, _ = placement._split_tensor(
+                    indices, count, with_padding=False, contiguous=False
+                )
+                indices = shards[i]
+        listed = indices.flatten().tolist()
     runs = []
-    for _, pairs in groupby(enumerate(indices.flatten().tolist()), lambda pair: pair[1] - pair[0]):
+    for _, pairs in groupby(enumerate(listed), lambda pair: pair[1] - pair[0]):
         (begin, first), *others = pairs
         runs.append(Run(range(first, first + 1 + len(others)), begin))
     return tuple(runs)
@@ -52,5 +55,5 @@ def held_here(tensor: Tensor, dim: int) -> list[range]:
         return [range(tensor.shape[dim])]
     mesh = tensor.device_mesh
     place = tuple(mesh.get_coordinate() or ())
-    runs = runs_of(tensor.shape[dim], dim, tensor.placements, tuple(mesh.mesh.shape), place)
+    runs = runs_of(tensor.shape[dim], dim, tensor.placements, tuple(mesh.shape), place)
     return [run.indices for run in runs]
