@@ -27,7 +27,7 @@ from fusedstep.optim.distributed import (
     settled,
     shard_like,
 )
-from fusedstep.optim.memory import gapless, refuse_overlap
+from fusedstep.optim.memory import by_device, gapless, refuse_overlap
 from fusedstep.optim.norm import norm_of, norm_over_ranks
 
 register_writers("clip_by_norm_", "clip_list_")
@@ -199,7 +199,7 @@ def _clip_each(
     norm = _norm(function, shards, norm_type, groups)
     published = norm.to(torch.float32)
     _check(function, published, norm_type, error_if_nonfinite)
-    for device, members in _by_device(dense).items():
+    for device, members in by_device(dense).items():
         torch.ops.fusedstep.clip_by_norm_(members, norm.to(device), max_norm)
     for piece, copy in zip(pieces, dense, strict=True):
         if copy is not piece:
@@ -297,10 +297,3 @@ def _check(function: str, norm: Tensor, norm_type: float, error_if_nonfinite: bo
             f"{function}: the gradients' norm of order {norm_type} must be finite where "
             f"error_if_nonfinite=True, got {float(norm)}; nothing was changed"
         )
-
-
-def _by_device(tensors: list[Tensor]) -> dict[torch.device, list[Tensor]]:
-    groups: dict[torch.device, list[Tensor]] = {}
-    for tensor in tensors:
-        groups.setdefault(tensor.device, []).append(tensor)
-    return groups

@@ -1,17 +1,34 @@
-"""How tensors lie in memory: strides, gaps, copies without gaps, and overlap.
+"""How tensors lie in memory: devices, strides, gaps, copies without gaps, and overlap.
 
 Writing to two tensors that share memory would be a race, so overlap is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from fusedstep.checks import refuse
 from fusedstep.fakes import register_fake
+
+
+class _OnDevice(Protocol):
+    @property
+    def device(self) -> torch.device: ...
+
+
+T = TypeVar("T", bound=_OnDevice)
+
+
+def by_device(items: Iterable[T]) -> dict[torch.device, list[T]]:
+    """Tensors, or what else is on a device, by device and in their order."""
+    members: dict[torch.device, list[T]] = {}
+    for item in items:
+        members.setdefault(item.device, []).append(item)
+    return members
 
 
 def memory_layout(tensor: Tensor) -> tuple[int, ...]:
