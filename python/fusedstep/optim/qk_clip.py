@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,20 +11,25 @@ from torch import Tensor
 from fusedstep.checks import refuse, require_dense, require_number
 from fusedstep.fakes import register_writers
 from fusedstep.optim.distributed import is_dtensor, is_flattened, local, require_placed
-from fusedstep.optim.memory import gapless, refuse_overlap
+from fusedstep.optim.memory import by_device, gapless, refuse_overlap
+from fusedstep.optim.shards import held_here
 
 register_writers("qk_clip_")
 
 FUNCTION = "qk_clip_"
 
 
-class _Weight(NamedTuple):
-    """What the op takes of a weight."""
+class _Rows(NamedTuple):
+    """Consecutive rows of a weight, which the op takes as a weight of its own."""
 
-    piece: Tensor  # the local rows
-    max_logits: Tensor  # [heads], float32 without gaps
+    values: Tensor
+    max_logits: Tensor  # [heads], of the whole weight; float32 without gaps
     head_dim: int
-    first_row: int  # of the local rows, in the whole weight
+    first: int  # of these rows, in the whole weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
 
 
 def qk_clip_(
@@ -89,20 +93,20 @@ def qk_clip_(
         refuse(FUNCTION, "threshold", "be above 0", threshold)
     listed = _list_of("weights", weights)
     found = _checked(listed, _list_of("max_logits", max_logits))
-    names = [f"weights[{i}]" for i in range(len(found))]
-    refuse_overlap(FUNCTION, names, [weight.piece for weight in found])
-    for members in _by_device(found):
-        dense = [gapless(weight.piece) for weight in members]
+    names = [f"weights[{i}]" for i in range(len(listed))]
+    refuse_overlap(FUNCTION, names, [local(weight).detach() for weight in listed])
+    for members in by_device(found).values():
+        dense = [gapless(rows.values) for rows in members]
         torch.ops.fusedstep.qk_clip_(
             dense,
-            [weight.max_logits for weight in members],
-            [weight.head_dim for weight in members],
-            [weight.first_row for weight in members],
+            [rows.max_logits for rows in members],
+            [rows.head_dim for rows in members],
+            [rows.first for rows in members],
             threshold,
         )
-        for weight, copy in zip(members, dense, strict=True):
-            if copy is not weight.piece:
-                weight.piece.copy_(copy)
+        for rows, copy in zip(members, dense, strict=True):
+            if copy is not rows.values:
+                rows.values.copy_(copy)
     torch.autograd.graph.increment_version(listed)
 
 
@@ -121,7 +125,8 @@ def _list_of(argument: str, tensors: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return listed
 
 
-def _checked(weights: list[Tensor], max_logits: list[Tensor]) -> list[_Weight]:
+def _checked(weights: list[Tensor], max_logits: list[Tensor]) -> list[_Rows]:
+    """The rows with elements that are here: of a strided shard several runs, of others one."""
     if len(max_logits) != len(weights):
         must = f"have length {len(weights)}, a tensor for each weight"
         refuse(FUNCTION, "max_logits", must, len(max_logits))
@@ -134,14 +139,17 @@ def _checked(weights: list[Tensor], max_logits: list[Tensor]) -> list[_Weight]:
         if head_dim * heads != rows:
             must = f"have a multiple of {heads} rows, as max_logits[{i}] has {heads} heads"
             refuse(FUNCTION, f"weights[{i}]", must, f"shape {tuple(weight.shape)}")
-        found.append(
-            _Weight(
-                local(weight).detach(),
-                gapless(local(logits).detach().to(torch.float32)),
-                head_dim,
-                _first_row(f"weights[{i}]", weight),
-            )
-        )
+        held, shard = held_here(weight, 0), local(weight).detach()
+        sizes = [len(indices) for indices in held]
+        if sum(sizes) != len(shard):
+            must = f"have the {sum(sizes)} rows on this rank that its placements give it"
+            refuse(FUNCTION, f"weights[{i}]", must, len(shard))
+        largest = gapless(local(logits).detach().to(torch.float32))
+        found += [
+            _Rows(values, largest, head_dim, indices.start)
+            for indices, values in zip(held, shard.split(sizes), strict=True)
+            if values.numel()
+        ]
     return found
 
 
@@ -166,37 +174,3 @@ def _require_whole(argument: str, logits: Tensor, weight: Tensor) -> None:
         refuse(FUNCTION, argument, "have one dimension", f"shape {tuple(logits.shape)}")
     if logits.device != weight.device:
         refuse(FUNCTION, argument, f"be on its weight's device {weight.device}", logits.device)
-
-
-def _first_row(argument: str, weight: Tensor) -> int:
-    """The number, in the whole weight, of the first local row. The local rows are consecutive."""
-    if not is_dtensor(weight):
-        return 0
-    mesh = weight.device_mesh
-    placements: list[Any] = list(weight.placements)
-    coordinate = cast("list[int]", mesh.get_coordinate())  # require_placed has checked that it is
-    splits = [d for d, p in enumerate(placements) if not p.is_replicate() and p.dim == 0]
-    # Each dimension of the mesh divides what those before it left to a rank. FSDP divides the rows
-    # that tensor parallelism left, though its dimension is the first: its placement then knows how
-    # many parts the later dimensions make.
-    late = {d: p.split_factor for d, p in enumerate(placements) if hasattr(p, "split_factor")}
-    first, rows, known = 0, weight.shape[0], True
-    for d in sorted(splits, key=lambda d: (d in late, -d if d in late else d)):
-        each = -(-rows // mesh.size(d))
-        begin = min(each * coordinate[d], rows)
-        first, rows = first + begin, min(each, rows - begin)
-        parts = math.prod(mesh.size(later) for later in splits if later > d)
-        known = known and late.get(d, parts) == parts
-    if not known or rows != local(weight).shape[0]:
-        must = "have consecutive rows on every rank, as many as DTensor gives it"
-        refuse(FUNCTION, argument, must, weight.placements)
-    return first
-
-
-def _by_device(weights: list[_Weight]) -> Iterable[list[_Weight]]:
-    """The weights that have elements here, by device."""
-    groups: dict[torch.device, list[_Weight]] = {}
-    for weight in weights:
-        if weight.piece.numel() > 0:
-            groups.setdefault(weight.piece.device, []).append(weight)
-    return groups.values()
