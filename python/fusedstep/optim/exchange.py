@@ -112,7 +112,7 @@ class Exchange:
     ) -> None:
         self.items = items
         self._group, self._device, self._dtype = group, device, dtype
-        self._mesh_shape = tuple(mesh.mesh.shape)
+        self._mesh_shape = tuple(mesh.shape)
         ranks = dist.get_process_group_ranks(group)
         self._places = [tuple((mesh.mesh == rank).nonzero()[0].tolist()) for rank in ranks]
         self._rank = dist.get_rank(group)
