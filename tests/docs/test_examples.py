@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ def run(name: str, *arguments: str, launcher: tuple[str, ...] = ()) -> str:
     command = [sys.executable, *launcher, str(EXAMPLES / name), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    # Once in dozens of launches gloo's own thread dies: see tests/distributed/test_distributed.py.
+    if launcher and "Signal 6 (SIGABRT)" in result.stderr:
+        warnings.warn("launched again: a rank was ended by SIGABRT", stacklevel=2)
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
