@@ -48,7 +48,7 @@ ADAMW = {
     "decoupled_weight_decay": True,
 }  # fmt: skip
 # What torch's groups lack, without a meaning for them; a checkpoint without it leaves it as it is.
-OURS = Division()._asdict() | {"normuon_beta2": None}
+NOT_IN_TORCH = Division()._asdict() | {"normuon_beta2": None}
 # A group has the fields of both kinds of step; those of the other kind stay zero.
 UNUSED = dict.fromkeys(rule_fields("muon"), 0.0)
 
@@ -243,7 +243,7 @@ class Muon(FusedOptimizer, TorchsMuon):
     @torch._disable_dynamo
     def __setstate__(self, state: dict[str, Any]) -> None:
         groups = state["param_groups"]  # a checkpoint's may come from another implementation
-        own = getattr(self, "param_groups", [OURS] * len(groups))  # or a pickle's
+        own = getattr(self, "param_groups", [NOT_IN_TORCH] * len(groups))  # or a pickle's
         for group, before in zip(groups, own, strict=True):
             _complete(group, before)
         super().__setstate__(state)
@@ -252,7 +252,7 @@ class Muon(FusedOptimizer, TorchsMuon):
         """As in every optimizer; how matrices are divided, and NorMuon's entries, are left out."""
         exported = super().to_torch_state_dict()
         for group in exported["param_groups"]:
-            for key in OURS:
+            for key in NOT_IN_TORCH:
                 group.pop(key, None)
         return exported
 
@@ -318,13 +318,13 @@ def _iteration_of(group: Group) -> Iteration:
 def _complete(group: dict[str, Any], before: Group | None = None) -> None:
     """Fills in what a group lacks: AdamW's defaults in its groups, so that Muon's do not apply.
 
-    A checkpoint's group that lacks entries of OURS has those that it had `before`.
+    A checkpoint's group that lacks entries of NOT_IN_TORCH has those that it had `before`.
     """
     if not group.get("use_muon", True):
         for name, value in ADAMW.items():
             group.setdefault(name, value)
     if before is not None:
-        for name in OURS:
+        for name in NOT_IN_TORCH:
             group.setdefault(name, before[name])
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fusedstep import _C
 from fusedstep.optim.matrices import Division
+from fusedstep.optim.row_blocks import Row, list_rows
 from fusedstep.optim.state import MOMENT, Role, StateSpec, compute_dtype
 from fusedstep.optim.step import Plan, Step
 
@@ -123,16 +124,14 @@ class RowMoments:
         self, step: Step, rows: list[Rows], betas: list[float], norm: Tensor | None
     ) -> None:
         """Moves the moments to the mean squares; each is a group of the table."""
-        means = [each.mean for each in rows]
         if [id(each) for each in rows] != [id(each) for each in self._listed]:
-            count = len(rows)
-            torch.ops.fusedstep.table_assign(
-                self._table.address, means, [each.moment for each in rows],
-                [Role.AVERAGE] * count, [1] * count, [1] * count, list(range(count)),
-            )  # fmt: skip
-            if not torch.ops.fusedstep.table_refresh(self._table.address, means, []):
+            groups = [
+                [Row(each.mean, each.mean, [each.moment], [Role.AVERAGE], i)]
+                for i, each in enumerate(rows)
+            ]
+            if not list_rows(self._table.address, groups):
                 raise RuntimeError(f"{step.function}: a table refused moments of rows")
             self._listed, self._planned = rows, None
         if self._planned is None or self._planned[:2] != (step, betas):
             self._planned = step, betas, step.plan_of_averages(betas)
-        step.average(self._table.address, self._planned[2], means[0], norm)
+        step.average(self._table.address, self._planned[2], rows[0].mean, norm)

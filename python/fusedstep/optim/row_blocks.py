@@ -7,7 +7,7 @@ contiguous matrix; else as copies, which are written back after the step.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import torch
@@ -61,6 +61,24 @@ class Row(NamedTuple):
             )
 
 
+def list_rows(address: int, groups: Sequence[Sequence[Row]]) -> bool:
+    """Lists rows without gaps, group after group, in the C++ table at `address`.
+
+    Returns whether the table could take all of them.
+    """
+    rows = list(chain.from_iterable(groups))
+    torch.ops.fusedstep.table_assign(
+        address,
+        [row.param for row in rows],
+        [array for row in rows for array in row.arrays],
+        [role for row in rows for role in row.roles],
+        [len(row.arrays) for row in rows],
+        list(map(len, groups)),
+        [row.position for row in rows],
+    )
+    return bool(torch.ops.fusedstep.table_refresh(address, [row.grad for row in rows], []))
+
+
 class RowBlocks:
     """The blocks of rows of several parameters, and their C++ table."""
 
@@ -96,18 +114,9 @@ class RowBlocks:
                     for (n, _), block in zip(here, blocks, strict=True):
                         of_kind[n].append(block)
             groups += of_kind
-        listed = [self._without_gaps(row) for group in groups for row in group]
-        self._grads = [row.grad for row in listed]
-        torch.ops.fusedstep.table_assign(
-            self.address,
-            [row.param for row in listed],
-            [array for row in listed for array in row.arrays],
-            [role for row in listed for role in row.roles],
-            [len(row.arrays) for row in listed],
-            list(map(len, groups)),
-            [row.position for row in listed],
-        )
-        return bool(torch.ops.fusedstep.table_refresh(self.address, self._grads, []))
+        listed = [[self._without_gaps(row) for row in group] for group in groups]
+        self._grads = [row.grad for group in listed for row in group]
+        return list_rows(self.address, listed)
 
     def _without_gaps(self, row: Row) -> Row:
         param, *arrays = map(self._to_write, (row.param, *row.arrays))
