@@ -179,7 +179,8 @@ $(SECOND)/trainers: $(SECOND)/installed
 	  $$($(PY) python/buildtools/extras.py trainers)
 	touch $@
 
-$(addprefix $(VENV)/,lint docs wheels): $(VENV)/%: pyproject.toml | $(VENV)/built
+$(VENV)/lint $(VENV)/docs: | $(VENV)/built
+$(addprefix $(VENV)/,lint docs wheels): $(VENV)/%: pyproject.toml | $(VENV)/torch
 	$(PY) -m pip install $$($(PY) python/buildtools/extras.py $*)
 	touch $@
 

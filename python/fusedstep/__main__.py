@@ -1,16 +1,21 @@
-"""`python -m fusedstep`: what was built, with what, why CUDA was left out, what the machine has."""
+"""`python -m fusedstep`: what a bug report needs, of the build, of this process, of the machine."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
 from fusedstep import build
+
+# What fusedstep, its examples and its callbacks are used with.
+LIBRARIES = ("numpy", "scipy", "lightning", "transformers", "accelerate", "torchtitan")
 
 
 def built() -> Iterator[tuple[str, str]]:
@@ -29,7 +34,8 @@ def built() -> Iterator[tuple[str, str]]:
 
 
 def loaded() -> Iterator[tuple[str, str]]:
-    """Rows about this process: the torch in use and which modules serve it."""
+    """Rows about this process: the torch in use, which modules serve it, what else is there."""
+    yield "python", platform.python_version()
     yield "torch", torch.__version__
     yield "_C", str(build._C.__file__)
     module = build._C_cuda
@@ -38,6 +44,8 @@ def loaded() -> Iterator[tuple[str, str]]:
     else:
         yield "_C_cuda", str(module.__file__)
         yield "cuSOLVER", solver_library(module)
+    yield "OpenMP", openmp()
+    yield "libraries", ", ".join(installed())
 
 
 def solver_library(module: ModuleType) -> str:
@@ -46,6 +54,25 @@ def solver_library(module: ModuleType) -> str:
         return str(module.solver_library())
     except RuntimeError as error:
         return str(error)
+
+
+def openmp() -> str:
+    """The OpenMP libraries that are loaded: two of them may disagree about the threads."""
+    try:
+        mapped = Path("/proc/self/maps").read_text()
+    except OSError:  # not Linux
+        return "yes" if torch.backends.openmp.is_available() else "no"
+    paths = re.findall(r"\S*/lib(?:gomp|iomp|omp)\S*$", mapped, re.MULTILINE)
+    return ", ".join(dict.fromkeys(paths)) or "none"
+
+
+def installed() -> Iterator[str]:
+    """Names and versions of the LIBRARIES that are installed; none is imported."""
+    for name in LIBRARIES:
+        try:
+            yield f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
 
 
 def processor_name() -> str:
@@ -59,7 +86,8 @@ def processor_name() -> str:
 
 
 def machine() -> Iterator[tuple[str, str]]:
-    """Rows about the machine: the processor, then each GPU that torch sees."""
+    """Rows about the machine: the system, the processor, then each GPU that torch sees."""
+    yield "system", platform.platform()  # with the version of glibc
     yield "CPU", f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}"
     yield "threads", f"{torch.get_num_threads()} for torch, {os.cpu_count()} processors"
     for index in range(torch.cuda.device_count()):
