@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import platform
 import re
 import shutil
 import subprocess
@@ -12,11 +13,13 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import fusedstep
 from fusedstep import build
+from fusedstep.__main__ import openmp
 from python.buildtools.minimum_torch import MINIMUM_TORCH, TORCH_TARGET_VERSION, declared
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +163,44 @@ def test_command_line_prints_the_facts() -> None:
     assert rows["_C"] == build._C.__file__
     assert rows["CUDA"].startswith(build.FACTS["cuda"] or "left out: ")
     assert rows["_C_cuda"] == (build.CUDA_REASON or build._C_cuda.__file__)
+    assert f"numpy {np.__version__}" in rows["libraries"].split(", ")
+    assert platform.machine() in rows["system"]
+    assert torch.cuda.is_available() or rows["GPU"] == "none that torch sees"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_openmp_libraries_are_found_where_they_are_loaded() -> None:
+    libraries = openmp().split(", ")
+    assert all(Path(library).is_file() for library in libraries if library != "none")
+    assert (libraries != ["none"]) == torch.backends.openmp.is_available()
+
+
+def imports(folder: Path) -> set[str]:
+    """The packages that are neither Python's nor of this repository."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.split(".")[0])
+    return found - sys.stdlib_module_names - {"fusedstep", "bench", "tests", "python"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("python/fusedstep", ["nqm", "trainers"]),
+        ("bench", ["bench", "test"]),
+        ("tests", ["bench", "test", "trainers"]),
+    ],
+)
+def test_every_import_is_of_a_declared_requirement(folder: str, extras: list[str]) -> None:
+    command = [sys.executable, str(ROOT / "python" / "buildtools" / "extras.py"), *extras]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    declared = {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in lines}
+    # torch needs typing_extensions itself.
+    assert imports(ROOT / folder) - declared - {"torch", "numpy", "typing_extensions"} == set()
 
 
 @pytest.mark.slow
