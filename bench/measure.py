@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -49,27 +50,85 @@ def cuda_seconds(call: Call, repeats: int) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
+def cold_cuda_seconds(call: Call, repeats: int) -> float:
+    """The same for calls that find nothing of theirs in the L2 cache: it is overwritten before."""
+    flushed = torch.empty(
+        2 * l2_bytes(torch.cuda.current_device()), dtype=torch.uint8, device="cuda"
+    )
+    spans = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        for _ in range(repeats)
+    ]
+    for begin, end in spans:
+        flushed.zero_()
+        begin.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return sum(begin.elapsed_time(end) for begin, end in spans) / 1e3
+
+
+def l2_bytes(index: int) -> int:
+    """The size of a GPU's L2 cache."""
+    return int(torch.cuda.get_device_properties(index).L2_cache_size)
+
+
 def timer_of(device: torch.device) -> Timer:
     """The timer for work on this device."""
     return cuda_seconds if device.type == "cuda" else cpu_seconds
 
 
-def alternate(
-    ours: Call, theirs: Call, timer: Timer, seconds: float, least_samples: int = 5
-) -> tuple[list[float], list[float]]:
-    """Samples of both sides in turns, as seconds a call, until `seconds` have passed."""
-    sides = []
-    for call in (ours, theirs):
-        timer(call, 3)  # warm up: state, tables, caches
-        sides.append((call, max(1, math.ceil(LEAST_SAMPLE / timer(call, 1)))))
-    samples: tuple[list[float], list[float]] = ([], [])
+def cold_timer_of(device: torch.device) -> Timer:
+    """The same, with a cold L2 cache on a GPU."""
+    return cold_cuda_seconds if device.type == "cuda" else cpu_seconds
+
+
+def in_rounds(
+    samplers: Sequence[Callable[[int], float]], seconds: float, least_rounds: int = 7
+) -> list[list[float]]:
+    """Seconds a call of every sampler, a sample a round each, until `seconds` have passed.
+
+    samplers: each makes and times so many calls; they must have been warmed up.
+
+    Which one is first rotates: what one leaves in the caches is found by each of the others.
+    """
+    repeats = [max(1, math.ceil(LEAST_SAMPLE / sample(1))) for sample in samplers]
+    taken: list[list[float]] = [[] for _ in samplers]
     end = time.perf_counter() + seconds
-    while len(samples[0]) < least_samples or time.perf_counter() < end:
-        # The order changes every round: the second side may find caches that the first has filled.
-        for side in (0, 1) if len(samples[0]) % 2 == 0 else (1, 0):
-            call, repeats = sides[side]
-            samples[side].append(timer(call, repeats) / repeats)
-    return samples
+    while len(taken[0]) < least_rounds or time.perf_counter() < end:
+        first = len(taken[0]) % len(samplers)
+        for at in (*range(first, len(samplers)), *range(first)):
+            taken[at].append(samplers[at](repeats[at]) / repeats[at])
+    return taken
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """An interval that has the true median with a probability of 95 % or more.
+
+    The k-th smallest and k-th largest value, for the largest k with P(fewer than k heads in as
+    many tosses as there are values) at most 2.5 %: no assumption about how the values are
+    distributed. Fewer than 6 values bound nothing.
+    """
+    ordered, n = sorted(values), len(values)
+    below, term, k = 0, 1, 0  # counts of the 2^n outcomes: fewer than k heads, exactly k heads
+    while 40 * (below + term) <= 2**n:
+        below, term, k = below + term, term * (n - k) // (k + 1), k + 1
+    return (ordered[k - 1], ordered[n - k]) if k else (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Of the samples of one side."""
+
+    p10: float
+    p50: float
+    p90: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quantiles:
+        """Between neighbors, in proportion, as NumPy's default."""
+        tenths = statistics.quantiles(values, n=10, method="inclusive")
+        return cls(tenths[0], tenths[4], tenths[8])
 
 
 @dataclass(frozen=True)
@@ -89,8 +148,11 @@ class Medians:
 def compare(
     ours: Call, theirs: Call, device: torch.device, seconds: float, least_samples: int = 5
 ) -> Medians:
-    """Times both sides in turns for about `seconds` after a warm-up."""
-    mine, other = alternate(ours, theirs, timer_of(device), seconds, least_samples)
+    """Times two sides in rounds for about `seconds` after a warm-up."""
+    timer = timer_of(device)
+    for call in (ours, theirs):
+        timer(call, 3)  # state, tables, caches
+    mine, other = in_rounds([partial(timer, ours), partial(timer, theirs)], seconds, least_samples)
     return Medians(statistics.median(mine), statistics.median(other), len(mine))
 
 

@@ -1,27 +1,85 @@
-"""Timing in turns, and what is kept of it: CSV files, the commit, files written whole."""
+"""Timing in rounds, its statistics, the load, and what is kept: CSV files, files written whole."""
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 
-from bench import measure, record
+from bench import load, measure, record
 from bench.record import append_csv, read_csv, text_table, write_json, write_whole
 
 
-def test_sides_take_turns_and_short_calls_are_repeated() -> None:
+def test_sides_take_turns_in_a_rotating_order_and_short_calls_are_repeated() -> None:
     calls: list[tuple[str, int]] = []
 
-    def timer(side: str, repeats: int) -> float:
-        calls.append((side, repeats))
-        return repeats * {"ours": 1e-4, "theirs": 5e-3}[side]
+    def sampler(side: str, seconds: float) -> Callable[[int], float]:
+        def sample(repeats: int) -> float:
+            calls.append((side, repeats))
+            return repeats * seconds
 
-    ours, theirs = measure.alternate("ours", "theirs", timer, seconds=0, least_samples=3)
-    assert ours == pytest.approx([1e-4] * 3)
-    assert theirs == pytest.approx([5e-3] * 3)
-    rounds = calls[4:]  # after the warm-up of both
-    first, second = ("ours", 20), ("theirs", 1)
-    assert rounds == [first, second, second, first, first, second]
+        return sample
+
+    sides = {"a": 1e-4, "b": 5e-3, "c": 2e-3}
+    taken = measure.in_rounds([sampler(*side) for side in sides.items()], 0, least_rounds=4)
+    for samples, seconds in zip(taken, sides.values(), strict=True):
+        assert samples == pytest.approx([seconds] * 4)
+    a, b, c = ("a", 20), ("b", 1), ("c", 1)
+    assert calls[:3] == [("a", 1), b, c]  # how long is a call?
+    assert calls[3:] == [a, b, c, b, c, a, c, a, b, a, b, c]
+
+
+@pytest.mark.parametrize("n", [*range(6, 40), 500, 5001])
+def test_the_interval_of_the_median_is_that_of_the_binomial_distribution(n: int) -> None:
+    binom = pytest.importorskip("scipy.stats", reason="needs scipy").binom
+    values = list(range(n, 0, -1))
+    low, high = measure.median_interval(values)
+    assert low + high == n + 1
+    # The median is below the k-th smallest where fewer than k values are below it.
+    assert 2 * binom.cdf(low - 1, n, 0.5) <= 0.05 < 2 * binom.cdf(low, n, 0.5)
+
+
+def test_few_samples_bound_no_median() -> None:
+    assert measure.median_interval([1.0] * 5) == (-math.inf, math.inf)
+    assert measure.median_interval([3.0, 1.0, 2.0, 6.0, 5.0, 4.0]) == (1.0, 6.0)
+
+
+def test_quantiles_are_those_of_numpy() -> None:
+    values = np.random.default_rng(0).exponential(size=23)
+    found = measure.Quantiles.of(values.tolist())
+    wanted = np.quantile(values, [0.1, 0.5, 0.9])
+    assert [found.p10, found.p50, found.p90] == pytest.approx(wanted)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, as Linux has it")
+def test_the_time_of_processes_that_we_start_is_ours_running_or_ended() -> None:
+    work = "while sum(__import__('os').times()[:2]) < 0.4: pass\nprint(flush=True)\ninput()"
+    before = load.own_seconds()
+    command = [sys.executable, "-c", work]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        running = load.own_seconds() - before
+        child.communicate(b"\n")
+    assert running >= 0.35
+    assert load.own_seconds() - before >= running - 0.02
+
+
+def test_the_load_is_what_is_busy_beyond_ourselves(monkeypatch) -> None:
+    at = {"perf_counter": 10.0, "busy": 100.0, "own": 20.0}
+    monkeypatch.setattr(load.time, "perf_counter", lambda: at["perf_counter"])
+    monkeypatch.setattr(load, "busy_seconds", lambda: at["busy"])
+    monkeypatch.setattr(load, "own_seconds", lambda: at["own"])
+    monkeypatch.setattr(load.os, "getloadavg", lambda: (1.5, 0, 0))
+    watched = load.Load()
+    at.update(perf_counter=20.0, busy=121.0, own=40.0)
+    assert watched.text() == "others 0.10, average 1.50"
+    at.update(busy=125.0)
+    assert watched.text() == "others 0.50, average 1.50, busy"
 
 
 def test_rows_are_appended_and_other_columns_refused(tmp_path) -> None:

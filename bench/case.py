@@ -1,0 +1,125 @@
+"""What is measured: a case, the sides that do its work, and the work of an optimizer's step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.measure import Call, cold_timer_of
+
+MAX_NORM = 1.0
+Shape = tuple[int, ...]
+Seconds = Callable[[int], float]  # of so many calls in a row
+
+
+def nothing() -> None:
+    """What a side without a process does at its end."""
+
+
+def no_bytes() -> int:
+    """What a side without state keeps."""
+    return 0
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to do a case's work.
+
+    A provider's name begins with its peer's name in `bench.peers`, in upper or lower case.
+    """
+
+    provider: str  # "fusedstep", "torch, fused", "DeepSpeed CPUAdam"
+    sample: Seconds  # makes and times that many calls
+    # What the calls so far have computed: parameters, a norm, a solution; a copy or not. Before
+    # the first call: what they start from, or an empty list where every call computes the same.
+    result: Callable[[], list[Tensor]]
+    state_bytes: Callable[[], int] = no_bytes  # kept between calls, all told; asked after the first
+    peak_bytes: Callable[[], int] = no_bytes  # of a process that does nothing else; 0: not measured
+    close: Callable[[], None] = nothing  # ends its process
+
+
+def side_of(
+    provider: str,
+    call: Call,
+    device: torch.device,
+    result: Callable[[], list[Tensor]],
+    state_bytes: Callable[[], int] = no_bytes,
+) -> Side:
+    """A side in this process: on a GPU, its calls find a cold L2 cache."""
+    return Side(provider, partial(cold_timer_of(device), call), result, state_bytes)
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """The bytes of all tensors that an optimizer keeps."""
+    kept = (value for state in optimizer.state.values() for value in state.values())
+    return sum(value.nbytes for value in kept if isinstance(value, Tensor))
+
+
+def random_params(
+    shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device, seed: int = 0
+) -> list[Tensor]:
+    """Normally distributed parameters; the norm of their gradients is about twice MAX_NORM.
+
+    The numbers come from the CPU's generator: the same in every process and on every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scale = 2 * MAX_NORM / math.sqrt(max(1, sum(map(math.prod, shapes))))
+    params = []
+    for shape in shapes:
+        param, grad = (
+            torch.empty(shape, dtype=dtype).normal_(generator=generator) for _ in range(2)
+        )
+        param = param.to(device).requires_grad_()
+        param.grad = grad.mul_(scale).to(device)
+        params.append(param)
+    return params
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step has to do; peers make sides of it."""
+
+    rule: str  # a key of bench.step_cases.RULES
+    arguments: Mapping[str, Any]  # lr, betas, weight_decay, momentum ... by torch's names
+    # How state is stored: "float32", "bfloat16" or "int8"; or "master": bfloat16 parameters with
+    # float32 state, which are the rounded copy of a float32 master.
+    mode: str
+    clip: bool  # the gradients by their global norm to MAX_NORM, before the update
+    shapes: tuple[Shape, ...]
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+
+    @property
+    def elements(self) -> int:
+        """Of all parameters."""
+        return sum(map(math.prod, self.shapes))
+
+    def params(self, device: torch.device) -> list[Tensor]:
+        """The same parameters with the same gradients in every process."""
+        return random_params(self.shapes, self.dtype, device, self.seed)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Work that several sides do, and what it takes at least."""
+
+    group: str  # "step", "norm", "solve", "host", "memory"
+    name: str  # unique; what --cases matches: "step/adamw/clip/gpt2/float32"
+    tensors: int
+    elements: int
+    dtype: str
+    mode: str
+    least_bytes: int  # that no implementation can avoid moving
+    operations: int  # of matrix products that none can avoid, where they decide; else 0
+    sides: Callable[[torch.device], Iterator[Side]]  # fusedstep first; each made when asked for
+    # Of the check: how far a result may be from ours, relative to how far ours moved.
+    tolerance: float
+    side_bytes: int = 0  # what one side holds: how many sides fit into memory at a time
+    product: torch.dtype = torch.float32  # in which those matrix products are computed
+    timed: bool = True  # False: sides are compared by their bytes alone
