@@ -7,6 +7,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 SECOND := .venv-second
+PEERS := .venv-peers
 PY := $(VENV)/bin/python
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 JOBS := $(or $(MAX_JOBS),$(shell getconf _NPROCESSORS_ONLN))
@@ -19,7 +20,7 @@ BUILD_REQUIRES := "setuptools>=77" "pybind11>=3.0" ninja
 # What setup.py is given about CUDA and warnings, as $(VENV)/options keeps it. Without a GPU, goals
 # that only run things build the CPU module alone, unless FUSEDSTEP_CUDA says otherwise or more is
 # built already.
-RUN_GOALS := train test-fast lint format bench precision lm-head plot docs
+RUN_GOALS := train test-fast lint format bench bench-peers precision lm-head plot docs
 SPACE := $() $()
 GPU := $(wildcard /dev/nvidia[0-9]* /dev/dxg)
 ONLY_RUNS := $(if $(MAKECMDGOALS),$(if $(filter-out $(RUN_GOALS),$(MAKECMDGOALS)),,yes))
@@ -86,6 +87,11 @@ test-trainers: setup $(SECOND)/trainers ## train with Lightning, transformers, a
 bench: setup ## time the step against torch's; ARGS="..."
 	$(PY) -m bench.step $(ARGS)
 
+# The libraries share one environment; what has no wheel for this machine or needs CUDA is left out.
+.PHONY: bench-peers
+bench-peers: setup $(PEERS)/installed ## the same against all that pip gives to use instead; ARGS="..."
+	PYTHONPATH="$(CURDIR)/python" $(PEERS)/bin/python -m bench $(ARGS)
+
 .PHONY: precision
 precision: setup ## train with smaller state and bfloat16 parameters: loss, bytes, time; ARGS="..."
 	$(PY) -m bench.precision $(ARGS)
@@ -142,14 +148,15 @@ clean: ## remove what was built, keep the virtual environments
 .PHONY: FORCE
 FORCE:
 
-$(VENV)/created $(SECOND)/created: %/created:
+$(VENV)/created $(SECOND)/created $(PEERS)/created: %/created:
 	$(PYTHON) -m venv $*
 	touch $@
 
 $(VENV)/settings: SETTINGS = torch $(FUSEDSTEP_TORCH)
 $(SECOND)/settings: SETTINGS = torch $(FUSEDSTEP_SECOND_TORCH)
+$(PEERS)/settings: SETTINGS = torch $(FUSEDSTEP_TORCH)
 $(VENV)/options: SETTINGS = $(strip $(OPTIONS))
-$(VENV)/settings $(SECOND)/settings: %/settings: FORCE | %/created
+$(VENV)/settings $(SECOND)/settings $(PEERS)/settings: %/settings: FORCE | %/created
 	@cmp -s $@ <(echo '$(SETTINGS)') || echo '$(SETTINGS)' > $@
 $(VENV)/options: FORCE | $(VENV)/created
 	@cmp -s $@ <(echo '$(SETTINGS)') || echo '$(SETTINGS)' > $@
@@ -177,6 +184,11 @@ $(SECOND)/installed: $(SECOND)/settings | $(VENV)/built
 $(SECOND)/trainers: $(SECOND)/installed
 	$(SECOND)/bin/python -m pip install "$(FUSEDSTEP_SECOND_TORCH)" \
 	  $$($(PY) python/buildtools/extras.py trainers)
+	touch $@
+
+$(PEERS)/installed: $(PEERS)/settings pyproject.toml | $(VENV)/built
+	$(PEERS)/bin/python -m pip install "$(FUSEDSTEP_TORCH)" numpy \
+	  $$($(PY) python/buildtools/extras.py bench peers)
 	touch $@
 
 $(VENV)/lint $(VENV)/docs: | $(VENV)/built

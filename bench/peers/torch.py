@@ -1,0 +1,112 @@
+"""torch's own: the loop, foreach, fused, the hook for a scale of the gradients, torch.compile."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from bench.case import MAX_NORM, Side, Work, side_of
+from bench.peers.steps import kept_bytes, lift_recompile_limit, optimizer_side
+from bench.step_cases import RULES, ForeachLion
+
+Make = Callable[[list[Tensor]], Optimizer]
+MOST_COMPILED = 500  # tensors; torch.compile writes code for each, which takes minutes
+
+
+def sides(work: Work, device: torch.device) -> Iterator[Side]:
+    """State has the dtype of the parameters, or of a float32 copy of them."""
+    title = RULES[work.rule].title
+    if work.mode == "master" and title != "Lion":
+        yield on_a_copy(work, device)
+    if (work.mode, work.dtype) != ("float32", torch.float32):
+        return
+    optimizer = getattr(torch.optim, title, ForeachLion)
+    ways = ways_of(optimizer, device)
+    for name, options in ways.items():
+        make = partial(optimizer, **work.arguments, **options)
+        yield optimizer_side(f"torch, {name}", work, device, make)
+    if "fused" in ways and work.clip:
+        yield scaled(work, device, partial(optimizer, **work.arguments, fused=True))
+    if len(work.shapes) <= MOST_COMPILED:
+        options = ways.get("foreach", {})
+        yield compiled(work, device, partial(optimizer, **work.arguments, **options))
+
+
+def ways_of(optimizer: Callable[..., Optimizer], device: torch.device) -> dict[str, dict[str, Any]]:
+    """The ways in which a class can step here, as torch calls them, and the option for each."""
+    if optimizer is ForeachLion:
+        return {"foreach Lion": {}}  # torch has none
+    known = inspect.signature(optimizer).parameters
+    ways: dict[str, dict[str, Any]] = {"default": {}}
+    if "foreach" in known and device.type == "cpu":  # on a GPU it is the default
+        ways["foreach"] = {"foreach": True}
+    if "fused" in known and (optimizer is not torch.optim.Adagrad or device.type == "cpu"):
+        ways["fused"] = {"fused": True}
+    return ways
+
+
+def scaled(work: Work, device: torch.device, make: Make) -> Side:
+    """One pass for the norm, then a fused step that divides the gradients on its way.
+
+    The hook is GradScaler's: the step reads `grad_scale` and writes the divided gradients back.
+    """
+    params = work.params(device)
+    optimizer: Any = make(params)
+
+    def call() -> None:
+        norm = torch.nn.utils.get_total_norm(grads_of(params))
+        optimizer.grad_scale = ((norm + 1e-6) / MAX_NORM).clamp_(min=1)
+        optimizer.step()
+
+    kept = partial(kept_bytes, optimizer.state)
+    return side_of("torch, fused with grad_scale", call, device, lambda: params, kept)
+
+
+def compiled(work: Work, device: torch.device, make: Make) -> Side:
+    """Clip and step as one compiled function; the first calls compile it, with g++ on a CPU."""
+    lift_recompile_limit()
+    params = work.params(device)
+    optimizer = make(params)
+
+    @torch.compile(fullgraph=True)
+    def call() -> None:
+        if work.clip:
+            torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
+        optimizer.step()
+
+    kept = partial(kept_bytes, optimizer.state)
+    return side_of("torch, compiled", call, device, lambda: params, kept)
+
+
+def on_a_copy(work: Work, device: torch.device) -> Side:
+    """The usual loop for bfloat16 parameters: a float32 copy of them and of their gradients."""
+    params = work.params(device)
+    masters = [param.detach().float() for param in params]
+    for master in masters:
+        master.grad = torch.empty_like(master)
+    optimizer = getattr(torch.optim, RULES[work.rule].title)
+    fused = ways_of(optimizer, device).get("fused", {})
+    made = optimizer(masters, **work.arguments, **fused)
+
+    def call() -> None:
+        torch._foreach_copy_(grads_of(masters), grads_of(params))
+        if work.clip:
+            torch.nn.utils.clip_grad_norm_(masters, MAX_NORM)
+        made.step()
+        with torch.no_grad():
+            torch._foreach_copy_(params, masters)
+
+    def kept() -> int:
+        return kept_bytes([masters, grads_of(masters), made.state])
+
+    return side_of("torch, on a float32 copy", call, device, lambda: params, kept)
+
+
+def grads_of(params: list[Tensor]) -> list[Tensor]:
+    return [param.grad for param in params if param.grad is not None]

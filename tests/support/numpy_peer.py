@@ -1,0 +1,38 @@
+"""A peer in plain NumPy, as bench.peers.child serves one: SGD without momentum, clipped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from bench.case import MAX_NORM, Side, Work, side_of
+
+
+def sides(work: Work, device: torch.device) -> Iterator[Side]:
+    """Of "sgd"; "lion" fails at its first call, "muon" ends the process."""
+    if work.rule in ("sgd", "lion", "muon"):
+        print("what a library prints while it starts")
+        yield side(work, device)
+
+
+def side(work: Work, device: torch.device) -> Side:
+    params = [param.detach().numpy() for param in work.params(device)]
+    grads = [param.grad.numpy() for param in work.params(device)]
+
+    def call() -> None:
+        if work.rule == "lion":
+            raise ValueError("no loop for lion")
+        if work.rule == "muon":
+            os._exit(3)
+        norm = np.sqrt(sum(np.vdot(grad, grad) for grad in grads))
+        scale = min(1, MAX_NORM / (norm + 1e-6)) if work.clip else 1
+        for param, grad in zip(params, grads, strict=True):
+            param -= np.float32(work.arguments["lr"] * scale) * grad
+
+    def result() -> list[torch.Tensor]:
+        return list(map(torch.from_numpy, params))
+
+    return side_of("numpy", call, device, result, lambda: 7)
