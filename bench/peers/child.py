@@ -16,7 +16,6 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import IO, Any
@@ -27,14 +26,6 @@ from torch import Tensor
 
 from bench.case import Side, Work
 from bench.record import ROOT
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The answer to a request that raised an exception."""
-
-    text: str
-
 
 children: dict[tuple[str, int], Child] = {}
 
@@ -66,12 +57,12 @@ class Child:
         try:
             pickle.dump(request, requests)
             requests.flush()
-            answer = pickle.load(answers)
+            answer, failure = pickle.load(answers)
         except (BrokenPipeError, EOFError):
             status = self.process.wait()
             raise RuntimeError(f"the process of {self.module} ended with {status}") from None
-        if isinstance(answer, Failure):
-            raise RuntimeError(f"in the process of {self.module}: {answer.text}")
+        if failure:
+            raise RuntimeError(f"in the process of {self.module}: {failure}")
         return answer
 
     def end(self) -> None:
@@ -155,11 +146,12 @@ def main() -> None:
             method, *values = pickle.load(requests)
         except EOFError:
             return
+        answer, failure = None, ""
         try:
             answer = getattr(server, method)(*values)
         except Exception:
-            answer = Failure(traceback.format_exc())
-        pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
+            failure = traceback.format_exc()
+        pickle.dump((answer, failure), answers, protocol=pickle.HIGHEST_PROTOCOL)
         answers.flush()
 
 

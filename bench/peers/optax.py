@@ -14,10 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import optax.contrib
 import torch
 
 from bench.case import MAX_NORM, Side, Work
 from bench.peers.steps import arguments
+
+MUON = ("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps")
 
 
 def rule_of(work: Work) -> optax.GradientTransformation | None:
@@ -45,7 +48,24 @@ def rule_of(work: Work) -> optax.GradientTransformation | None:
         return optax.adagrad(o["lr"], initial_accumulator_value=0, eps=0)
     if work.rule == "lion" and (o := arguments(work, "lr", "betas", "weight_decay")):
         return optax.lion(o["lr"], *o["betas"], weight_decay=o["weight_decay"])
+    if work.rule == "muon" and (o := arguments(work, *MUON)):
+        # Newton-Schulz in float32, where torch takes bfloat16; momentum with a bias correction.
+        return optax.contrib.muon(
+            o["lr"],
+            o["ns_coefficients"],
+            o["ns_steps"],
+            o["momentum"],
+            o["eps"],
+            o["weight_decay"],
+            nesterov=o["nesterov"],
+            muon_weight_dimension_numbers=rows_are_outputs,
+        )
     return None
+
+
+def rows_are_outputs(params: list[jax.Array]) -> list[Any]:
+    """torch's convention for a weight, on which the scale of Muon's update depends."""
+    return [optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=0) for _ in params]
 
 
 def sides(work: Work, device: torch.device) -> Iterator[Side]:

@@ -40,7 +40,7 @@ DOES = {
     "bitsandbytes": {"float32": ONE_AVERAGE, "int8": ONE_AVERAGE},
     "optimi": {"float32": {"adamw", "adam", "sgd", "lion"}},
     "heavyball": {"float32": MOMENTA, "bfloat16": MOMENTA},
-    "optax": {"float32": set(RULES) - {"adam, decay", "sgd, decay", "muon"}},
+    "optax": {"float32": set(RULES) - {"adam, decay", "sgd, decay"}},
     "numba": {"float32": {"adamw", "sgd", "sgd, decay", "rmsprop, momentum", "lion"}},
 }
 MODES = ("float32", "bfloat16", "int8", "master")
