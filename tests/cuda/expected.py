@@ -1,41 +1,44 @@
-"""What is kept of the compiled kernels: registers.txt for all architectures, expected.json for one.
+"""What is kept of the compiled kernels: registers.txt for all architectures, sm_90.txt for one.
 
-registers.txt has a line for each kernel and a column for each architecture: registers a thread, or
-a dash where the kernel was not compiled for it when the file was written.
+Both have a line for each kernel. registers.txt has a column for each architecture: registers a
+thread, or a dash where the kernel was not compiled for it when the file was written. sm_90.txt has
+the other numbers of Kernel.summary(), and begins with the release of nvcc that they come from.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tests.cuda.verdict import Kernel
 
 ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-ARCH = "sm_90"  # whose loops and accesses expected.json keeps, and which CI compiles for
+ARCH = "sm_90"  # whose code is kept, and which CI compiles for
 
 FOLDER = Path(__file__).parent
-Registers = dict[str, dict[str, int]]  # by kernel and architecture
+Numbers = dict[str, dict[str, int]]  # by kernel and column
 
 
-def read_registers(text: str) -> Registers:
-    """From the text of registers.txt."""
+def read_table(text: str) -> tuple[str, Numbers]:
+    """The corner before the first heading, and the numbers, without those that are dashes."""
     heading, *rows = text.splitlines()
-    archs = heading.split()
+    corner, _, headings = heading.partition("  ")
+    columns = headings.split()
     table = {}
     for row in rows:
-        name, *cells = row.rsplit(maxsplit=len(archs))
-        table[name] = {a: int(c) for a, c in zip(archs, cells, strict=True) if c != "-"}
-    return table
+        name, *cells = row.rsplit(maxsplit=len(columns))
+        table[name] = {c: int(n) for c, n in zip(columns, cells, strict=True) if n != "-"}
+    return corner, table
 
 
-def registers_text(table: Registers) -> str:
-    """The text of registers.txt."""
+def table_text(corner: str, columns: Sequence[str], table: Numbers) -> str:
+    """The text of a file; columns are as wide as their headings."""
     width = max(map(len, table))
-    lines = [f"{'':{width}}" + "".join(f"{arch:>8}" for arch in ARCHS)]
-    for name, counts in sorted(table.items()):
-        lines.append(f"{name:{width}}" + "".join(f"{counts.get(a, '-'):>8}" for a in ARCHS))
+    cells = {column: f"{{:>{max(8, len(column) + 2)}}}" for column in columns}
+    lines = [f"{corner:{width}}" + "".join(cells[c].format(c) for c in columns)]
+    for name, numbers in sorted(table.items()):
+        line = "".join(cells[c].format(numbers.get(c, "-")) for c in columns)
+        lines.append(f"{name:{width}}{line}")
     return "\n".join(lines) + "\n"
 
 
@@ -43,11 +46,10 @@ class Expected:
     """Both files in `folder`."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
-        self.json, self.txt = folder / "expected.json", folder / "registers.txt"
-        kept = json.loads(self.json.read_text())
-        self.release: str = kept["nvcc"]
-        self.code: dict[str, dict[str, int]] = kept["kernels"]
-        self.registers = read_registers(self.txt.read_text())
+        self.folder = folder
+        _, self.registers = read_table((folder / "registers.txt").read_text())
+        corner, self.code = read_table((folder / f"{ARCH}.txt").read_text())
+        self.release = corner.removeprefix("nvcc ")
 
     def of(self, name: str, arch: str) -> dict[str, int] | None:
         """What Kernel.summary() was; of other architectures than ARCH the registers alone."""
@@ -61,16 +63,17 @@ class Expected:
 
     def update(self, release: str, kernels: Iterable[Kernel]) -> None:
         """Writes what was found; columns that were not compiled stay as they are."""
-        registers: Registers = {}
-        rows = []
+        registers: Numbers = {}
+        code: Numbers = {}
         for kernel in kernels:
             kept = registers.setdefault(kernel.name, dict(self.registers.get(kernel.name, {})))
             summary = kernel.summary()
             kept[kernel.arch] = summary.pop("registers")
             if kernel.arch == ARCH:
-                rows.append(f'  "{kernel.name}": {json.dumps(summary)}')
-        self.txt.write_text(registers_text(registers))
-        if rows:
-            body = ",\n".join(sorted(rows))
-            self.json.write_text(f'{{\n "nvcc": "{release}",\n "kernels": {{\n{body}\n }}\n}}\n')
-        self.__init__(self.json.parent)
+                code[kernel.name] = summary
+        (self.folder / "registers.txt").write_text(table_text("", ARCHS, registers))
+        if code:
+            columns = list(next(iter(code.values())))
+            text = table_text(f"nvcc {release}", columns, code)
+            (self.folder / f"{ARCH}.txt").write_text(text)
+        self.__init__(self.folder)

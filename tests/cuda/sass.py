@@ -8,28 +8,35 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # LDG/STG know their data to be in global memory; LD/ST ask at run time; LDL/STL are local memory.
 ACCESS = re.compile(r"(LDG|STG|LD|ST|LDL|STL)(\..*)?$")
 INSTRUCTION_BYTES = 16
+Accesses = Counter[tuple[str, int]]  # of (operation, bytes)
+
+
+def widths(accesses: Accesses, operation: str) -> Counter[int]:
+    """How often "load" or "store" of global memory occurs with each width in bytes."""
+    names = ("LDG", "LD") if operation == "load" else ("STG", "ST")
+    counts: Counter[int] = Counter()
+    for (name, width), count in accesses.items():
+        if name in names:
+            counts[width] += count
+    return counts
 
 
 @dataclass(frozen=True)
 class Loop:
-    """The memory accesses in one turn of an innermost loop: Counter of (operation, bytes)."""
+    """One turn of an innermost loop: its accesses to memory, and its instructions."""
 
-    accesses: Counter[tuple[str, int]]
+    accesses: Accesses
+    instructions: int = 0
 
     def widths(self, operation: str) -> Counter[int]:
         """How often "load" or "store" of global memory occurs with each width in bytes."""
-        names = ("LDG", "LD") if operation == "load" else ("STG", "ST")
-        counts: Counter[int] = Counter()
-        for (name, width), count in self.accesses.items():
-            if name in names:
-                counts[width] += count
-        return counts
+        return widths(self.accesses, operation)
 
     @property
     def is_main(self) -> bool:
@@ -39,10 +46,16 @@ class Loop:
 
 @dataclass(frozen=True)
 class Code:
-    """A kernel's innermost loops, and how many accesses to local memory it has anywhere."""
+    """A kernel's innermost loops, and all its accesses to memory and instructions."""
 
     loops: list[Loop]
-    local_accesses: int
+    accesses: Accesses = field(default_factory=Counter)
+    instructions: int = 0
+
+    @property
+    def local_accesses(self) -> int:
+        """How many accesses to local memory there are."""
+        return sum(count for (name, _), count in self.accesses.items() if name in ("LDL", "STL"))
 
 
 def find_disassembler(toolkit: Path | None) -> Path | None:
@@ -83,8 +96,9 @@ def read_code(instructions: list[dict]) -> Code:
     """Loops are the stretches that a branch backwards closes; outer ones are dropped.
 
     Where none of them is a main loop, what lies outside of them may be one turn of a main loop: a
-    thread takes all that it takes at once.
+    thread takes all that it takes at once. Instructions that do nothing (NOP) are not counted.
     """
+    works = [instruction["opcode"] != "NOP" for instruction in instructions]
     accesses = [access_of(instruction["opcode"]) for instruction in instructions]
     spans = []
     for at, instruction in enumerate(instructions):
@@ -98,11 +112,15 @@ def read_code(instructions: list[dict]) -> Code:
         for begin, end in spans
         if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in spans)
     ]
-    loops = [Loop(Counter(filter(None, accesses[begin:end]))) for begin, end in inner]
+    loops = [
+        Loop(Counter(filter(None, accesses[begin:end])), sum(works[begin:end]))
+        for begin, end in inner
+    ]
     loops = [loop for loop in loops if loop.accesses]
-    outside = [a for at, a in enumerate(accesses) if not any(b <= at < e for b, e in spans)]
-    once = Loop(Counter(filter(None, outside)))
+    outside = [at for at in range(len(works)) if not any(b <= at < e for b, e in spans)]
+    once = Loop(
+        Counter(filter(None, (accesses[at] for at in outside))), sum(works[at] for at in outside)
+    )
     if once.is_main and not any(loop.is_main for loop in loops):
         loops.append(once)
-    local = sum(access is not None and access[0] in ("LDL", "STL") for access in accesses)
-    return Code(loops, local)
+    return Code(loops, Counter(filter(None, accesses)), sum(works))

@@ -11,8 +11,8 @@ import pytest
 
 from python.buildtools.rules import write_sources
 from tests.cuda import nvcc, ptx, report, sass
-from tests.cuda.expected import ARCH, ARCHS, Expected, read_registers, registers_text
-from tests.cuda.verdict import Kernel, faults, readable, repeated, worse
+from tests.cuda.expected import ARCH, ARCHS, Expected, read_table, table_text
+from tests.cuda.verdict import COUNTS, Kernel, counted, faults, readable, repeated, worse
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGNATURE = (
@@ -69,7 +69,11 @@ def loop(**accesses: int) -> sass.Loop:
 GOOD = Kernel(
     "step<adam, float32, uniform>",
     nvcc.Resources(64, 0, 0, 0, 80),
-    sass.Code([loop(LDG16=4, LDG4=16, STG16=3, STG4=12)], 0),
+    sass.Code(
+        [replace(loop(LDG16=4, LDG4=16, STG16=3, STG4=12), instructions=200)],
+        loop(LDG16=4, LDG4=20, STG16=3).accesses,
+        500,
+    ),
 )
 
 
@@ -108,16 +112,19 @@ def test_accesses_are_told_apart(opcode: str, access: tuple[str, int] | None) ->
 
 
 def test_only_innermost_loops_count() -> None:
-    code = sass.read_code(NESTED)
-    assert code.loops == [loop(LDG16=1, STG8=1)]
-    assert code.local_accesses == 1
+    code = sass.read_code([*NESTED, {"opcode": "NOP", "operands": ""}])
+    assert code.loops == [replace(loop(LDG16=1, STG8=1), instructions=3)]
+    assert code.accesses == loop(LDG4=1, LDG16=1, STG8=1, LDL8=1).accesses
+    assert (code.instructions, code.local_accesses) == (len(NESTED), 1)
 
 
 def test_without_a_main_loop_packs_outside_of_loops_count() -> None:
     narrow = [line | {"opcode": line["opcode"].replace(".128", "")} for line in NESTED]
-    assert sass.read_code(narrow).loops == [loop(LDG4=1, STG8=1)]
+    assert [inner.accesses for inner in sass.read_code(narrow).loops] == [
+        loop(LDG4=1, STG8=1).accesses
+    ]
     (wide,) = sass.read_code([{"opcode": "LDG.E.128", "operands": ""}, *NESTED[-2:]]).loops
-    assert wide == loop(LDG16=1)
+    assert wide == replace(loop(LDG16=1), instructions=3)
     assert wide.is_main
 
 
@@ -125,7 +132,7 @@ def test_good_kernel_passes() -> None:
     assert faults(GOOD) == []
     assert worse(GOOD, GOOD.summary()) == []
     assert worse(GOOD, GOOD.summary() | {"registers": 70, "wide_loads": 3}) == []
-    without_loops = Kernel("unit_matrices", GOOD.resources, sass.Code([], 0))
+    without_loops = Kernel("unit_matrices", GOOD.resources, sass.Code([]))
     assert faults(without_loops) == [], "a thread that takes one element needs no pack"
 
 
@@ -147,7 +154,7 @@ def test_good_kernel_passes() -> None:
 def test_each_fault_is_named(
     resources: dict[str, int], loops: list[sass.Loop] | None, message: str
 ) -> None:
-    code = GOOD.code if loops is None else sass.Code(loops, 0)
+    code = GOOD.code if loops is None else sass.Code(loops)
     kernel = Kernel(GOOD.name, replace(GOOD.resources, **resources), code)
     assert faults(kernel) == [f"{GOOD.name} on sm_90: {message}"]
 
@@ -165,15 +172,15 @@ def test_arrays_are_counted_by_their_single_elements(
     name: str, good: dict[str, int], narrow: str
 ) -> None:
     def lines(accesses: dict[str, int]) -> list[str]:
-        return faults(Kernel(name, GOOD.resources, sass.Code([loop(**accesses)], 0)))
+        return faults(Kernel(name, GOOD.resources, sass.Code([loop(**accesses)])))
 
     assert lines(good) == []
     assert len(lines(good | {narrow: 2 * good[narrow]})) == 1
 
 
 def test_norm_reads_packs_alone() -> None:
-    bad = Kernel("norm<2>", GOOD.resources, sass.Code([loop(LDG16=3, LDG4=1)], 0))
-    assert faults(replace(bad, code=sass.Code([loop(LDG16=4), loop(LDG4=4)], 0))) == []
+    bad = Kernel("norm<2>", GOOD.resources, sass.Code([loop(LDG16=3, LDG4=1)]))
+    assert faults(replace(bad, code=sass.Code([loop(LDG16=4), loop(LDG4=4)]))) == []
     assert faults(bad) == [
         "norm<2> on sm_90: narrowest load in a main loop: must be 16 bytes, got 4"
     ]
@@ -187,6 +194,17 @@ def test_getting_worse_than_expected_is_named(change: dict[str, int]) -> None:
     assert len(lines) == 1
     assert f"{next(iter(change))}: expected" in lines[0]
     assert "--update" in worse(GOOD, None)[0]
+
+
+@pytest.mark.parametrize("key", COUNTS)
+@pytest.mark.parametrize(("factor", "named"), [(1, 0), (1.01, 0), (0.99, 0), (1.05, 1), (0.95, 1)])
+def test_counts_may_leave_what_is_kept_by_the_margin(key: str, factor: float, named: int) -> None:
+    kept = GOOD.summary()
+    kept[key] = kept[key] * factor
+    lines = counted(GOOD, kept)
+    assert len(lines) == named
+    assert worse(GOOD, kept) == []
+    assert all(f"{key}: expected" in line and "--update" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -220,13 +238,13 @@ def test_arithmetic_unlike_a_cpus_is_a_fault() -> None:
 def test_registers_are_kept_for_every_architecture() -> None:
     """A column that was not compiled keeps what it had, and a new kernel has a dash there."""
     table = {"step<adam, float32, mixed>": dict.fromkeys(ARCHS, 128), "norm<2>": {ARCH: 64}}
-    text = registers_text(table)
+    text = table_text("", ARCHS, table)
     assert [line.split()[-1] for line in text.splitlines()] == [ARCHS[-1], "-", "128"]
-    assert read_registers(text) == table
+    assert read_table(text) == ("", table)
 
 
 def test_an_update_writes_what_was_compiled_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("expected.json", "registers.txt"):
+    for name in ("sm_90.txt", "registers.txt"):
         shutil.copy(Path(report.__file__).with_name(name), tmp_path)
     expected = Expected(tmp_path)
     before = expected.registers[GOOD.name]

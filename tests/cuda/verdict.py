@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tests.cuda.nvcc import Resources
-from tests.cuda.sass import Code, Loop
+from tests.cuda.sass import Code, Loop, widths
 
 READABLE = {
     "(Norm)0": "2",
@@ -45,6 +45,11 @@ PACKS = {
 # Those of tiny matrices read each once, and then compute. A few words come from an argument.
 SINGLE = ("certify", "sum_strips", "scale_rows", "truncate", "tiny_pinv", "write_words")
 
+# Of the whole kernel, and the instructions in one turn of each main loop: what a change of the code
+# costs or saves, compared within a margin. Other releases of nvcc write other code.
+COUNTS = ("instructions", "loop_instructions", "loads", "stores")
+MARGIN = 0.02
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -72,6 +77,10 @@ class Kernel:
             "main_loops": len(self.main_loops),
             "wide_loads": self.wide("load"),
             "wide_stores": self.wide("store"),
+            "instructions": self.code.instructions,
+            "loop_instructions": sum(loop.instructions for loop in self.main_loops),
+            "loads": widths(self.code.accesses, "load").total(),
+            "stores": widths(self.code.accesses, "store").total(),
         }
 
 
@@ -138,12 +147,25 @@ def worse(kernel: Kernel, expected: dict[str, int] | None) -> list[str]:
         return [f"{who}: was not expected: run with --update"]
     lines = []
     for key, bound in expected.items():
+        if key in COUNTS:
+            continue
         got = kernel.summary()[key]
         more_is_worse = key in ("registers", "shared")
         if got > bound if more_is_worse else got < bound:
             limit = "at most" if more_is_worse else "at least"
             lines.append(f"{who}: {key}: expected {limit} {bound}, got {got}")
     return lines
+
+
+def counted(kernel: Kernel, expected: dict[str, int]) -> list[str]:
+    """Where a kernel's counts left what is kept, in either direction, by more than the margin."""
+    got = kernel.summary()
+    return [
+        f"{kernel.name} on {kernel.arch}: {key}: expected {expected[key]} within {MARGIN:.0%}, "
+        f"got {got[key]}: run with --update where the change means it"
+        for key in COUNTS
+        if key in expected and abs(got[key] - expected[key]) > MARGIN * expected[key]
+    ]
 
 
 def repeated(kernels: Iterable[Kernel]) -> list[str]:
