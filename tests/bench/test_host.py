@@ -47,7 +47,7 @@ def test_the_total_of_a_profile() -> None:
 def test_a_whole_run(monkeypatch, tmp_path: Path, capsys) -> None:
     path = tmp_path / "host.csv"
     counted = [(100.0, 1000.0), (300.0, 5000.0)]
-    monkeypatch.setattr(host.shutil, "which", lambda _: "/usr/bin/valgrind")
+    monkeypatch.setattr(host.shutil, "which", {"valgrind": "/usr/bin/valgrind"}.get)
     monkeypatch.setattr(host, "instructions", lambda counts: counted)
     options = ["--tensors", "1", "--tensors", "5", "--seconds", "0", "--csv", str(path)]
     monkeypatch.setattr(sys, "argv", ["host.py", *options])
