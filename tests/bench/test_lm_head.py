@@ -21,6 +21,7 @@ pytest.importorskip("tokenizers", reason="needs the bench extra: tokenizers")
 from rich.console import Console
 
 from bench import lm_head, train_lm
+from bench.drawing import SPACING, TOP, spread
 from bench.record import RESULTS
 from bench.studies.language_model.corpus import Corpus, Windows
 from bench.studies.last_layer import closed_form, gpt
@@ -33,7 +34,6 @@ from bench.studies.last_layer.problem import (
     hidden_states,
     make_mixer,
 )
-from bench.studies.last_layer.report import SPACING, TOP, spread
 from bench.studies.last_layer.study import study
 from bench.studies.stages import Stages
 from fusedstep.lm_head import LeastSquares

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 import fusedstep
+from bench.drawing import BLUE, GREY, ORANGE, Line, curve, label, page, panel
 from bench.studies.claims import Claim
-from bench.studies.dynamics.plots import BLUE, GREY, ORANGE, Line, label, page, panel
 from bench.studies.dynamics.section import Section
 from bench.studies.stages import Stages
 
@@ -205,16 +205,10 @@ def draw(found: Found) -> Figure:
         lemma, "The descent lemma", "Logistic regression with a ridge, steps of 1 / L",
         xlabel="step", ylabel="drop of the loss, times 2 L / |g|²", ylim=(0, 2.1),
     )  # fmt: skip
-    lemma.plot(drops, color=BLUE)
+    lines = [curve(lemma, "gradient descent", BLUE, range(len(drops)), drops)]
     lemma.axhline(1, color=GREY, ls=":")
     lemma.yaxis.set_major_locator(MultipleLocator(0.5))
-    label(
-        lemma,
-        [
-            Line("gradient descent", BLUE, len(drops) - 1, drops[-1]),
-            Line("|g|² / (2 L)", GREY, len(drops) - 1, 1.0),
-        ],
-    )
+    label(lemma, [*lines, Line("|g|² / (2 L)", GREY, len(drops) - 1, 1.0)])
     t = np.arange(1, len(found.flat))
     bound = found.flat_distance / (2 * t)
     panel(
@@ -222,15 +216,11 @@ def draw(found: Found) -> Figure:
         "A quadratic with curvatures 1 / i²; bound: L |start - minimum|² / 2t",
         xscale="log", yscale="log", xlabel="step", ylabel="loss above the minimum",
     )  # fmt: skip
-    flat.plot(t, found.flat[1:], color=BLUE)
-    flat.plot(t, bound, color=GREY, ls=":")
-    label(
-        flat,
-        [
-            Line("gradient descent", BLUE, t[-1], found.flat[-1]),
-            Line("bound", GREY, t[-1], bound[-1]),
-        ],
-    )
+    lines = [
+        curve(flat, "gradient descent", BLUE, t, found.flat[1:]),
+        curve(flat, "bound", GREY, t, bound, ls=":"),
+    ]
+    label(flat, lines)
     panel(
         strong, "Strongly convex: a straight line; Newton: a parabola",
         "Logistic regression with a ridge; bound: (1 - µ / L)^t",
@@ -240,21 +230,17 @@ def draw(found: Found) -> Figure:
     line = found.strong[0] * (1 - found.settings.ridge / found.smoothness) ** steps
     losses = np.maximum(found.strong, 1e-15)
     end = int(np.argmax(losses <= 1e-13)) or len(losses)
-    strong.plot(steps[:end], losses[:end], color=BLUE)
-    strong.plot(steps[:end], line[:end], color=GREY, ls=":")
+    lines = [
+        curve(strong, "gradient descent", BLUE, steps[:end], losses[:end]),
+        curve(strong, "bound", GREY, steps[:end], line[:end], ls=":"),
+    ]
     newton = [loss for loss in found.newton if loss > 1e-16]
     strong.plot(range(len(newton)), newton, color=ORANGE, marker="o", markersize=4)
     strong.annotate(
         f"Newton: {len(newton) - 1} steps", (len(newton) - 1, newton[-1]), (12, 0),
         textcoords="offset points", color=ORANGE, fontsize=9, va="center",
     )  # fmt: skip
-    label(
-        strong,
-        [
-            Line("gradient descent", BLUE, end - 1, losses[end - 1]),
-            Line("bound", GREY, end - 1, line[end - 1]),
-        ],
-    )
+    label(strong, lines)
     return figure
 
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import fusedstep
+from bench.drawing import GREY, curve, label, page, panel, shades
 from bench.studies.claims import Claim
-from bench.studies.dynamics.plots import GREY, Line, label, page, panel, shades
 from bench.studies.dynamics.section import Section
 from bench.studies.stages import Stages
 from fusedstep.dynamics import deep_linear_modes
@@ -137,21 +137,19 @@ def draw(found: Found) -> Figure:
     )  # fmt: skip
     lines = []
     for k, (s, colour) in enumerate(zip(found.settings.strengths, colours, strict=True)):
-        strength.plot(steps, found.modes[:, k], color=colour)
+        lines.append(curve(strength, f"s = {s:g}", colour, steps, found.modes[:, k]))
         some = steps[:: len(steps) // 60]
         strength.plot(some, found.predicted[some, k], ".", markersize=5, color=colour)
-        lines.append(Line(f"s = {s:g}", colour, steps[-1], found.modes[-1, k]))
     label(strength, lines)
     panel(
         rank, "The best approximations of each rank, in turn",
         "Distance of the product from the target cut to rank k, over the target's norm",
         yscale="log", xlabel="step", ylabel="distance", ylim=(3e-3, 1.5),
     )  # fmt: skip
-    lines = []
-    for k in range(len(colours) + 1):
-        colour = GREY if k == 0 else colours[k - 1]
-        rank.plot(steps, found.errors[:, k], color=colour, ls=":" if k == 0 else "-")
-        lines.append(Line(f"rank {k}", colour, steps[-1], found.errors[-1, k]))
+    lines = [
+        curve(rank, f"rank {k}", colour, steps, found.errors[:, k], ls="-" if k else ":")
+        for k, colour in enumerate((GREY, *colours))
+    ]
     label(rank, lines)
     return figure
 

@@ -12,19 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import fusedstep
+from bench.drawing import BLUE, GREEN, GREY, ORANGE, RED, Line, label, page, panel, plain
 from bench.studies.claims import Claim
-from bench.studies.dynamics.plots import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    RED,
-    Line,
-    label,
-    page,
-    panel,
-    plain,
-)
 from bench.studies.dynamics.section import Section
 from bench.studies.stages import Stages
 from fusedstep.dynamics import preconditioned_sharpness, stability_threshold

@@ -10,19 +10,8 @@ import torch
 from matplotlib.figure import Figure
 
 import fusedstep
+from bench.drawing import BLUE, GREEN, ORANGE, PURPLE, RED, curve, label, page, panel, plain
 from bench.studies.claims import Claim
-from bench.studies.dynamics.plots import (
-    BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    RED,
-    Line,
-    label,
-    page,
-    panel,
-    plain,
-)
 from bench.studies.dynamics.section import Section
 from bench.studies.stages import Stages
 
@@ -179,26 +168,20 @@ def draw(found: Found) -> Figure:
         "Sparse regression, one problem; training goes from left to right",
         xscale="log", yscale="log", xlabel="training loss", ylabel="test loss",
     )  # fmt: skip
-    names = list(found.runs)
-    for name in names:
-        one = found.runs[name][0]
-        path.plot(one.train, one.test, color=WAYS[name].colour, lw=1.3)
-        path.plot(one.train[-1], one.test[-1], "o", color=WAYS[name].colour)
+    lines = []
+    for name, runs in found.runs.items():
+        colour, one = WAYS[name].colour, runs[0]
+        lines.append(curve(path, name, colour, one.train, one.test, lw=1.3))
+        path.plot(one.train[-1], one.test[-1], "o", color=colour)
     path.invert_xaxis()
     plain(path.yaxis)
-    label(
-        path,
-        [
-            Line(n, WAYS[n].colour, found.runs[n][0].train[-1], found.runs[n][0].test[-1])
-            for n in names
-        ],
-    )
+    label(path, lines)
     panel(
         ends, "Test loss at equal training loss",
         f"{found.settings.problems} problems, each to {found.settings.target:g}; bars: medians",
         xscale="log", xlabel="test loss",
     )  # fmt: skip
-    order = sorted(names, key=found.median)
+    order = sorted(found.runs, key=found.median)
     for height, name in enumerate(order):
         tests = [run.test[-1] for run in found.runs[name]]
         ends.plot(tests, [height] * len(tests), "o", color=WAYS[name].colour, alpha=0.5)

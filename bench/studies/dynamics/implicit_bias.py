@@ -12,8 +12,8 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 import fusedstep
+from bench.drawing import BLUE, GREEN, GREY, ORANGE, curve, label, page, panel
 from bench.studies.claims import Claim
-from bench.studies.dynamics.plots import BLUE, GREEN, GREY, ORANGE, Line, label, page, panel
 from bench.studies.dynamics.section import Section
 from bench.studies.stages import Stages
 
@@ -183,14 +183,14 @@ def draw(found: Found) -> Figure:
         squares, "Least squares: the nearest solution", "Distance from pinv's, over its norm",
         yscale="log", xlabel="step", ylabel="distance",
     )  # fmt: skip
-    lines = []
-    for name, colour, series in (
-        ("from 0, to the shortest", BLUE, found.from_zero),
-        ("from elsewhere, to the nearest", GREEN, found.from_elsewhere),
-        ("from elsewhere, to the shortest", ORANGE, found.to_the_shortest),
-    ):
-        squares.plot(series, color=colour)
-        lines.append(Line(name, colour, len(series) - 1, series[-1]))
+    lines = [
+        curve(squares, name, colour, range(len(series)), series)
+        for name, colour, series in (
+            ("from 0, to the shortest", BLUE, found.from_zero),
+            ("from elsewhere, to the nearest", GREEN, found.from_elsewhere),
+            ("from elsewhere, to the shortest", ORANGE, found.to_the_shortest),
+        )
+    ]
     label(squares, lines)
     logs = np.log(found.steps)
     panel(
@@ -208,8 +208,8 @@ def draw(found: Found) -> Figure:
         xscale="log", xlabel="step", ylabel="length along that direction",
     )  # fmt: skip
     length.plot(found.steps, found.lengths, color=BLUE)
-    length.plot(found.steps, found.lengths[-1] + logs - logs[-1], color=GREY, ls=":")
-    label(length, [Line("log t + c", GREY, found.steps[-1], found.lengths[-1])])
+    guide = found.lengths[-1] + logs - logs[-1]
+    label(length, [curve(length, "log t + c", GREY, found.steps, guide, ls=":")])
     return figure
 
 

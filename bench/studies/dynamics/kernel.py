@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import fusedstep
+from bench.drawing import BLUE, GREEN, GREY, RED, curve, label, page, panel, shades
 from bench.studies.claims import Claim
-from bench.studies.dynamics.plots import GREY, Line, label, page, panel, shades
 from bench.studies.dynamics.section import Section
 from bench.studies.stages import Stages
 from fusedstep.dynamics import kernel_prediction, ntk
@@ -150,24 +150,22 @@ def draw(found: Found) -> Figure:
     for (width, losses), colour in zip(
         found.losses.items(), shades(len(found.losses)), strict=True
     ):
-        curves.plot(found.steps, losses, color=colour)
+        lines.append(curve(curves, f"width {width}", colour, found.steps, losses))
         curves.plot(found.steps, found.predicted[width], "o", markersize=3.5, color=colour)
-        lines.append(Line(f"width {width}", colour, found.steps[-1], losses[-1]))
     label(curves, lines)
     panel(
         change, "What training changes", "Median of several starts; dotted: 1 / sqrt(width)",
         xscale="log", yscale="log", xlabel="width", ylabel="relative change",
     )  # fmt: skip
     widths = list(found.off)
-    lines = []
-    for name, values, colour in zip(
-        ("residuals from the prediction", "kernel", "weights"),
-        (found.off, found.kernel_change, found.weight_change),
-        ("#c1272d", "#1b5e9e", "#2a8a4a"),
-        strict=True,
-    ):
-        change.plot(widths, list(values.values()), color=colour, marker="o", markersize=4)
-        lines.append(Line(name, colour, widths[-1], values[widths[-1]]))
+    lines = [
+        curve(change, name, colour, widths, list(values.values()), marker="o", markersize=4)
+        for name, colour, values in (
+            ("residuals from the prediction", RED, found.off),
+            ("kernel", BLUE, found.kernel_change),
+            ("weights", GREEN, found.weight_change),
+        )
+    ]
     guide = np.array(widths[1:])
     change.plot(guide, found.weight_change[widths[-1]] * (guide[-1] / guide) ** 0.5 * 0.8,
                 color=GREY, ls=":")  # fmt: skip

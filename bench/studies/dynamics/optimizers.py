@@ -14,21 +14,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import fusedstep
+from bench.drawing import BLUE, GREEN, GREY, ORANGE, RED, Line, curve, label, page, panel, plain
 from bench.studies.claims import Claim
 from bench.studies.dynamics.block_adam import Adam, BlockAdam, Momentum, blocks
 from bench.studies.dynamics.language import Text, Transformer
-from bench.studies.dynamics.plots import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    RED,
-    Line,
-    label,
-    page,
-    panel,
-    plain,
-)
 from bench.studies.dynamics.section import Section
 from bench.studies.stages import Stages
 
@@ -211,20 +200,19 @@ def at_equal_spectral_norm_it_descends_most(found: Found) -> Claim:
 def draw(found: Found) -> Figure:
     """Training curves, the loss against the rate, and one step's descent."""
     colours = dict(zip(found.curves, (BLUE, GREEN, RED), strict=True))
-    figure, (curve, rate, step) = page(3)
+    figure, (losses, rate, step) = page(3)
     panel(
-        curve, "Adam needs one rate a block, not one a weight",
+        losses, "Adam needs one rate a block, not one a weight",
         f"A small transformer: {found.parameters:,} weights in {found.blocks:,} blocks, best rates",
         xlabel="step", ylabel="cross-entropy, nats",
     )  # fmt: skip
     lines = []
-    for name, losses in found.curves.items():
-        smooth = np.convolve(losses, np.ones(10) / 10, "valid")
-        curve.plot(np.arange(len(smooth)) + 9, smooth, color=colours[name])
-        lines.append(Line(name, colours[name], len(losses) - 1, smooth[-1]))
-    curve.axhline(found.floor, color=GREY, lw=1, ls=":")
-    lines.append(Line("entropy of the text", GREY, len(losses) - 1, found.floor))
-    label(curve, lines)
+    for name, path in found.curves.items():
+        smooth = np.convolve(path, np.ones(10) / 10, "valid")
+        lines.append(curve(losses, name, colours[name], np.arange(len(smooth)) + 9, smooth))
+    losses.axhline(found.floor, color=GREY, lw=1, ls=":")
+    lines.append(Line("entropy of the text", GREY, lines[-1].x, found.floor))
+    label(losses, lines)
     panel(
         rate, "At every rate", "The last steps' loss; rates over the grid's middle",
         xscale="log", xlabel="rate / middle rate", ylabel="loss above the entropy",
@@ -234,8 +222,7 @@ def draw(found: Found) -> Figure:
         middle = sorted(ends)[len(ends) // 2]
         x = np.array(list(ends)) / middle
         y = np.array(list(ends.values())) - found.floor
-        rate.plot(x, y, color=colours[name], marker="o", markersize=4)
-        lines.append(Line(name, colours[name], x[-1], y[-1]))
+        lines.append(curve(rate, name, colours[name], x, y, marker="o", markersize=4))
     plain(rate.xaxis)
     label(rate, lines)
     panel(
@@ -245,9 +232,8 @@ def draw(found: Found) -> Figure:
     )  # fmt: skip
     lines = []
     for (name, drops), colour in zip(found.drops.items(), (ORANGE, GREY, RED, BLUE), strict=True):
-        style = ":" if name == "Muon, exact" else "-"
-        step.plot(found.settings.lengths, drops, color=colour, ls=style, marker="o", markersize=4)
-        lines.append(Line(name, colour, found.settings.lengths[-1], drops[-1]))
+        lengths, style = found.settings.lengths, ":" if name == "Muon, exact" else "-"
+        lines.append(curve(step, name, colour, lengths, drops, ls=style, marker="o", markersize=4))
     top = max(max(drops) for drops in found.drops.values())
     step.set_ylim(-0.2 * top, 1.1 * top)
     label(step, lines)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm
 
 import fusedstep
+from bench.drawing import BLUE, GREEN, RED, curve, label, page, panel, shades
 from bench.studies.claims import Claim
-from bench.studies.dynamics.plots import BLUE, GREEN, RED, Line, label, page, panel, shades
 from bench.studies.dynamics.section import Section
 from bench.studies.stages import Stages
 
@@ -208,13 +208,12 @@ def draw(found: Found) -> Figure:
         "Lines: the same rate; dots: lr in proportion to the square of the weights' scale",
         xlabel="step", ylabel="cross-entropy, nats",
     )  # fmt: skip
-    lines = []
-    for (size, losses), colour in zip(found.fixed.items(), (RED, BLUE, GREEN), strict=False):
-        scale.plot(losses, color=colour)
-        lines.append(Line(f"weights times {size:g}", colour, len(losses) - 1, losses[-1]))
-    for place, (losses, colour) in enumerate(
-        zip(found.scaled.values(), (RED, BLUE, GREEN), strict=False)
-    ):
+    colours = (RED, BLUE, GREEN)
+    lines = [
+        curve(scale, f"weights times {size:g}", colour, range(len(losses)), losses)
+        for (size, losses), colour in zip(found.fixed.items(), colours, strict=False)
+    ]
+    for place, (losses, colour) in enumerate(zip(found.scaled.values(), colours, strict=False)):
         some = np.arange(4 * place, len(losses), 12)  # their dots in turn, on one line
         scale.plot(some, np.array(losses)[some], "o", markersize=4, color=colour)
     label(scale, lines)
@@ -235,13 +234,13 @@ def draw(found: Found) -> Figure:
         for (width, ends), colour in zip(grid.items(), shades(len(grid)), strict=True):
             rates = sorted(ends)
             losses = [min(ends[rate], 10.0) for rate in rates]
-            axes.plot(rates, losses, color=colour, marker="o", markersize=3.5)
+            name = f"width {width}"
+            lines.append(curve(axes, name, colour, rates, losses, marker="o", markersize=3.5))
             at = best_rate(ends)
             height = float(np.interp(np.log(at), np.log(rates), losses))
             axes.plot(
                 at, height, "D", markersize=9, color=colour, markeredgecolor="white", zorder=3
             )
-            lines.append(Line(f"width {width}", colour, rates[-1], losses[-1]))
         label(axes, lines)
     return figure
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -12,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
+from bench.drawing import BLUE, GREEN, GREY, ORANGE, Line, curve, label
 from bench.record import write_png
 from bench.studies.last_layer.adamw import Point
 from bench.studies.last_layer.newton import Newton
@@ -19,11 +18,8 @@ from bench.studies.last_layer.problem import HORIZONS
 from bench.studies.last_layer.study import Found
 
 ROOF = 1000.0  # nats: the upper limit of the loss axis
-BLUE, ORANGE, GREEN, GREY = "#1b5e9e", "#e8743b", "#2a8a4a", "0.45"
 ROOT_COLOURS = ("#c1272d", "#e8743b", "#8c564b", "#d62780", "#6a8e22", "#17869e", "#7b52ab",
                 "#1b5e9e", "#2a8a4a")  # fmt: skip
-TOP = 0.97  # of the axes' height: above is the title
-SPACING = 0.055  # of the axes' height, between two names
 
 # --- tables ---
 
@@ -187,25 +183,19 @@ def draw(found: Found, path: Path) -> None:
 def _trained(axes: Axes, found: Found) -> None:
     """Closed form and AdamW, on held-out text."""
     lines = []
-    for name, curve, colour in (
+    for what, path, colour in (
         ("AdamW, last layer alone", found.adamw_head, ORANGE),
         ("AdamW, all", found.adamw_whole, BLUE),
     ):
-        points = curve[1:]
+        points = path[1:]
         seconds = [point.seconds for point in points]
         losses = [point.held_out_loss for point in points]
-        axes.plot(seconds, losses, marker="o", markersize=4, color=colour)
-        lines.append(Line(f"{name}, {points[-1].step} steps", colour, seconds[-1], losses[-1]))
+        name = f"{what}, {points[-1].step} steps"
+        lines.append(curve(axes, name, colour, seconds, losses, marker="o", markersize=4))
     solved = found.least_squares
-    axes.plot(solved.seconds, solved.held_out_loss, "*", markersize=15, color=GREEN)
-    lines.append(
-        Line(
-            "least squares, a temperature",
-            GREEN,
-            solved.seconds,
-            solved.held_out_loss,
-        )
-    )
+    x, y = solved.seconds, solved.held_out_loss
+    axes.plot(x, y, "*", markersize=15, color=GREEN)
+    lines.append(Line("least squares, a temperature", GREEN, x, y))
     right = axes.get_xlim()[1]
     for name, loss in (
         ("uniform guess", found.uniform_loss),
@@ -243,66 +233,3 @@ def _newton(axes: Axes, study: Newton, root: bool, roof: float, title: str) -> N
     lines.append(Line("start", GREY, axes.get_xlim()[1], study.before))
     axes.set_title(title, loc="left")
     label(axes, lines)
-
-
-# --- names at the ends of lines instead of a legend, moved apart so that none covers another ---
-
-
-@dataclass(frozen=True)
-class Line:
-    """A name, the colour of its line, and where that ends; `tied` to it by a thin line or not."""
-
-    name: str
-    colour: str
-    x: float
-    y: float
-    tied: bool = True
-
-
-def label(axes: Axes, lines: list[Line]) -> None:
-    """Writes the names to the right of logarithmic axes, as high as the lines' ends."""
-    low, high = (math.log(limit) for limit in axes.get_ylim())
-    ends = sorted(lines, key=lambda line: line.y)
-    wanted = [(math.log(min(max(line.y, 1e-30), 1e30)) - low) / (high - low) for line in ends]
-    for line, at in zip(ends, spread(wanted), strict=True):
-        tie: dict[str, object] = {"arrowstyle": "-", "color": line.colour, "lw": 0.6, "alpha": 0.5}
-        axes.annotate(
-            line.name,
-            (line.x, min(max(line.y, math.exp(low)), math.exp(high))),
-            (1.03, at),
-            textcoords="axes fraction",
-            color=line.colour,
-            fontsize=9,
-            va="center",
-            arrowprops=tie | {"shrinkA": 1, "shrinkB": 0} if line.tied else None,
-        )
-
-
-def spread(wanted: list[float]) -> list[float]:
-    """Ascending heights in [0, TOP], at least SPACING apart and near the wanted ones.
-
-    Groups of names that touch are moved as one, so that each group stays around its own mean.
-    """
-    groups: list[tuple[float, int]] = []  # of each its middle and its size
-    for height in wanted:
-        middle, size = min(max(height, 0.0), TOP), 1
-        while groups and middle - groups[-1][0] < SPACING * (size + groups[-1][1]) / 2:
-            other, count = groups.pop()
-            middle = (middle * size + other * count) / (size + count)
-            size += count
-        groups.append((middle, size))
-    heights = [
-        middle + SPACING * (place - (size - 1) / 2)
-        for middle, size in groups
-        for place in range(size)
-    ]
-    return _inside(heights)
-
-
-def _inside(heights: list[float]) -> list[float]:
-    """Moved down where the uppermost is above TOP, then up where the lowest is below 0."""
-    for place in reversed(range(len(heights))):
-        heights[place] = min(heights[place], TOP - SPACING * (len(heights) - 1 - place))
-    for place in range(len(heights)):
-        heights[place] = max(heights[place], SPACING * place)
-    return heights

@@ -9,10 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from bench.drawing import BLUE, GREEN, GREY, ORANGE
 from bench.record import write_png
 from bench.studies.noise_scale.measure import Found
-
-BLUE, ORANGE, GREEN, GREY = "#1b5e9e", "#e8743b", "#2a8a4a", "0.45"
 
 
 def draw(found: Found, path: Path) -> None:

@@ -11,12 +11,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from bench.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Line, curve, label
 from bench.record import write_png
-from bench.studies.last_layer.report import Line, label
 from bench.studies.nqm.sweep import POWERS, Found
 
-BLUE, ORANGE, GREEN, RED, GREY = "#1b5e9e", "#e8743b", "#2a8a4a", "#c1272d", "0.45"
-PURPLE = "#7b52ab"
 COLOURS = {"SGD": BLUE, "momentum": ORANGE, "EMA of the weights": GREEN, "Adam": RED}
 SHADES = ("#1b5e9e", "#17869e", "#2a8a4a", "#8aa51e")
 
@@ -57,8 +55,7 @@ def rates(found: Found) -> Figure:
         results = found.lines[name]
         sizes = sorted(results)
         values = [results[size].lr for size in sizes]
-        axes.plot(sizes, values, marker="o", markersize=4, color=colour)
-        lines.append(Line(name, colour, sizes[-1], values[-1]))
+        lines.append(curve(axes, name, colour, sizes, values, marker="o", markersize=4))
         guide = np.array([sizes[0], min(found.critical(name), sizes[-1])])
         middle = np.exp(np.mean(np.log(values[:3]))) / np.exp(np.mean(np.log(sizes[:3]))) ** power
         axes.plot(guide, middle * guide**power, color=colour, lw=5, alpha=0.2)
@@ -93,15 +90,13 @@ def schedules(found: Found) -> Figure:
     steps.set_ylabel("steps")
     sizes = sorted(found.schedules)
     values = [found.schedules[size].steps for size in sizes]
-    steps.plot(sizes, values, marker="o", markersize=4, color=PURPLE)
     constant = [found.lines["SGD"][size].steps for size in sizes]
-    steps.plot(sizes, constant, marker="o", markersize=4, color=BLUE)
     bound = [found.bound(size) for size in sizes]
-    steps.plot(sizes, bound, color=GREY, ls=":")
+    dots = {"marker": "o", "markersize": 4}
     ends = [
-        Line("best constant rate", BLUE, sizes[-1], constant[-1]),
-        Line("optimal schedule", PURPLE, sizes[-1], values[-1]),
-        Line("d / (2 target B)", GREY, sizes[-1], bound[-1]),
+        curve(steps, "optimal schedule", PURPLE, sizes, values, **dots),
+        curve(steps, "best constant rate", BLUE, sizes, constant, **dots),
+        curve(steps, "d / (2 target B)", GREY, sizes, bound, ls=":"),
     ]
     label(steps, ends)
 
@@ -150,8 +145,7 @@ def _steps(axes: Axes, found: Found, name: str, colour: str) -> Line:
     results = found.lines[name]
     sizes = sorted(results)
     steps = [results[size].steps for size in sizes]
-    axes.plot(sizes, steps, marker="o", markersize=3.5, color=colour)
-    return Line(name, colour, sizes[-1], steps[-1])
+    return curve(axes, name, colour, sizes, steps, marker="o", markersize=3.5)
 
 
 def _mark_critical(axes: Axes, found: Found, name: str, colour: str) -> None:
