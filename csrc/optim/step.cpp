@@ -38,7 +38,9 @@ void step_(const std::string& rule, const Tensors& params, const Tensors& grads,
   std::vector<int64_t> positions(params.size());
   std::iota(positions.begin(), positions.end(), 0);
   TensorTable table;
-  table.assign(kFunction, params, arrays, roles, array_counts, group_sizes, positions);
+  const std::vector<int64_t> first_elements(params.size());
+  table.assign(kFunction, params, arrays, roles, array_counts, group_sizes, positions,
+               first_elements);
   check_states(kFunction, table, of_rule);
   for (size_t i = 0; i < grads.size(); ++i) {
     const Arg grad(kFunction, "grads", grads[i], i);

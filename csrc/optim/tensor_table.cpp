@@ -10,6 +10,7 @@
 #include "csrc/dlpack.h"
 #include "csrc/module.h"
 #include "kernels/optim/quantize.h"
+#include "kernels/optim/random.h"
 
 namespace py = pybind11;
 
@@ -61,6 +62,12 @@ void check_array(const char* function, int64_t i, const Tensor& array, int64_t r
                           : "have its parameter's shape and strides");
 }
 
+// Whether the random numbers of each chunk have one key, for elements that begin at `first` of the
+// whole tensor: no window ends within a chunk.
+bool has_random_keys(int64_t first, int64_t size) {
+  return first % kChunkSize == 0 || first % kRandomWindow + size <= kRandomWindow;
+}
+
 // All parameters of a group have the same states, and scales for those of 8 bits.
 void check_states(const char* function, int64_t i, const Row& row, int64_t& count_of_group) {
   int64_t count = 0;
@@ -100,10 +107,12 @@ void TensorTable::assign(const char* function, const Tensors& params, const Tens
                          const std::vector<int64_t>& roles,
                          const std::vector<int64_t>& array_counts,
                          const std::vector<int64_t>& group_sizes,
-                         const std::vector<int64_t>& positions) {
+                         const std::vector<int64_t>& positions,
+                         const std::vector<int64_t>& first_elements) {
   check_length(function, "roles", roles.size(), arrays.size());
   check_length(function, "array_counts", array_counts.size(), params.size());
   check_length(function, "positions", positions.size(), params.size());
+  check_length(function, "first_elements", first_elements.size(), params.size());
   std::vector<Slot> slots;
   std::vector<int64_t> state_counts;
   size_t next = 0;  // array
@@ -118,6 +127,10 @@ void TensorTable::assign(const char* function, const Tensors& params, const Tens
       Row& row = slot.row;
       row.group = static_cast<int32_t>(g);
       row.position = static_cast<int32_t>(positions[i]);
+      row.first_element = first_elements[i];
+      Arg(function, "first_elements", row.first_element, i)
+          .must(row.first_element >= 0 && has_random_keys(row.first_element, row.size),
+                "be 0 or more, and a multiple of 32768 where the elements cross one of 2^33");
       for (int64_t a = 0; a < array_counts[i]; ++a, ++next) {
         Arg(function, "array_counts", array_counts[i], i)
             .must(next < arrays.size(), "not exceed the arrays");
@@ -315,9 +328,10 @@ namespace {
 
 void table_assign(int64_t table, const Tensors& params, const Tensors& arrays,
                   const std::vector<int64_t>& roles, const std::vector<int64_t>& array_counts,
-                  const std::vector<int64_t>& group_sizes, const std::vector<int64_t>& positions) {
+                  const std::vector<int64_t>& group_sizes, const std::vector<int64_t>& positions,
+                  const std::vector<int64_t>& first_elements) {
   reinterpret_cast<TensorTable*>(table)->assign("table_assign", params, arrays, roles, array_counts,
-                                                group_sizes, positions);
+                                                group_sizes, positions, first_elements);
 }
 
 bool table_refresh(int64_t table, const Tensors& grads, const std::vector<int64_t>& missing) {
@@ -415,6 +429,7 @@ void bind_tensor_table(py::module_& m) {
           [](const TensorTable& table) { return table.data().layout.launches.size(); })
       .def_property_readonly("layout_version",
                              [](const TensorTable& table) { return table.data().version; });
+  m.def("has_random_keys", &has_random_keys, py::arg("first"), py::arg("size"));
   m.def("same_entries", &same_entries, py::arg("groups"), py::arg("entries"));
   m.def("states_of", &states_of, py::arg("groups"), py::arg("params"), py::arg("sizes"),
         py::arg("state"), py::arg("keys"));
@@ -428,7 +443,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedstep, m) {
   // (kernels/optim/table.h).
   m.def(
       "table_assign(int table, Tensor[] params, Tensor[] arrays, int[] roles, int[] array_counts, "
-      "int[] group_sizes, int[] positions) -> ()");
+      "int[] group_sizes, int[] positions, int[] first_elements) -> ()");
   m.def("table_refresh(int table, Tensor[] grads, int[] missing) -> bool");
 }
 

@@ -24,11 +24,13 @@ class TensorTable {
 
   // The parameters of an optimizer, group after group, and their arrays, parameter after parameter.
   // Parameter i has array_counts[i] of them and stands at positions[i] in the optimizer's list;
-  // `roles` says what each array is for.
+  // first_elements[i] is where its elements begin in the tensor that it is a part of; `roles` says
+  // what each array is for.
   // Refused, with the table as it was: wrong dtypes, devices, lengths, and elements with gaps.
   void assign(const char* function, const Tensors& params, const Tensors& arrays,
               const std::vector<int64_t>& roles, const std::vector<int64_t>& array_counts,
-              const std::vector<int64_t>& group_sizes, const std::vector<int64_t>& positions);
+              const std::vector<int64_t>& group_sizes, const std::vector<int64_t>& positions,
+              const std::vector<int64_t>& first_elements);
 
   // Tensors that a rule without state rewrites or that are only read: gradients to be clipped.
   // At least one.

@@ -85,6 +85,7 @@ struct RandomPack {
   uint32_t words[kWords];
 };
 
+// Of the n elements that begin at `element`.
 template <int n>
 __device__ RandomPack<n> random_pack(const RandomKey& key, int64_t element) {
   const auto first = static_cast<uint32_t>(element / kRandomGroup);
@@ -92,6 +93,15 @@ __device__ RandomPack<n> random_pack(const RandomKey& key, int64_t element) {
 #pragma unroll
   for (int i = 0; i < pack.kWords; ++i) {
     pack.words[i] = random_word(key, first + i);
+  }
+  if (element % kRandomGroup != 0) {  // in the middle of a word; the same for all threads
+    uint32_t next = random_word(key, first + pack.kWords);
+#pragma unroll
+    for (int i = pack.kWords - 1; i >= 0; --i) {
+      const uint32_t word = pack.words[i];
+      pack.words[i] = word >> 16 | next << 16;
+      next = word;
+    }
   }
   return pack;
 }

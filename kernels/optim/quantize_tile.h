@@ -1,6 +1,6 @@
 // Tiles of the smaller storage forms (kernels/optim/{quantize,remainder,correction}.h), to float
 // and back.
-// A tile begins at a multiple of kBlock, its random bits at a multiple of kRandomGroup.
+// A tile begins at a multiple of kBlock.
 #pragma once
 
 #include <algorithm>
@@ -15,18 +15,25 @@
 
 namespace fusedstep::cpu {
 
-// The random bits of the elements [at, at + n), n at most kTile.
-FUSEDSTEP_CLONES inline void fill_random(const RandomStream& stream, int64_t at, int n,
-                                         uint16_t* bits) {
+// Room for the random bits of a tile, which may begin in the middle of a word.
+struct RandomTile {
+  alignas(64) uint16_t bits[kTile + kRandomGroup];
+};
+
+// The random bits of the elements [at, at + n), n at most kTile; they lie in `room`.
+FUSEDSTEP_CLONES inline uint16_t* fill_random(const RandomStream& stream, int64_t at, int n,
+                                              RandomTile& room) {
   static_assert(std::endian::native == std::endian::little, "a word's low half comes first");
   using Aliasing = uint32_t __attribute__((may_alias));
-  auto* const words = reinterpret_cast<Aliasing*>(bits);
+  auto* const words = reinterpret_cast<Aliasing*>(room.bits);
   const RandomKey key = random_key(stream, static_cast<uint64_t>(at));
   const auto first = static_cast<uint32_t>(at / kRandomGroup);
+  const int skipped = static_cast<int>(at % kRandomGroup);
   FUSEDSTEP_IVDEP
-  for (int i = 0; i < (n + 1) / kRandomGroup; ++i) {
+  for (int i = 0; i < (skipped + n + 1) / kRandomGroup; ++i) {
     words[i] = random_word(key, first + i);
   }
+  return room.bits + skipped;
 }
 
 FUSEDSTEP_CLONES inline void exchange_tile(uint16_t* bits, int n) {

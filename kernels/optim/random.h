@@ -39,14 +39,16 @@ FUSEDSTEP_HD uint64_t mix64(uint64_t x) {
   return x ^ x >> 31;
 }
 
-// What the words of 2^33 neighbouring elements have in common.
+// What the words of a window have in common.
 struct RandomKey {
   uint32_t start, twist;
 };
 
+constexpr int64_t kRandomWindow = int64_t{kRandomGroup} << 32;  // elements
+
 FUSEDSTEP_HD RandomKey random_key(const RandomStream& stream, uint64_t element) {
   const uint64_t use = static_cast<uint64_t>(stream.array) << 32 | stream.step;
-  const uint64_t window = element / kRandomGroup >> 32;
+  const uint64_t window = element / kRandomWindow;
   const uint64_t key = mix64(mix64(mix64(stream.seed) ^ use) + window);
   return {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
 }

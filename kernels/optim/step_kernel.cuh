@@ -23,14 +23,14 @@ struct ChunkArrays {
   ChunkParam<T, uniform> param;
   ChunkArray<T, uniform> grad;
   ChunkState<T, uniform> states[kStates > 0 ? kStates : 1];
-  int64_t begin;
+  int64_t first_element;  // where the chunk begins in the whole tensor
   static constexpr int kKeys = 1 + (kStates + 1) / 2;
   RandomKey keys[kKeys];  // for the parameter, then for each two states
   bool draws;             // a state is rounded stochastically
 
   // Of the pack at element `at`.
   __device__ RandomPack<n> random(int key, int at) const {
-    return random_pack<n>(keys[key], begin + at);
+    return random_pack<n>(keys[key], first_element + at);
   }
 };
 
@@ -42,7 +42,7 @@ __device__ ChunkArrays<T, uniform, kStates> arrays_of(const Row& row, void* grad
       .param = ChunkParam<T, uniform>(row, group, begin),
       .grad = ChunkArray<T, uniform>(grads, row.grad_dtype, begin),
       .states = {},
-      .begin = begin,
+      .first_element = row.first_element + begin,
       .keys = {},
       .draws = false,
   };
@@ -55,7 +55,8 @@ __device__ ChunkArrays<T, uniform, kStates> arrays_of(const Row& row, void* grad
     for (int key = 0; key < arrays.kKeys; ++key) {
       const int slot = key == 0 ? 0 : 2 * key - 1;  // 1 + k for the states k and k + 1
       const uint32_t array = random_array(static_cast<uint32_t>(row.position), slot);
-      arrays.keys[key] = random_key({group.seed, array, step}, static_cast<uint64_t>(begin));
+      const auto first = static_cast<uint64_t>(arrays.first_element);
+      arrays.keys[key] = random_key({group.seed, array, step}, first);
     }
   }
   return arrays;

@@ -71,14 +71,12 @@ struct Storage {
       if (row.dtypes[kMaster] == Dtype::kInt16) {
         split_tile(p, array<BFloat16>(row.param, at), array<uint16_t>(row.arrays[kMaster], at), n);
       } else if (row.dtypes[kMaster] == Dtype::kUInt8) {
-        alignas(64) uint16_t bits[kTile];
-        fill_random(random(0), at, n, bits);
-        correct_tile(p, bits, array<BFloat16>(row.param, at),
+        RandomTile room;
+        correct_tile(p, random(0, at, n, room), array<BFloat16>(row.param, at),
                      array<uint8_t>(row.arrays[kMaster], at), n);
       } else if (rounds_stochastically()) {
-        alignas(64) uint16_t bits[kTile];
-        fill_random(random(0), at, n, bits);
-        round_tile(p, bits, array<BFloat16>(row.param, at), n);
+        RandomTile room;
+        round_tile(p, random(0, at, n, room), array<BFloat16>(row.param, at), n);
       } else {
         store_tile<T>(p, row.param, row.param_dtype, at, n);
       }
@@ -116,11 +114,14 @@ struct Storage {
 
   template <int kStates>
   void store_states(T* const* states, int64_t at, int n) const {
-    alignas(64) uint16_t bits[kTile];
+    RandomTile room;
+    uint16_t* bits = nullptr;
     const bool draws = kSingle && rounds_states<kStates>();
     for (int k = 0; k < kStates; ++k) {
-      if (draws) {
-        k % 2 == 0 ? fill_random(random(1 + k), at, n, bits) : exchange_tile(bits, n);
+      if (draws && k % 2 == 0) {
+        bits = random(1 + k, at, n, room);
+      } else if (draws) {
+        exchange_tile(bits, n);
       }
       store_state(states[k], bits, k, at, n);
     }
@@ -168,9 +169,10 @@ struct Storage {
            row.dtypes[kMaster] == Dtype::kNone;
   }
 
-  // `slot`: 0 for the parameter, 1 + k for the states k and k + 1.
-  RandomStream random(uint32_t slot) const {
-    return {group.seed, random_array(static_cast<uint32_t>(row.position), slot), step};
+  // The random bits of a tile. `slot`: 0 for the parameter, 1 + k for the states k and k + 1.
+  uint16_t* random(uint32_t slot, int64_t at, int n, RandomTile& room) const {
+    const uint32_t array = random_array(static_cast<uint32_t>(row.position), slot);
+    return fill_random({group.seed, array, step}, row.first_element + at, n, room);
   }
 };
 

@@ -143,7 +143,7 @@ def test_ops_refuse_elements_with_gaps(name: str) -> None:
     table = _C.TensorTable()
     params = [torch.ones(2), tensor]
     with pytest.raises(RuntimeError, match="^table_assign: params" + must):
-        ops.table_assign(table.address, params, [], [], [0, 0], [2], [0, 1])
+        ops.table_assign(table.address, params, [], [], [0, 0], [2], [0, 1], [0, 0])
 
 
 @pytest.mark.parametrize("name", GAPLESS)
@@ -165,7 +165,7 @@ LAZY = {
 def test_table_op_refuses_gradients_that_are_not_in_memory(name: str) -> None:
     """The dispatcher would hand over temporary copies, whose addresses must not be kept."""
     table = _C.TensorTable()
-    ops.table_assign(table.address, [torch.ones(4)], [], [], [0], [1], [0])
+    ops.table_assign(table.address, [torch.ones(4)], [], [], [0], [1], [0], [0])
     assert not ops.table_refresh(table.address, [LAZY[name]()], [])
     assert table.num_rows == 0
 

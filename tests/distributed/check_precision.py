@@ -31,6 +31,8 @@ from tests.support.tensors import assert_same_bits
 
 MODES: list[dict[str, Any]] = [
     {"master": "float32"},
+    {"master": "correction", "state_dtype": torch.bfloat16},
+    {"stochastic_rounding": True, "state_dtype": torch.bfloat16, "ema_decay": 0.9},
     {"master": "remainder", "ema_decay": 0.9},
 ]
 
@@ -221,3 +223,23 @@ def codes_are_refused_of_slices_and_of_blocks_that_straddle_shards(ranks: Ranks)
         with refuses("AdamW", where, must, got, ValueError):
             fusedstep.AdamW([param], state_dtype="int8")
         fusedstep.AdamW([param])
+
+
+@check(2, 3)
+def blocks_of_rows_round_as_in_one_process(ranks: Ranks) -> None:
+    """Matrices in one weight, which shards cut: two of 4 rows, and one of 3."""
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    options = {"master": "correction", "state_dtype": torch.bfloat16, "split_sizes": (4, 4, 3)}
+    values = torch.randn(11, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    alone, spread = nn.Parameter(values), nn.Parameter(distribute_tensor(values, mesh, [Shard(0)]))
+    both = [
+        fusedstep.Muon([p], adjust_lr_fn="spectral_unclamped", **options) for p in (alone, spread)
+    ]
+    for step in range(3):
+        grad = torch.randn(11, 5, generator=torch.Generator().manual_seed(1 + step)).bfloat16()
+        alone.grad, spread.grad = grad, distribute_tensor(grad, mesh, [Shard(0)])
+        for optimizer in both:
+            optimizer.step()
+    assert_same_bits(whole(spread), alone, "the parameter")
+    for name, expected in both[0].state[alone].items():
+        assert_same_bits(whole(both[1].state[spread][name]), expected, name)

@@ -6,7 +6,7 @@ is divided first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -77,6 +77,10 @@ class Divided:
         """The elements of `whole`, of the shape of the i-th parameter, that this rank has."""
         return whole.flatten()[self.which[i]].view_as(local(self.params[i]))
 
+    def in_order(self, i: int) -> bool:
+        """Whether each rank's elements of the i-th parameter are consecutive in the whole."""
+        return all(bool((which.diff() == 1).all()) for which in of_all_ranks(self.which[i]))
+
     def set_gradients(self, step: int, missing: Callable[[int], bool] = lambda i: False) -> None:
         generator = torch.Generator().manual_seed(100 + step)
         for i, param in enumerate(self.params):
@@ -99,19 +103,21 @@ class Divided:
             for param in self.params
         ]
 
-    def wholes(self) -> list[dict[str, Tensor]]:
-        """Each parameter and its state, put together from all ranks."""
-        return self.together(self.entries())
+    def wholes(self, of: Sequence[int] | None = None) -> list[dict[str, Tensor]]:
+        """Each parameter and its state, put together from all ranks; `of`: the numbers of some."""
+        return self.together(self.entries(), of)
 
-    def together(self, parts: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    def together(
+        self, parts: list[dict[str, Tensor]], of: Sequence[int] | None = None
+    ) -> list[dict[str, Tensor]]:
         """The wholes of what belongs to the parameters, of which each rank has `parts`."""
         everywhere: list[Any] = of_all_ranks((self.which, parts))
         return [
             {
                 name: _together(name, value, i, everywhere, self.params[i])
-                for name, value in entries.items()
+                for name, value in parts[i].items()
             }
-            for i, entries in enumerate(parts)
+            for i in (range(len(parts)) if of is None else of)
         ]
 
     def put(self, wholes: list[dict[str, Tensor]]) -> None:

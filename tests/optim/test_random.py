@@ -47,7 +47,7 @@ def test_the_bits_are_those_that_checkpoints_continue_with() -> None:
 
 @pytest.mark.parametrize("how", ["random_by_tile", "random_by_group"])
 @pytest.mark.parametrize("loops", LOOPS)
-@pytest.mark.parametrize("begin", [0, 128, 2**33 - 1024, 2**33, 2**60 - 1024])
+@pytest.mark.parametrize("begin", [0, 128, 2**33 - 1024, 2**33, 2**60 - 1024, 1, 12345, 2**33 + 7])
 def test_bits_are_those_of_the_reference(how: str, loops: str, begin: int) -> None:
     for size in (0, 1, 2, 31, 128, 1000, 1024):
         bits = random_bits(loops, how, SEED, ARRAY, STEP, begin, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,6 +10,13 @@ import torch
 from torch import Tensor
 
 import fusedstep
+from fusedstep import _C
+from fusedstep.optim.row_blocks import Row, list_rows
+from fusedstep.optim.state import Role
+from tests.support.op_arguments import UNCLIPPED
+from tests.support.optimizers import OPTIMIZERS
+from tests.support.storage_forms import FORMS as STORED
+from tests.support.storage_forms import Form, StoredTable
 from tests.support.tensors import assert_same_bits, make_params, set_grads
 
 SIZE = 128 * 512
@@ -41,6 +49,41 @@ def test_the_seed_makes_the_numbers(options: dict[str, Any]) -> None:
         for other in SEEDS[:i]:  # all 64 bits of it
             pairs = zip(runs[one], runs[other], strict=True)
             assert any(not torch.equal(a, b) for a, b in pairs), (one, other)
+
+
+@pytest.mark.parametrize("form", [form for form in STORED if form.rounds], ids=str)
+def test_parts_of_a_tensor_round_as_the_whole(form: Form) -> None:
+    """Also those that begin with the second of two elements that share a random word."""
+    whole, parts = (StoredTable(OPTIMIZERS[0], form, (1500,)) for _ in range(2))
+    cuts = [0, 128, 128 + 640, 1500] if form.state == torch.int8 else [0, 1, 301, 302, 1111, 1500]
+
+    def part(array: Tensor, role: int, begin: int, end: int) -> Tensor:
+        if role == Role.STEP:
+            return array.clone()
+        if role >= Role.SCALE and role < Role.MASTER:
+            return array[begin // _C.BLOCK : -(-end // _C.BLOCK)]
+        return array[begin:end]
+
+    (param,), (grad,), (arrays,) = parts.params, parts.grads, parts.arrays
+    rows = [
+        Row(
+            param[begin:end], grad[begin:end],
+            [part(array, role, begin, end) for role, array in arrays.items()],
+            list(arrays), 0, begin,
+        )
+        for begin, end in pairwise(cuts)
+    ]  # fmt: skip
+    assert list_rows(parts.table.address, [rows])
+    assert torch.ops.fusedstep.table_refresh(whole.table.address, whole.grads, [])
+    for _ in range(3):
+        for one in (whole, parts):
+            torch.ops.fusedstep.table_step_(
+                one.table.address, one.plan.address, one.params[0], *UNCLIPPED
+            )
+    assert_same_bits(param, whole.params[0], "the parameter")
+    for role, array in whole.arrays[0].items():
+        if role != Role.STEP:  # of which each part has its own
+            assert_same_bits(arrays[role], array, f"role {int(role)}")
 
 
 def ones(size: int = SIZE) -> Tensor:

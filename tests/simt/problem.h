@@ -207,6 +207,7 @@ class Problem {
       row.size = spec.size;
       row.group = spec.group;
       row.position = static_cast<int32_t>(i);
+      row.first_element = static_cast<int64_t>(i) * 1001;
       row.param_dtype = spec.param_dtype;
       row.grad_dtype = spec.grad_dtype;
       for (int k = 0; k < states; ++k) add_state(row, spec, k, random);

@@ -6,21 +6,23 @@ using namespace fusedstep;
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// The 16 bits of the elements [at, at + n), `at` even, as a CPU's loop draws them.
+// The 16 bits of the elements [at, at + n), as a CPU's loop draws them, tile by tile.
 EXPORT void random_by_tile(uint64_t seed, uint32_t array, uint32_t step, int64_t at, int n,
                            uint16_t* bits) {
-  cpu::fill_random({seed, array, step}, at, n, bits);
+  cpu::RandomTile room;
+  for (int i = 0; i < n; i += cpu::kTile) {
+    const int left = std::min(n - i, cpu::kTile);
+    std::copy_n(cpu::fill_random({seed, array, step}, at + i, left, room), left, bits + i);
+  }
 }
 
-// As the thread that owns a group would on a GPU.
+// One by one, from the word of each element's group.
 EXPORT void random_by_group(uint64_t seed, uint32_t array, uint32_t step, int64_t at, int n,
                             uint16_t* bits) {
-  for (int i = 0; i < n; i += kRandomGroup) {
-    const RandomKey key = random_key({seed, array, step}, at + i);
-    const uint32_t word = random_word(key, static_cast<uint32_t>((at + i) / kRandomGroup));
-    for (int j = 0; j < kRandomGroup; ++j) {
-      bits[i + j] = static_cast<uint16_t>(random16(word, j));
-    }
+  for (int64_t element = at; element < at + n; ++element) {
+    const RandomKey key = random_key({seed, array, step}, element);
+    const uint32_t word = random_word(key, static_cast<uint32_t>(element / kRandomGroup));
+    *bits++ = static_cast<uint16_t>(random16(word, element % kRandomGroup));
   }
 }
 

@@ -60,7 +60,7 @@ def table_arguments(device: torch.device | str = "cpu") -> tuple[list[Tensor], l
     shapes = [(3, 4), (), (5,)]
     params, grads = (randn(*shapes, device=device, seed=seed) for seed in range(2))
     arrays, roles, counts = arrays_of(*fresh_arrays(params))
-    return params, grads, (arrays, roles, counts, [3], [0, 1, 2])
+    return params, grads, (arrays, roles, counts, [3], [0, 1, 2], [0, 0, 0])
 
 
 def step_arguments(device: torch.device | str = "cpu") -> list[Any]:

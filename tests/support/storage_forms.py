@@ -29,6 +29,11 @@ class Form:
     average: bool = False
     stochastic: bool = False  # the parameters' rounding; that of the states always is
 
+    @property
+    def rounds(self) -> bool:
+        """Whether something is rounded stochastically."""
+        return self.stochastic or self.state is not None or self.master == torch.uint8
+
     def __str__(self) -> str:
         dtypes = [f"{name} {getattr(self, name)}" for name in ("param", "grad", "state", "master")]
         flags = [name for name in ("average", "stochastic") if getattr(self, name)]
@@ -75,8 +80,9 @@ class StoredTable:
         roles = [int(role) for arrays in self.arrays for role in arrays]
         counts = [len(arrays) for arrays in self.arrays]
         positions = list(range(len(counts)))
+        firsts = [1001 * i for i in positions]  # as of parts of tensors
         torch.ops.fusedstep.table_assign(
-            self.table.address, self.params, listed, roles, counts, [len(counts)], positions
+            self.table.address, self.params, listed, roles, counts, [len(counts)], positions, firsts
         )
 
     @staticmethod

@@ -95,8 +95,9 @@ class Options:
             override it.
         seed: Seed of all stochastic rounding, in [0, 2**64). The same seed gives the same bits on
             every device and for any number of threads. A checkpoint holds the step counts, from
-            which the random numbers continue, but not the seed. All shards of a DTensor use the
-            same random numbers.
+            which the random numbers continue, but not the seed. A DTensor uses the numbers of one
+            process if the elements of each shard are consecutive in it, as rows are; other shards,
+            such as columns, all use the same numbers.
         ema_decay: Keep an exponential moving average of the parameters with this decay, in
             [0, 1), updated in the same pass. It starts from the parameters before their first step
             and advances at every step, with one more launch for parameters without a gradient

@@ -8,29 +8,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fusedstep import _C
+from fusedstep.optim.distributed import local
 from fusedstep.optim.matrices import Division
 from fusedstep.optim.memory import gapless
 from fusedstep.optim.shards import held_here
 from fusedstep.optim.state import Role
 
-Block = tuple[int, int]  # its number in the whole matrix, and how many of its rows are here
+
+class Block(NamedTuple):
+    """A block of rows, as far as this rank holds it."""
+
+    number: int  # of the whole matrix
+    rows: int  # that are here
+    first_element: int  # where they begin in the block; 0 if they are not consecutive there
 
 
 def blocks_here(param: Tensor, division: Division, sizes: Sequence[int]) -> list[Block]:
     """The blocks of a parameter's matrices, of `sizes` rows, as far as this rank holds them."""
     ends = list(accumulate(sizes))
+    shard, columns = local(param), division.columns(param.dim())
+    in_order = param.is_contiguous() and shard.is_contiguous()
+    whole_rows = in_order and all(shard.shape[d] == param.shape[d] for d in columns)
+    width = prod(param.shape[d] for d in columns)
     here = []
     for held in held_here(param, 0 if division.flatten else param.dim() - 2):
         for n, (size, end) in enumerate(zip(sizes, ends, strict=True)):
-            count = min(end, held.stop) - max(end - size, held.start)
+            begin = max(end - size, held.start)
+            count = min(end, held.stop) - begin
             if count > 0:
-                here.append((n, count))
+                first = (begin - (end - size)) * width
+                counts_on = whole_rows and _C.has_random_keys(first, count * width)
+                here.append(Block(n, count, first if counts_on else 0))
     return here
 
 
@@ -42,6 +57,7 @@ class Row(NamedTuple):
     arrays: list[Tensor]
     roles: list[int]  # of the arrays
     position: int  # in the optimizer's list of parameters
+    first_element: int = 0  # in what it is a part of
 
     def blocks(self, division: Division, sizes: Sequence[int]) -> Iterator[tuple[Row, ...]]:
         """For each matrix of the parameter, blocks of so many of its rows, as views."""
@@ -75,6 +91,7 @@ def list_rows(address: int, groups: Sequence[Sequence[Row]]) -> bool:
         [len(row.arrays) for row in rows],
         list(map(len, groups)),
         [row.position for row in rows],
+        [row.first_element for row in rows],
     )
     return bool(torch.ops.fusedstep.table_refresh(address, [row.grad for row in rows], []))
 
@@ -110,9 +127,9 @@ class RowBlocks:
                 if row.param.numel() == 0:  # a shard of nothing
                     of_kind[0].append(row)
                     continue
-                for blocks in row.blocks(division, [size for _, size in here]):
-                    for (n, _), block in zip(here, blocks, strict=True):
-                        of_kind[n].append(block)
+                for blocks in row.blocks(division, [block.rows for block in here]):
+                    for (n, _, first), block in zip(here, blocks, strict=True):
+                        of_kind[n].append(block._replace(first_element=first))
             groups += of_kind
         listed = [[self._without_gaps(row) for row in group] for group in groups]
         self._grads = [row.grad for group in listed for row in group]

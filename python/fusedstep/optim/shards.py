@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import groupby
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from fusedstep.optim.distributed import is_dtensor
+from fusedstep import _C
+from fusedstep.optim.distributed import is_dtensor, local
+from fusedstep.optim.memory import memory_layout
 
 
 class Run(NamedTuple):
@@ -41,12 +43,15 @@ def runs_of(
                     indices, count, with_padding=False, contiguous=False
                 )
                 indices = shards[i]
-        listed = indices.flatten().tolist()
-    runs = []
-    for _, pairs in groupby(enumerate(listed), lambda pair: pair[1] - pair[0]):
-        (begin, first), *others = pairs
-        runs.append(Run(range(first, first + 1 + len(others)), begin))
-    return tuple(runs)
+        held = indices.flatten()
+        jumps = (held.diff() != 1).nonzero().flatten() + 1
+        begins = [0, *jumps.tolist()][: len(held)]
+        firsts = held[begins].tolist()
+    counts = [end - begin for begin, end in pairwise([*begins, len(held)])]
+    return tuple(
+        Run(range(first, first + count), begin)
+        for first, count, begin in zip(firsts, counts, begins, strict=True)
+    )
 
 
 def held_here(tensor: Tensor, dim: int) -> list[range]:
@@ -57,3 +62,22 @@ def held_here(tensor: Tensor, dim: int) -> list[range]:
     place = tuple(mesh.get_coordinate() or ())
     runs = runs_of(tensor.shape[dim], dim, tensor.placements, tuple(mesh.shape), place)
     return [run.indices for run in runs]
+
+
+def first_element(tensor: Tensor) -> int:
+    """Where the elements that this rank holds begin in the whole tensor, in the order of memory.
+
+    0 if they are not consecutive there, as columns of a matrix.
+    """
+    if not is_dtensor(tensor):
+        return 0
+    shard = local(tensor)
+    held = [held_here(tensor, dim) for dim in range(tensor.dim())]
+    if [list(map(len, runs)) for runs in held] != [[size] for size in shard.shape]:
+        return 0
+    whole = torch.empty_strided(tensor.shape, tensor.stride(), device="meta")
+    strides, here = memory_layout(whole), memory_layout(shard)
+    if any(n != 1 and a != b for n, a, b in zip(shard.shape, here, strides, strict=True)):
+        return 0
+    first = sum(run.start * stride for (run,), stride in zip(held, strides, strict=True))
+    return first if _C.has_random_keys(first, shard.numel()) else 0

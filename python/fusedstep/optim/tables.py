@@ -41,6 +41,7 @@ from fusedstep.optim.hyperparameters import parameter_labels
 from fusedstep.optim.memory import gapless, in_layout_of, is_dense, is_plain, refuse_overlap
 from fusedstep.optim.options import require_mode_of
 from fusedstep.optim.sendable import received
+from fusedstep.optim.shards import first_element
 from fusedstep.optim.state import (
     Array,
     Initial,
@@ -101,6 +102,7 @@ class Table:
         self._listed = False  # whether gradients must be listed: of DTensors, or not in `.grad`
         self._arrays: list[list[Array]] = []  # what each has besides its gradient
         self._names: list[tuple[str, ...]] = []  # of the arrays
+        self._firsts: list[int] = []  # where each begins in the whole tensor
         self._group_sizes: list[int] = []
         self._rows: list[int] = []  # where each one's state is among the optimizer's states
         self._strided: list[int] = []  # indices of parameters whose elements have gaps
@@ -171,6 +173,7 @@ class Table:
         """Lists the parameters of each group, already checked; specs[g]: what state they have."""
         self._entries = list(chain.from_iterable(groups))
         self._owners = [entry.param for entry in self._entries]
+        self._firsts = list(map(first_element, self._owners))
         sources = {entry.source for entry in self._entries}
         self._listed = self.place.mesh is not None or sources != {"grad"}
         self.params = self._data()
@@ -219,6 +222,7 @@ class Table:
             list(map(len, arrays)),
             group_sizes,
             [self._entries[i].position for i in indices],
+            [self._firsts[i] for i in indices],
         )
 
     def open(self, states: States) -> bool:
