@@ -84,8 +84,8 @@ test-trainers: setup $(SECOND)/trainers ## train with Lightning, transformers, a
 	PYTHONPATH="$(CURDIR)/python" $(SECOND)/bin/python -m pytest tests/trainers $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: setup ## time the step against torch's; ARGS="..."
-	$(PY) -m bench.step $(ARGS)
+bench: setup ## time everything against what could be used instead; ARGS="--quick ..."
+	$(PY) -m bench $(ARGS)
 
 # The libraries share one environment; what has no wheel for this machine or needs CUDA is left out.
 .PHONY: bench-peers

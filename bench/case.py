@@ -55,6 +55,21 @@ def side_of(
     return Side(provider, partial(cold_timer_of(device), call), result, state_bytes)
 
 
+def side_of_function(
+    provider: str,
+    function: Callable[[], Tensor],
+    device: torch.device,
+    start: Tensor | None = None,
+) -> Side:
+    """A side of which every call computes the same anew, from `start`; the latest is kept."""
+    kept = [] if start is None else [start]
+
+    def call() -> None:
+        kept[:] = [function()]
+
+    return side_of(provider, call, device, lambda: kept)
+
+
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """The bytes of all tensors that an optimizer keeps."""
     kept = (value for state in optimizer.state.values() for value in state.values())
@@ -123,3 +138,4 @@ class Case:
     side_bytes: int = 0  # what one side holds: how many sides fit into memory at a time
     product: torch.dtype = torch.float32  # in which those matrix products are computed
     timed: bool = True  # False: sides are compared by their bytes alone
+    devices: tuple[str, ...] = ("cpu", "cuda")  # on which it has a meaning

@@ -1,45 +1,32 @@
-"""Times least squares of the last layer against plain torch, in turns, with a floor.
+"""The group "solve": least squares of the last layer against plain torch.
 
-    python -m bench.least_squares                  every case on every device, about a minute
-    python -m bench.least_squares --case small --seconds 5 --no-record
-
-Torch's side is the fastest way to write it: a float64 Gram matrix, index_add_, a Cholesky factor,
-its inverse and one product. The floor is the time of half of that Gram matrix and the product, and
-of reading the hidden states and writing the sums and the weight once, at the rates of torch's
-float64 product and copy in the same process. Each run is appended to
-bench/results/least_squares.csv.
+torch's side is the fastest way to write it: a float64 Gram matrix, index_add_, a Cholesky factor,
+its inverse and one product. The roof is the time of half of that Gram matrix and the product at the
+rate of torch's float64 product, or of reading the hidden states and writing the sums and the weight
+once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from bench.measure import (
-    Benchmark,
-    compare,
-    copy_rate,
-    product_rate,
-    run,
-    timing_columns,
-)
-from bench.record import Row
-from fusedstep.lm_head import LeastSquares, least_squares
-
-RATE_SIZE = 1024  # of the matrices whose product gives the rate
+from bench.case import Case, Side, side_of_function
+from fusedstep.lm_head import least_squares
 
 
 @dataclass(frozen=True)
-class Case:
+class Problem:
     """Hidden states [tokens, width], float32; token v has a probability like 1 / (v + 1)."""
 
     name: str
     tokens: int
     vocabulary: int
     width: int
-    target: float | None = None  # wanted ratio of torch's time to ours
 
     def batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
         generator = torch.Generator(device).manual_seed(0)
@@ -55,7 +42,7 @@ class Case:
         return (sums @ inverse).float()
 
     @property
-    def operations(self) -> float:
+    def operations(self) -> int:
         return (self.tokens + 2 * self.vocabulary) * self.width**2
 
     @property
@@ -64,45 +51,32 @@ class Case:
         return self.width * (4 * self.tokens + 12 * self.vocabulary)
 
 
-CASES = (
-    Case("small", 20_000, 4096, 128, target=1.3),
-    Case("words", 20_000, 50_257, 128),
-    Case("wide", 8192, 4096, 768),
+PROBLEMS = (
+    Problem("small", 20_000, 4096, 128),
+    Problem("words", 20_000, 50_257, 128),
+    Problem("wide", 8192, 4096, 768),
 )
 
 
-def rates(device: torch.device) -> tuple[float, float]:
-    """Operations a second of a float64 product, bytes a second of a copy; the best of seven."""
-    return product_rate(device, RATE_SIZE, torch.float64), copy_rate(device)
+def sides_of(problem: Problem, device: torch.device) -> Iterator[Side]:
+    batch = problem.batch(device)
+    ours = partial(least_squares, *batch, problem.vocabulary)
+    yield side_of_function("fusedstep", ours, device)
+    yield side_of_function("torch", partial(problem.torch_solution, *batch), device)
 
 
-def measure(case: Case, device: torch.device, seconds: float, rate: tuple[float, float]) -> Row:
-    hidden, tokens = case.batch(device)
-    solver = LeastSquares(case.width, case.vocabulary, device=device)
-    solver.update(hidden, tokens)
-    truth = solver.solve()
-    error = (least_squares(hidden, tokens, case.vocabulary) - truth).abs().max() / truth.abs().max()
-    medians = compare(
-        lambda: least_squares(hidden, tokens, case.vocabulary),
-        lambda: case.torch_solution(hidden, tokens),
-        device,
-        seconds,
-    )
-    floor = case.operations / rate[0] + case.bytes / rate[1]
-    return {
-        "case": case.name,
-        "tokens": case.tokens,
-        "vocabulary": case.vocabulary,
-        "width": case.width,
-        **timing_columns(medians, target=case.target, floor_ms=1e3 * floor),
-        "rounding": f"{float(error):.1e}",
-    }
-
-
-def main() -> None:
-    columns = "case device tokens vocabulary width torch_ms our_ms ratio target floor_ms rounding"
-    run(Benchmark("least_squares", str(__doc__), CASES, rates, measure, columns.split()))
-
-
-if __name__ == "__main__":
-    main()
+def cases() -> Iterator[Case]:
+    for problem in PROBLEMS:
+        yield Case(
+            group="solve",
+            name=f"solve/least_squares/{problem.name}",
+            tensors=1,
+            elements=problem.tokens * problem.width,
+            dtype="float32",
+            mode="",
+            least_bytes=problem.bytes,
+            operations=problem.operations,
+            sides=partial(sides_of, problem),
+            tolerance=1e-3,
+            product=torch.float64,
+        )

@@ -12,6 +12,7 @@ vary by several percent from run to run.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,29 +26,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import fusedstep
-from bench.measure import Call, compare, devices, facts, parser
-from bench.pinv import Case as Matrices
+from bench.case import Shape, random_params
+from bench.measure import Call, compare, devices, facts
+from bench.norm import clip, total_norm
+from bench.pinv import Problem as Matrices
 from bench.record import RESULTS, Row, append_csv, read_csv, text_table, write_png
-from bench.step_cases import (
-    MAX_NORM,
-    RULES,
-    Case,
-    fused_step,
-    gpt2_shapes,
-    make_params,
-    mlp_shapes,
-    torch_step,
-)
+from bench.step_cases import MLP, MUON, RULES, SMALL, fused_step, gpt2_shapes, torch_step
 
 CSV = RESULTS / "map.csv"
-SHRINK = 0.9999  # of max_norm from call to call, so that every call clips
 COLUMNS = 4  # of the right-hand side of least squares
 
 SETS = {
     "one of 10": ((10,),),
-    "MLP, 6": mlp_shapes(784, 512, 256, 10),
+    "MLP, 6": MLP,
     "148 of [128, 128] and [128]": ((128, 128), (128,)) * 74,
-    "400 of [64, 64] and [64]": ((64, 64), (64,)) * 200,
+    "400 of [64, 64] and [64]": SMALL,
     "one of 8 M": ((1 << 23,),),
     "GPT-2 124M, 148": gpt2_shapes(),
 }
@@ -82,29 +75,16 @@ class Cell:
 
 
 def of_tensors(
-    of_params: Callable[[list[Tensor]], Call], torchs: Callable[[list[Tensor]], Call], case: Case
+    of_params: Callable[[list[Tensor]], Call],
+    torchs: Callable[[list[Tensor]], Call],
+    shapes: tuple[Shape, ...],
+    dtype: torch.dtype,
 ) -> Callable[[torch.device], Sides]:
     """Both sides, each on its own copies of the same tensors."""
     return lambda device: (
-        of_params(make_params(case, device)),
-        torchs(make_params(case, device)),
+        of_params(random_params(shapes, dtype, device)),
+        torchs(random_params(shapes, dtype, device)),
     )
-
-
-def clip(namespace: Any, params: list[Tensor], clips: bool) -> Call:
-    """clip_grad_norm_ of a namespace where the norm exceeds max_norm at every call, or at none."""
-    max_norm = MAX_NORM if clips else 1e9
-
-    def call() -> None:
-        nonlocal max_norm
-        max_norm *= SHRINK if clips else 1
-        namespace.clip_grad_norm_(params, max_norm)
-
-    return call
-
-
-def total_norm(namespace: Any, params: list[Tensor]) -> Call:
-    return partial(namespace.get_total_norm, [param.grad for param in params])
 
 
 def step_cells() -> Iterator[Cell]:
@@ -121,19 +101,19 @@ def step_cells() -> Iterator[Cell]:
         "clip + AdamW": (fused_step, torch_step),
     }
     for rule in RULES.values():
-        if rule.name != "lion":  # which torch does not have
+        if rule.name not in ("lion", "muon"):  # torch has no Lion; Muon takes matrices alone
             functions[rule.title] = tuple(
                 lambda params, side=side, rule=rule: side(params, **rule.arguments).step
                 for side in (rule.ours, rule.theirs)
             )
-    functions["Muon"] = tuple(
-        lambda params, side=side: side(params).step for side in (fusedstep.Muon, torch.optim.Muon)
+    functions[MUON.title] = tuple(
+        lambda params, side=side: side(params).step for side in (MUON.ours, MUON.theirs)
     )
     for function, (ours, theirs) in functions.items():
-        for name, shapes in (HIDDEN if function == "Muon" else SETS).items():
+        for name, shapes in (HIDDEN if function == MUON.title else SETS).items():
             for dtype in ("float32", "bfloat16"):
-                case = Case(function, name, shapes, DTYPES[dtype])
-                yield Cell(function, name, dtype, of_tensors(ours, theirs, case))
+                sides = of_tensors(ours, theirs, shapes, DTYPES[dtype])
+                yield Cell(function, name, dtype, sides)
 
 
 def matrix_cells() -> Iterator[Cell]:
@@ -203,17 +183,27 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
     write_png(figure, path)
 
 
+def arguments() -> argparse.Namespace:
+    options = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    add = options.add_argument
+    names = list(dict.fromkeys(cell.function for cell in CELLS))
+    add("--device", choices=("all", "cpu", "cuda"), default="all", help="default: all")
+    add("--case", choices=names, action="append", help="repeatable; default: all")
+    add("--seconds", type=float, default=0.5, help="for each cell (default: 0.5)")
+    add("--threads", type=int, help="CPU threads (default: 1, then 2)")
+    add("--csv", type=Path, default=CSV, help="results file (default: in bench/results)")
+    add("--no-record", action="store_true", help="leave the results file alone")
+    add("--draw", action="store_true", help="measure nothing")
+    return options.parse_args()
+
+
 def main() -> None:
-    names = dict.fromkeys(cell.function for cell in CELLS)
-    options = parser(str(__doc__).split("\n")[0], names, seconds=0.5, csv=CSV)
-    options.add_argument("--draw", action="store_true", help="measure nothing")
-    options.set_defaults(threads=None)
-    chosen = options.parse_args()
+    chosen = arguments()
     cells = (
         [] if chosen.draw else [c for c in CELLS if not chosen.case or c.function in chosen.case]
     )
     rows: list[Row] = []
-    for device in devices(chosen.device, "map"):
+    for device in devices(chosen.device):
         for threads in [chosen.threads] if chosen.threads else (1, 2):
             torch.set_num_threads(threads)
             where = facts(device)

@@ -1,27 +1,20 @@
-"""How two sides are timed: they alternate in one process, medians are compared, runs are recorded.
-
-`run` is the whole command line of a benchmark that times functions of fusedstep against torch's.
-"""
+"""How sides are timed, in rounds of one process; what the device can do; what it is."""
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
-from typing import Generic, Protocol, TypeVar
 
 import torch
 
 import fusedstep
-from bench.record import RESULTS, Row, append_csv, commit, driver, text_table
+from bench.record import commit, driver
 from fusedstep import build
 from fusedstep.__main__ import processor_name
 
@@ -180,7 +173,7 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def facts(device: torch.device) -> Row:
+def facts(device: torch.device) -> dict[str, object]:
     """The columns of a CSV file that say where and with what a line was measured."""
     return {
         "date": now(),
@@ -206,82 +199,10 @@ def machine(device: torch.device) -> dict[str, object]:
     }
 
 
-def devices(wanted: str, program: str) -> list[torch.device]:
+def devices(wanted: str) -> list[torch.device]:
     """The devices to run on; SystemExit with a sentence if the wanted one cannot be used."""
     lack = build.CUDA_REASON or ("" if torch.cuda.is_available() else "torch sees no GPU")
     if wanted == "cuda" and lack:
-        raise SystemExit(f"bench.{program}: no timings on CUDA: {lack}")
+        raise SystemExit(f"bench: no timings on CUDA: {lack}")
     both = [torch.device("cpu")] + ([] if lack else [torch.device("cuda", 0)])
     return [device for device in both if wanted in ("all", device.type)]
-
-
-def parser(
-    description: str, cases: Iterable[str], *, seconds: float, csv: Path
-) -> argparse.ArgumentParser:
-    """The options that every benchmark has; the defaults of `--seconds` and `--csv`."""
-    options = argparse.ArgumentParser(description=description)
-    add = options.add_argument
-    add("--device", choices=("all", "cpu", "cuda"), default="all", help="default: all")
-    add("--case", choices=list(cases), action="append", help="repeatable; default: all")
-    add("--seconds", type=float, default=seconds, help=f"for each case (default: {seconds:g})")
-    add("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads")
-    add("--csv", type=Path, default=csv, help="results file (default: in bench/results)")
-    add("--no-record", action="store_true", help="leave the results file alone")
-    return options
-
-
-class Named(Protocol):
-    """A case has a name on the command line."""
-
-    @property
-    def name(self) -> str: ...
-
-
-Case = TypeVar("Case", bound=Named)
-Rate = TypeVar("Rate")
-
-
-@dataclass(frozen=True)
-class Benchmark(Generic[Case, Rate]):
-    """Functions of fusedstep against torch's: the cases and how one of them is measured."""
-
-    name: str  # of the program and its results file
-    description: str  # the program's docstring
-    cases: Sequence[Case]
-    rate: Callable[[torch.device], Rate]  # what the device can do at best
-    measure: Callable[[Case, torch.device, float, Rate], Row]  # of the third, the seconds
-    columns: Sequence[str]  # of a row, those that the table shows
-    title: str = "medians in turns"
-
-
-def timing_columns(medians: Medians, *, target: float | None, floor_ms: float) -> Row:
-    """The columns that all these benchmarks record; `target`: the wanted ratio."""
-    return {
-        "samples": medians.samples,
-        "our_ms": f"{1e3 * medians.ours:.4g}",
-        "torch_ms": f"{1e3 * medians.theirs:.4g}",
-        "ratio": f"{medians.ratio:.3g}",
-        "target": "" if target is None else target,
-        "floor_ms": f"{floor_ms:.3g}",
-    }
-
-
-def run(benchmark: Benchmark[Case, Rate]) -> None:
-    """Parses the command line, times the cases, records the rows and prints them."""
-    csv = RESULTS / f"{benchmark.name}.csv"
-    names = [case.name for case in benchmark.cases]
-    summary = benchmark.description.split("\n")[0]
-    options = parser(summary, names, seconds=12, csv=csv).parse_args()
-    torch.set_num_threads(options.threads)
-    rows: list[Row] = []
-    for device in devices(options.device, benchmark.name):
-        where, rate = facts(device), benchmark.rate(device)
-        for case in benchmark.cases:
-            if not options.case or case.name in options.case:
-                print(f"{device}: {case.name} ...", flush=True)
-                measured = benchmark.measure(case, device, options.seconds, rate)
-                rows.append({**where, **measured})
-    if not options.no_record:
-        append_csv(rows, options.csv)
-    lines = [[str(row[column]) for column in benchmark.columns] for row in rows]
-    print(f"\n{benchmark.title}\n{text_table([list(benchmark.columns), *lines])}")

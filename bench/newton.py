@@ -1,29 +1,24 @@
-"""Times Newton's root-finding steps for the last layer against plain torch, in turns.
-
-    python -m bench.newton                    every case on every device, about a minute
-    python -m bench.newton --case recalculated --seconds 5 --no-record
+"""The group "solve": Newton's root-finding steps for the last layer against plain torch.
 
 Both sides know that a token's gradient has rank 1, return the new weights and the mean loss before
 and after, and leave the given weights alone. "recalculated" is timed against a loop that updates
-the weights in place token by token, "components" against all logits at once. The floor is the time
-of the float32 products that no such step can avoid, at the rate of torch's in the same process.
-Each run is appended to bench/results/newton.csv.
+the weights in place token by token, "components" against all logits at once. The roof is the time
+of the float32 products that no such step can avoid, at the rate of torch's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from bench.measure import Benchmark, compare, product_rate, run, timing_columns
-from bench.record import Row
+from bench.case import Case, Side, side_of_function
 from fusedstep import lm_head
 
-RATE_SIZE = 2048  # of the matrices whose product gives the rate
 Method = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -51,7 +46,7 @@ def torch_components(weight: Tensor, hidden: Tensor, tokens: Tensor) -> tuple[Te
 
 
 @dataclass(frozen=True)
-class Case:
+class Problem:
     """Random hidden vectors and tokens, and weights as small as those of a new layer."""
 
     name: str
@@ -61,7 +56,6 @@ class Case:
     products: int  # of tokens x vocabulary x width, which cannot be avoided
     vocabulary: int = 32000
     width: int = 256
-    target: float | None = None  # wanted ratio of torch's time to ours
 
     def problem(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -71,51 +65,41 @@ class Case:
         return weight.to(device), hidden.to(device), tokens.to(device)
 
     @property
-    def operations(self) -> float:
-        return 2.0 * self.products * self.tokens * self.vocabulary * self.width
+    def operations(self) -> int:
+        return 2 * self.products * self.tokens * self.vocabulary * self.width
 
 
 RECALCULATED = (lm_head.newton_components_recalculated, torch_recalculated)
-CASES = (
-    Case("recalculated", *RECALCULATED, tokens=128, products=2, target=5.0),
-    Case("recalculated-512", *RECALCULATED, tokens=512, products=2),
-    Case("components", lm_head.newton_components, torch_components, tokens=512, products=3),
+PROBLEMS = (
+    Problem("recalculated", *RECALCULATED, tokens=128, products=2),
+    Problem("recalculated-512", *RECALCULATED, tokens=512, products=2),
+    Problem("components", lm_head.newton_components, torch_components, tokens=512, products=3),
 )
 
 
-def difference(case: Case, problem: tuple[Tensor, Tensor, Tensor]) -> float:
-    """Between the two sides' steps, relative to the step."""
-    ours, theirs = (side(*problem)[0] for side in (case.ours, case.theirs))
-    return float((ours - theirs).norm() / (theirs - problem[0]).norm())
+def weight_of(method: Method, weight: Tensor, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """The new one."""
+    return method(weight, hidden, tokens)[0]
 
 
-def measure(case: Case, device: torch.device, seconds: float, rate: float) -> Row:
-    problem = case.problem(device)
-    medians = compare(lambda: case.ours(*problem), lambda: case.theirs(*problem), device, seconds)
-    return {
-        "case": case.name,
-        "tokens": case.tokens,
-        "vocabulary": case.vocabulary,
-        "width": case.width,
-        **timing_columns(medians, target=case.target, floor_ms=1e3 * case.operations / rate),
-        "difference": f"{difference(case, problem):.1e}",
-    }
+def sides_of(problem: Problem, device: torch.device) -> Iterator[Side]:
+    given = problem.problem(device)
+    for provider, method in (("fusedstep", problem.ours), ("torch", problem.theirs)):
+        weight = partial(weight_of, method, *given)
+        yield side_of_function(provider, weight, device, start=given[0])
 
 
-def main() -> None:
-    columns = "case device tokens vocabulary width torch_ms our_ms ratio target floor_ms difference"
-    run(
-        Benchmark(
-            "newton",
-            str(__doc__),
-            CASES,
-            lambda device: product_rate(device, RATE_SIZE, torch.float32),
-            measure,
-            columns.split(),
-            "one step, medians in turns",
+def cases() -> Iterator[Case]:
+    for problem in PROBLEMS:
+        yield Case(
+            group="solve",
+            name=f"solve/newton/{problem.name}",
+            tensors=1,
+            elements=problem.vocabulary * problem.width,
+            dtype="float32",
+            mode="",
+            least_bytes=8 * problem.vocabulary * problem.width,
+            operations=problem.operations,
+            sides=partial(sides_of, problem),
+            tolerance=1e-4,
         )
-    )
-
-
-if __name__ == "__main__":
-    main()

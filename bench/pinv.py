@@ -1,16 +1,12 @@
-"""Times fusedstep.pinv and lstsq against torch's, in turns, with a floor and both errors.
+"""The group "solve": fusedstep.pinv and lstsq against torch's, over shapes, ranks and dtypes.
 
-    python -m bench.pinv                      every case on every device, about two minutes
-    python -m bench.pinv --case sequences --seconds 5 --no-record
-
-The floor is the time that a Gram matrix, its Cholesky inverse and one product need at the rate of
-torch's float64 matrix product, measured in the same process. Each run is appended to
-bench/results/pinv.csv.
+The roof is the time that a Gram matrix, its Cholesky inverse and one product need at the rate of
+torch's float64 matrix product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -19,15 +15,11 @@ import torch
 from torch import Tensor
 
 import fusedstep
-from bench.measure import Benchmark, compare, product_rate, run, timing_columns
-from bench.record import Row
-
-SAMPLE = 16  # matrices whose error is computed
-RATE_SIZE = 1024  # of the matrices whose product gives the rate
+from bench.case import Case, Side, side_of_function
 
 
 @dataclass(frozen=True)
-class Case:
+class Problem:
     """Random matrices of this shape `[*, m, n]`; with a `rank`, products of two."""
 
     name: str
@@ -35,7 +27,6 @@ class Case:
     dtype: torch.dtype = torch.float32
     rank: int | None = None
     columns: int | None = None  # of a right-hand side: least squares instead of an inverse
-    target: float | None = None  # wanted ratio of torch's time to ours
 
     def matrices(self, device: torch.device) -> Tensor:
         generator = torch.Generator(device).manual_seed(0)
@@ -68,7 +59,7 @@ class Case:
         return steps.sin()[:, None].expand(*A.shape[:-1], self.columns or 1)
 
     @property
-    def operations(self) -> float:
+    def operations(self) -> int:
         """Half of XᵀX, a Cholesky factor and an inverse (k³), and the product with Xᵀ or XᵀB."""
         *batch, m, n = self.shape
         long, k = max(m, n), min(m, n)
@@ -76,61 +67,38 @@ class Case:
         return prod(batch) * (long * k * k + k**3 + last)
 
 
-CASES = (
-    Case("sequences", (64, 511, 128), target=3.0),
-    Case("tiny", (5000, 16, 16), target=2.0),
-    Case("tiny-deficient", (5000, 16, 16), rank=9),
-    Case("tiny-float64", (5000, 16, 16), torch.float64),
-    Case("wide", (64, 128, 511)),
-    Case("deficient", (64, 511, 128), rank=100),
-    Case("float64", (64, 511, 128), torch.float64),
-    Case("lstsq", (64, 511, 128), columns=4),
+PROBLEMS = (
+    Problem("sequences", (64, 511, 128)),
+    Problem("tiny", (5000, 16, 16)),
+    Problem("tiny-deficient", (5000, 16, 16), rank=9),
+    Problem("tiny-float64", (5000, 16, 16), torch.float64),
+    Problem("wide", (64, 128, 511)),
+    Problem("deficient", (64, 511, 128), rank=100),
+    Problem("float64", (64, 511, 128), torch.float64),
+    Problem("lstsq", (64, 511, 128), columns=4),
 )
 
 
-def error(solve: Callable[[Tensor], Tensor], truth: Tensor, A: Tensor) -> str:
-    """The largest relative error of a matrix; "" for float64, for which there is no reference."""
-    if A.dtype == torch.float64:
-        return ""
-    difference = solve(A).double() - truth
-    relative = difference.flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
-    return f"{float(relative.max()):.1e}"
+def sides_of(problem: Problem, device: torch.device) -> Iterator[Side]:
+    A = problem.matrices(device)
+    for provider, solve in zip(("fusedstep", "torch"), problem.sides(), strict=True):
+        yield side_of_function(provider, partial(solve, A), device)
 
 
-def measure(case: Case, device: torch.device, seconds: float, rate: float) -> Row:
-    A = case.matrices(device)
-    ours, theirs = case.sides()
-    floor = case.operations / rate
-    medians = compare(lambda: ours(A), lambda: theirs(A), device, seconds)
-    few = A[:SAMPLE]
-    rtol = torch.finfo(case.dtype).eps * max(A.shape[-2:])
-    truth = torch.linalg.pinv(few.double(), rtol=rtol)
-    if case.columns is not None:
-        truth = truth @ case.right_side(few).double()
-    return {
-        "case": case.name,
-        "shape": "x".join(map(str, case.shape)),
-        "dtype": str(case.dtype).removeprefix("torch."),
-        **timing_columns(medians, target=case.target, floor_ms=1e3 * floor),
-        "of_floor": f"{medians.ours / floor:.3g}",
-        "our_error": error(ours, truth, few),
-        "torch_error": error(theirs, truth, few),
-    }
-
-
-def main() -> None:
-    columns = "case device shape dtype torch_ms our_ms ratio target floor_ms our_error torch_error"
-    run(
-        Benchmark(
-            "pinv",
-            str(__doc__),
-            CASES,
-            lambda device: product_rate(device, RATE_SIZE, torch.float64),
-            measure,
-            columns.split(),
+def cases() -> Iterator[Case]:
+    for problem in PROBLEMS:
+        function = "pinv" if problem.columns is None else "lstsq"
+        elements = prod(problem.shape)
+        yield Case(
+            group="solve",
+            name=f"solve/{function}/{problem.name}",
+            tensors=1,
+            elements=elements,
+            dtype=str(problem.dtype).removeprefix("torch."),
+            mode="",
+            least_bytes=2 * elements * problem.dtype.itemsize,
+            operations=problem.operations,
+            sides=partial(sides_of, problem),
+            tolerance=1e-2,  # torch's float32 errors where a matrix is ill-conditioned
+            product=torch.float64,
         )
-    )
-
-
-if __name__ == "__main__":
-    main()

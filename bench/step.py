@@ -1,11 +1,4 @@
-"""Times clip + step: fusedstep's one call against torch's two, on the CPU and a GPU if any.
-
-    python -m bench.step                          every optimizer, about three minutes
-    python -m bench.step --device cpu --rule rmsprop --case mlp --seconds 2 --no-record
-    python -m bench.step --mode int8 --rule sgd   smaller state against our own float32 state
-
-Both sides take turns in one process; the table shows medians. Each run is appended to
-bench/results/step.csv, from which bench.plot draws.
+"""The group "step": clip and step by rule, form of state, model, size and number of tensors.
 
 Smaller state saves memory everywhere, and time where memory bandwidth is the limit: a step of AdamW
 moves 28 bytes a parameter with float32 state, 20 with bfloat16 state and 16 with 8-bit state. The
@@ -23,181 +16,103 @@ itself, and with 1.05 that one of two threads needs to move 28 bytes.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 import torch
 
-from bench import step_memory
-from bench.measure import Medians, compare, devices, facts, parser
-from bench.record import RESULTS, Row, append_csv, text_table
+from bench.case import Case, Shape, Side, Work
+from bench.peers import Peer
 from bench.step_cases import (
-    ADAMW,
-    CPU_CASES,
-    FLOAT32,
-    GPU_CASES,
     MODES,
+    MUON,
     RULES,
-    Case,
-    Mode,
-    Rule,
-    cases_for,
-    fused_step,
-    make_params,
-    torch_step,
+    SETS,
+    gpt2_shapes,
+    held_bytes,
+    least_bytes,
+    matrices_of,
+    newton_schulz_operations,
+    our_side,
 )
 
-CSV = RESULTS / "step.csv"
-MEMORY_BOUND = ("gpt2", "billion")  # the cases in which smaller state can pay
-SHORTER = 2  # optimizers other than AdamW, and modes, have this part of the seconds
+# How far a step may be from ours, relative to the movement: rounding of parameters; the forms of
+# narrow state and where its rounding is random; a bfloat16 parameter beside its master.
+TOLERANCES = {"float32": 0.01, "bfloat16": 0.1, "int8": 0.5, "master": 0.1}
+# Rules with other arguments than those of RULES.
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "rmsprop-plain": ("rmsprop", {"lr": 1e-3}),
+}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What was timed and the medians of both sides.
-
-    The other side is torch, or fusedstep's float32 step if the mode is another one.
-    """
-
-    case: Case
-    medians: Medians
-    rule: Rule = ADAMW
-    mode: Mode = FLOAT32
-
-    @property
-    def target(self) -> float | None:
-        """The ratio that is wanted."""
-        name = self.rule.name if self.mode is FLOAT32 else self.mode.name
-        return self.case.targets.get(name)
-
-    @property
-    def passed(self) -> bool:
-        """Whether the ratio reaches its target, if there is one."""
-        return self.target is None or self.medians.ratio >= self.target
-
-    @property
-    def against(self) -> str:
-        """What the other side is, in words."""
-        return self.rule.against if self.mode is FLOAT32 else "fusedstep, float32"
-
-    @property
-    def floor_bytes(self) -> int:
-        """What no implementation can avoid moving."""
-        return self.case.floor_bytes(self.rule.states, self.mode.bytes)
-
-    @property
-    def gigabytes_per_second(self) -> float:
-        """The floor's bytes over our time: not all that is moved, only what must be."""
-        return self.floor_bytes / self.medians.ours / 1e9
-
-    def row(self, where: Row, extra_memory: float | None) -> Row:
-        """One line of the CSV. `extra_memory`: beyond torch's, in percent of the parameters."""
-        return {
-            **where,
-            "rule": self.rule.name,
-            "mode": self.mode.name,
-            "against": self.against,
-            "case": self.case.name,
-            "dtype": str(self.case.dtype).removeprefix("torch."),
-            "tensors": len(self.case.shapes),
-            "parameters": self.case.parameters,
-            "samples": self.medians.samples,
-            "our_ms": f"{1e3 * self.medians.ours:.5g}",
-            "their_ms": f"{1e3 * self.medians.theirs:.5g}",
-            "ratio": f"{self.medians.ratio:.4g}",
-            "target": "" if self.target is None else self.target,
-            "floor_bytes": self.floor_bytes,
-            "gb_per_s": f"{self.gigabytes_per_second:.4g}",
-            "extra_memory_percent": "" if extra_memory is None else f"{extra_memory:.3f}",
-        }
+def work_of(
+    variant: str, shapes: tuple[Shape, ...], mode: str = "float32", clip: bool = True
+) -> Work:
+    """The step of a rule or a variant of one."""
+    rule, arguments = VARIANTS.get(variant) or (variant, RULES[variant].arguments)
+    if RULES[rule] is MUON:
+        shapes = matrices_of(shapes)
+    return Work(rule, arguments, mode, clip, shapes, MODES[mode].dtype)
 
 
-def contest(
-    case: Case, device: torch.device, seconds: float, rule: Rule = ADAMW, mode: Mode = FLOAT32
-) -> Outcome:
-    """Times both sides on their own copies of the same tensors for about `seconds`."""
-    theirs = torch_step if mode is FLOAT32 else fused_step
-    medians = compare(
-        fused_step(make_params(case, device), rule, mode),
-        theirs(make_params(case, device), rule),
-        device,
-        seconds,
+def selection() -> Iterator[tuple[str, Work]]:
+    """What is timed, by name: not every rule on everything, but each axis once."""
+
+    def named(variant: str, of: str, shapes: tuple[Shape, ...], **how: Any) -> tuple[str, Work]:
+        work = work_of(variant, shapes, **how)
+        return f"step/{variant}/{'clip' if work.clip else 'plain'}/{of}/{work.mode}", work
+
+    # Rules.
+    for variant in (*RULES, *VARIANTS):
+        for name in ("mlp", "400-small"):
+            yield named(variant, name, SETS[name]())
+        if variant != MUON.name:
+            yield named(variant, "gpt2", SETS["gpt2"]())
+    yield named(MUON.name, "gpt2-layer", gpt2_shapes(layers=1)[2:-2])
+    # Models.
+    for name in ("resnet50", "olmoe-layer", "llama-3.2-1b"):
+        yield named("adamw", name, SETS[name]())
+    # The step alone.
+    for variant in ("adamw", "sgd"):
+        for name in ("mlp", "gpt2"):
+            yield named(variant, name, SETS[name](), clip=False)
+    # Forms of state.
+    for mode in MODES:
+        if mode != "float32":
+            yield named("adamw", "gpt2", SETS["gpt2"](), mode=mode)
+    yield named("lion", "gpt2", SETS["gpt2"](), mode="int8")
+    # Size: one tensor. Number: small ones.
+    for power in range(3, 10):
+        yield named("adamw", f"1e{power}", ((10**power,),))
+    for count in (1, 10, 100, 1000, 10_000):
+        yield named("adamw", f"{count}x64", ((64,),) * count)
+
+
+def case_of(name: str, work: Work, peers: Sequence[Peer]) -> Case:
+    """The case of a step: fusedstep's side, then every peer's."""
+
+    def sides(device: torch.device) -> Iterator[Side]:
+        # A chain goes on after a peer that raises; a generator would not.
+        return chain(our_side(work, device), *(peer.sides(work, device) for peer in peers))
+
+    return Case(
+        group="step",
+        name=name,
+        tensors=len(work.shapes),
+        elements=work.elements,
+        dtype=str(work.dtype).removeprefix("torch."),
+        mode=work.mode,
+        least_bytes=least_bytes(work),
+        operations=newton_schulz_operations(work.shapes) if work.rule == MUON.name else 0,
+        sides=sides,
+        tolerance=TOLERANCES[work.mode],
+        side_bytes=held_bytes(work),
+        product=torch.bfloat16,
     )
-    return Outcome(case, medians, rule, mode)
 
 
-def contests(
-    options: argparse.Namespace, device: torch.device
-) -> Iterator[tuple[Case, Rule, Mode]]:
-    """What the options select; modes only for AdamW, unless another rule is requested."""
-    for case in cases_for(device):
-        for rule in RULES.values():
-            for mode in MODES.values():
-                plain = mode is FLOAT32
-                if (
-                    (not options.case or case.name in options.case)
-                    and (not options.rule or rule.name in options.rule)
-                    and (not options.mode or mode.name in options.mode)
-                    and (plain or case.name in MEMORY_BOUND)
-                    and (plain or rule is ADAMW or options.rule)
-                ):
-                    yield case, rule, mode
-
-
-def table(outcomes: list[tuple[Outcome, Row]]) -> str:
-    """The outcomes and their rows for people."""
-    texts = ("", "", "device", "against")
-    figures = ("their ms", "our ms", "ratio", "target", "GB/s", "memory")
-    lines = [[*texts, *figures]]
-    for outcome, row in outcomes:
-        state = "" if outcome.mode is FLOAT32 else f", {outcome.mode.name} state"
-        extra = row["extra_memory_percent"]
-        verdict = f"{outcome.target}x {'met' if outcome.passed else 'missed'}"
-        lines.append(
-            [
-                *(outcome.case.title, outcome.rule.title + state),
-                *(str(row[name]) for name in ("device", "against", "their_ms", "our_ms", "ratio")),
-                "" if outcome.target is None else verdict,
-                str(row["gb_per_s"]),
-                f"{float(str(extra)):+.2f} %" if extra else "",
-            ]
-        )
-    view = text_table(lines, right=range(len(texts), len(texts + figures)))
-    caption = "GB/s: the bytes that no step can avoid moving, over fusedstep's time"
-    return f"clip + step, medians\n{view}\n{caption}"
-
-
-def arguments() -> argparse.Namespace:
-    summary = str(__doc__).split("\n")[0]
-    names = sorted({case.name for case in CPU_CASES + GPU_CASES})
-    options = parser(summary, names, seconds=8, csv=CSV)
-    for name, values in (("rule", list(RULES)), ("mode", list(MODES))):
-        options.add_argument(
-            f"--{name}", choices=values, action="append", help="repeatable; default: all"
-        )
-    return options.parse_args()
-
-
-def main() -> None:
-    options = arguments()
-    torch.set_num_threads(options.threads)
-    outcomes: list[tuple[Outcome, Row]] = []
-    for device in devices(options.device, "step"):
-        where = facts(device)
-        for case, rule, mode in contests(options, device):
-            print(f"{device}: {case.title}, {rule.title}, {mode.name} state ...", flush=True)
-            main_contest = rule is ADAMW and mode is FLOAT32
-            seconds = options.seconds / (1 if main_contest else SHORTER)
-            outcome = contest(case, device, seconds, rule, mode)
-            extra = step_memory.extra_percent(case, device) if main_contest else None
-            outcomes.append((outcome, outcome.row(where, extra)))
-    if not outcomes:
-        raise SystemExit("bench.step: nothing of this kind is timed on this device")
-    if not options.no_record:
-        append_csv([row for _, row in outcomes], options.csv)
-    print(f"\n{table(outcomes)}")
-
-
-if __name__ == "__main__":
-    main()
+def cases(peers: Sequence[Peer]) -> Iterator[Case]:
+    """All cases of the group."""
+    for name, work in selection():
+        yield case_of(name, work, peers)

@@ -1,55 +1,44 @@
-"""What the benchmark of the step times: sets of tensors, optimizers, storage modes, both sides."""
+"""What the step is timed on: models' shapes, rules, forms of state, and fusedstep's side."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import fusedstep
+from bench.case import MAX_NORM, Shape, Side, Work, side_of, state_bytes
 from bench.measure import Call
 from fusedstep import _C
 
-MAX_NORM = 1.0
-Shape = tuple[int, ...]
-
-# --- sets of tensors ---
+# --- the parameters of models, by their published architectures ---
 
 
-@dataclass(frozen=True)
-class Case:
-    """Tensors of these shapes, with gradients of the same dtype."""
+def mlp_shapes(*widths: int) -> tuple[Shape, ...]:
+    """Weight and bias of each layer."""
+    return tuple(s for wide, narrow in pairwise(widths) for s in ((narrow, wide), (narrow,)))
 
-    name: str
-    title: str
-    shapes: tuple[Shape, ...]
-    dtype: torch.dtype = torch.float32
-    # Wanted ratios of the other side's time to ours, by rule, or by mode where state is smaller.
-    targets: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def parameters(self) -> int:
-        return sum(prod(shape) for shape in self.shapes)
+def resnet50_shapes() -> tuple[Shape, ...]:
+    """The 161 parameters of ResNet-50: He et al. 2015, table 1, as torchvision builds it."""
 
-    @property
-    def parameter_bytes(self) -> int:
-        return self.parameters * self.dtype.itemsize
+    def convolution(out: int, into: int, size: int) -> list[Shape]:
+        return [(out, into, size, size), (out,), (out,)]  # and batch normalization: weight, bias
 
-    def floor_bytes(self, states: int = 2, state_bytes: float = 4) -> int:
-        """The bytes that no clip and step can avoid moving.
-
-        The gradient is read for the norm; then gradient, parameter and states are read; parameter
-        and states are written. State is float32 for narrower parameters too, so the default,
-        AdamW's two states, gives 32 bytes for a float32 parameter.
-        """
-        return 4 * self.parameter_bytes + round(2 * states * state_bytes * self.parameters)
+    shapes, into = convolution(64, 3, 7), 64
+    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
+        for block in range(blocks):
+            shapes += convolution(width, into, 1) + convolution(width, width, 3)
+            shapes += convolution(4 * width, width, 1)
+            if block == 0:
+                shapes += convolution(4 * width, into, 1)  # of the shortcut
+            into = 4 * width
+    return (*shapes, (1000, into), (1000,))
 
 
 def gpt2_shapes(
@@ -65,35 +54,42 @@ def gpt2_shapes(
     return ((vocabulary, width), (context, width), *block * layers, (width,), (width,))
 
 
-def mlp_shapes(*widths: int) -> tuple[Shape, ...]:
-    """Weight and bias of each layer."""
-    return tuple(s for wide, narrow in pairwise(widths) for s in ((narrow, wide), (narrow,)))
+def llama_shapes() -> tuple[Shape, ...]:
+    """The 146 parameters of Llama-3.2-1B, by the config.json that Meta published with it."""
+    width, inner, keys = 2048, 8192, 8 * 64  # 8 heads of keys and values
+    block: list[Shape] = [
+        *[(width, width), (keys, width), (keys, width), (width, width)],  # attention: q, k, v, out
+        *[(inner, width), (inner, width), (width, inner)],  # MLP: gate, up, down
+        *[(width,), (width,)],  # both norms
+    ]
+    return ((128256, width), *block * 16, (width,))  # the last layer is the embedding
 
 
-GPT2_TARGETS = {"adamw": 1.3, "rmsprop": 2.5, "sgd": 1.3, "adagrad": 1.3}
-MODE_TARGETS = {"bfloat16": 0.95, "int8": 0.8}  # a CPU's arithmetic is as long as its memory
-SMALL_TARGETS = dict.fromkeys(("adamw", "adam", "rmsprop", "sgd", "adagrad"), 8.0)
-CPU_CASES = (
-    Case("gpt2", "GPT-2 124M, 148 tensors", gpt2_shapes(), targets=GPT2_TARGETS | MODE_TARGETS),
-    Case("small", "400 small tensors", ((64, 64), (64,)) * 200, targets=SMALL_TARGETS),
-    Case("mlp", "MLP, 6 tensors", mlp_shapes(784, 512, 256, 10), targets={"adamw": 3.0}),
-)
+def olmoe_layer() -> tuple[Shape, ...]:
+    """The 201 parameters of one of the 16 layers of OLMoE-1B-7B: Muennighoff et al. 2024."""
+    width, inner = 2048, 1024
+    expert: list[Shape] = [(inner, width), (inner, width), (width, inner)]  # gate, up, down
+    attention: list[Shape] = [(width, width)] * 4 + [(width,)] * 2  # and norms of q and k
+    experts = 64
+    return (*attention, (experts, width), *expert * experts, (width,), (width,))
+
+
+def matrices_of(shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
+    """Those that Muon takes."""
+    return tuple(shape for shape in shapes if len(shape) == 2)
+
+
+MLP = mlp_shapes(784, 512, 256, 10)
+SMALL = ((64, 64), (64,)) * 200
 BILLION = ((10_000, 1000),) * 100
-GPU_CASES = (
-    Case("billion", "1e9 parameters", BILLION, targets={"adamw": 1.2}),
-    Case("gpt2", "GPT-2 124M, 148 tensors", gpt2_shapes()),
-    Case("many", "2000 tensors of 4096", ((4096,),) * 2000, targets={"adamw": 5.0}),
-    # Not like for like: torch keeps the moments of these in bfloat16, fusedstep in float32.
-    Case("billion-bf16", "1e9 bfloat16 parameters", BILLION, torch.bfloat16),
-    Case("small", "400 small tensors", ((64, 64), (64,)) * 200),
-    Case("mlp", "MLP, 6 tensors", mlp_shapes(784, 512, 256, 10)),
-)
-
-
-def cases_for(device: torch.device) -> tuple[Case, ...]:
-    """The cases that are timed on this device."""
-    return GPU_CASES if device.type == "cuda" else CPU_CASES
-
+SETS: dict[str, Callable[[], tuple[Shape, ...]]] = {
+    "mlp": lambda: MLP,
+    "400-small": lambda: SMALL,
+    "resnet50": resnet50_shapes,
+    "gpt2": gpt2_shapes,
+    "llama-3.2-1b": llama_shapes,
+    "olmoe-layer": olmoe_layer,
+}
 
 # --- optimizers, each with the one that it is timed against ---
 
@@ -131,25 +127,29 @@ class ForeachLion(torch.optim.Optimizer):
 
 @dataclass(frozen=True)
 class Rule:
-    """An optimizer of fusedstep and its opponent, made with the same `arguments`.
+    """An optimizer of fusedstep and torch's, made with the same `arguments`.
 
-    The opponent is torch's best documented path: fused, or foreach where torch has not fused
-    (RMSprop, Adagrad on a GPU). torch has no Lion at all: fusedstep's is timed against ForeachLion.
+    torch's is its best documented path: fused, or foreach where torch has not fused (RMSprop;
+    Adagrad on a GPU). torch has no Lion: ForeachLion stands for it.
     """
 
     name: str  # the stem of its files
     ours: Callable[..., torch.optim.Optimizer]
     theirs: Callable[..., torch.optim.Optimizer]
-    against: str  # the opponent in the table
-    states: int  # numbers kept for each parameter
+    against: str  # the name of torch's side
+    averages: int  # numbers kept for each parameter with the fewest options
     title: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any]
+
+    def states(self, arguments: Mapping[str, Any]) -> int:
+        """Numbers kept for each parameter."""
+        return self.averages + sum(bool(arguments.get(name)) for name in ("momentum", "centered"))
 
 
-def fused(name: str, title: str, states: int, **arguments: Any) -> Rule:
+def fused(name: str, title: str, averages: int, **arguments: Any) -> Rule:
     """A rule whose class of this title torch has fused."""
     theirs = partial(getattr(torch.optim, title), fused=True)
-    return Rule(name, getattr(fusedstep, title), theirs, "torch, fused", states, title, arguments)
+    return Rule(name, getattr(fusedstep, title), theirs, "torch, fused", averages, title, arguments)
 
 
 def torch_adagrad(params: list[Tensor], **arguments: Any) -> torch.optim.Optimizer:
@@ -158,39 +158,51 @@ def torch_adagrad(params: list[Tensor], **arguments: Any) -> torch.optim.Optimiz
     return torch.optim.Adagrad(params, **{fastest: True}, **arguments)
 
 
-ADAMW = fused("adamw", "AdamW", 2, weight_decay=0.1)
+ADAMW = fused("adamw", "AdamW", 2, lr=1e-3, weight_decay=0.1)
+MUON = Rule(
+    "muon",
+    fusedstep.Muon,
+    torch.optim.Muon,
+    against="torch",
+    averages=1,
+    title="Muon",
+    arguments={"lr": 0.02, "weight_decay": 0.1},
+)
 RULES = {
     rule.name: rule
     for rule in (
         ADAMW,
-        fused("adam", "Adam", 2),
+        fused("adam", "Adam", 2, lr=1e-3),
         Rule(
             "rmsprop",
             fusedstep.RMSprop,
             partial(torch.optim.RMSprop, foreach=True),
             against="torch, foreach",
-            states=3,
+            averages=1,
             title="RMSprop",
-            arguments={"momentum": 0.9, "centered": True},
+            arguments={"lr": 1e-3, "momentum": 0.9, "centered": True},
         ),
-        fused("sgd", "SGD", 1, momentum=0.9),
+        # The rate moves parameters by more than rounding does: a check can see a wrong update.
+        fused("sgd", "SGD", 0, lr=1.0, momentum=0.9),
         Rule(
             "adagrad",
             fusedstep.Adagrad,
             torch_adagrad,
             against="torch, fused or foreach",
-            states=1,
+            averages=1,
             title="Adagrad",
+            arguments={"lr": 1e-2},
         ),
         Rule(
             "lion",
             fusedstep.Lion,
             ForeachLion,
-            against="foreach Lion, not torch's",
-            states=1,
+            against="torch, foreach Lion",
+            averages=1,
             title="Lion",
-            arguments={"weight_decay": 0.1},
+            arguments={"lr": 1e-3, "weight_decay": 0.1},
         ),
+        MUON,
     )
 }
 
@@ -202,6 +214,7 @@ class Mode:
     name: str
     bytes: float
     options: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32  # of the parameters
 
 
 FLOAT32 = Mode("float32", 4)
@@ -211,38 +224,66 @@ MODES = {
         FLOAT32,
         Mode("bfloat16", 2, {"state_dtype": torch.bfloat16}),
         Mode("int8", 1 + 4 / _C.BLOCK, {"state_dtype": "int8"}),  # and a float32 for each block
+        Mode("master", 4, {"master": "float32"}, torch.bfloat16),
     )
 }
 
-# --- the two sides ---
+
+def least_bytes(work: Work) -> int:
+    """What no implementation can avoid moving.
+
+    Clipping reads the gradient once, for the norm. Then gradient, parameter and states are read;
+    parameter and states are written. Of a parameter and its float32 master only the master is read.
+    State is float32 for narrower parameters too, so AdamW's two states give 32 bytes for a float32
+    parameter, with the clip.
+    """
+    size, mode = work.dtype.itemsize, MODES[work.mode]
+    gradient = size * (2 if work.clip else 1)
+    parameter = size + 8 if work.mode == "master" else 2 * size
+    states = 2 * mode.bytes * RULES[work.rule].states(work.arguments)
+    return round(work.elements * (gradient + parameter + states))
 
 
-def make_params(case: Case, device: torch.device, seed: int = 0) -> list[Tensor]:
-    """Random parameters; their gradients have about twice the norm that they are clipped to."""
-    generator = torch.Generator(device).manual_seed(seed)
-    scale = 2 * MAX_NORM / math.sqrt(case.parameters)
-    params = []
-    for shape in case.shapes:
-        param, grad = (
-            torch.empty(shape, dtype=case.dtype, device=device).normal_(generator=generator)
-            for _ in range(2)
-        )
-        param.grad = grad.mul_(scale)
-        params.append(param)
-    return params
+def held_bytes(work: Work) -> int:
+    """Of one side: parameters, gradients, float32 state and master, a temporary copy."""
+    states = RULES[work.rule].states(work.arguments) + (work.mode == "master")
+    return work.elements * (3 * work.dtype.itemsize + 4 * states)
+
+
+def newton_schulz_operations(shapes: tuple[Shape, ...], steps: int = 5) -> int:
+    """Of Muon's products: X Xᵀ and its square, of which symmetry spares half, and one with X."""
+    sizes = [(min(shape), max(shape)) for shape in shapes]
+    return sum(steps * (m * m * n + m**3 + 2 * m * m * n) for m, n in sizes)
+
+
+# --- the two sides that need no library but torch ---
+
+
+def clip_then(params: list[Tensor], step: Call) -> Call:
+    """The way PyTorch documents: clip, which rewrites the gradients, then the step."""
+
+    def both() -> None:
+        torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
+        step()
+
+    return both
 
 
 def torch_step(params: list[Tensor], rule: Rule = ADAMW) -> Call:
-    """The way PyTorch documents: clip, which rewrites the gradients, then the step."""
-    optimizer = rule.theirs(params, **rule.arguments)
-
-    def step() -> None:
-        torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
-        optimizer.step()
-
-    return step
+    """Torch's clip and its best documented step."""
+    return clip_then(params, rule.theirs(params, **rule.arguments).step)
 
 
 def fused_step(params: list[Tensor], rule: Rule = ADAMW, mode: Mode = FLOAT32) -> Call:
     """The same in one call."""
     return rule.ours(params, **rule.arguments, max_norm=MAX_NORM, **mode.options).step
+
+
+def our_side(work: Work, device: torch.device) -> Iterator[Side]:
+    """fusedstep's, made when it is asked for."""
+    params = work.params(device)
+    clip = {"max_norm": MAX_NORM} if work.clip else {}
+    options = MODES[work.mode].options
+    optimizer = RULES[work.rule].ours(params, **work.arguments, **clip, **options)
+    kept = partial(state_bytes, optimizer)
+    yield side_of("fusedstep", optimizer.step, device, lambda: params, kept)

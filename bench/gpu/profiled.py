@@ -7,18 +7,17 @@ from contextlib import nullcontext
 import torch
 
 import fusedstep
+from bench.case import MAX_NORM, random_params
 from bench.gpu.checks import options
 from bench.gpu.forms import FORMS
 from bench.gpu.timings import QUARTER, sized
-from bench.step_cases import MAX_NORM, make_params
 
 
 def main() -> None:
     scale = options().scale
     mixed = next(form for form in FORMS if form.name == "bfloat16, remainder, int8 state")
     for dtype, settings in ((torch.float32, {}), (mixed.dtype, mixed.options)):
-        case = sized(QUARTER, scale)
-        params = make_params(type(case)("ncu", "", case.shapes, dtype), torch.device("cuda", 0))
+        params = random_params(sized(QUARTER, scale).shapes, dtype, torch.device("cuda", 0))
         step = fusedstep.AdamW(params, max_norm=MAX_NORM, **settings).step
         step()  # makes state and table
         torch.cuda.synchronize()

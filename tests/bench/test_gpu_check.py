@@ -371,7 +371,7 @@ def test_timings_and_the_closed_form_report_every_check(monkeypatch, capsys) -> 
 
 def test_torch_never_gets_a_batch_that_it_refuses(monkeypatch, capsys) -> None:
     """XsyevBatched refuses 32768 matrices, to which torch passes whatever it is given."""
-    for case in closed_form.PINV_CASES:
+    for case in closed_form.PINV_PROBLEMS:
         few = closed_form.few_of(torch.empty(case.shape, device="meta"))
         assert 2 <= len(few) <= 4096
         assert min(case.shape[-2:]) <= 32 or len(few) <= 8

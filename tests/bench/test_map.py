@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from bench import map as bench_map
+from bench.case import MAX_NORM, random_params
 from bench.record import read_csv
-from bench.step_cases import MAX_NORM, Case, make_params
 
 CPU = torch.device("cpu")
-SMALL = Case("", "", ((3, 5), (7,)))
+SHAPES = ((3, 5), (7,))
 
 
 def test_every_cell_is_named_once() -> None:
@@ -23,7 +23,7 @@ def test_every_cell_is_named_once() -> None:
 
 @pytest.mark.parametrize("clips", [False, True])
 def test_both_sides_clip_the_same_gradients(clips: bool) -> None:
-    sides = [make_params(SMALL, CPU) for _ in range(2)]
+    sides = [random_params(SHAPES, torch.float32, CPU) for _ in range(2)]
     before = [param.grad.clone() for param in sides[0]]
     for namespace, params in zip((bench_map.fusedstep, torch.nn.utils), sides, strict=True):
         call = bench_map.clip(namespace, params, clips)
@@ -40,11 +40,11 @@ def test_both_sides_clip_the_same_gradients(clips: bool) -> None:
 def test_both_sides_take_the_same_step(function, monkeypatch) -> None:
     made = []
 
-    def make(case: Case, device: torch.device) -> list[torch.Tensor]:
-        made.append(make_params(SMALL, device))
+    def make(shapes: object, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+        made.append(random_params(SHAPES, dtype, device))
         return made[-1]
 
-    monkeypatch.setattr(bench_map, "make_params", make)
+    monkeypatch.setattr(bench_map, "random_params", make)
     cell = next(c for c in bench_map.CELLS if c.function == function and c.variant == "float32")
     for side in cell.sides(CPU):
         side()

@@ -97,6 +97,8 @@ def test_rows_are_appended_and_other_columns_refused(tmp_path) -> None:
 def test_committed_results_have_the_columns_that_are_written_today() -> None:
     where = list(measure.facts(torch.device("cpu")))
     for path in record.RESULTS.glob("*.csv"):
+        if path.name == "bench.csv":  # test_bench.py
+            continue
         rows = read_csv(path)
         assert list(rows[0])[: len(where)] == where
         assert all(float(row["ratio"]) > 0 for row in rows)

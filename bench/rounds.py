@@ -1,0 +1,150 @@
+"""How a case is measured: sides are checked against ours, then timed in rounds with it."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from bench.case import Case, Side
+from bench.load import Load
+from bench.measure import in_rounds, median_interval
+
+CALLS = 3  # of each side before its result is compared: state, tables and caches are warm then
+
+
+@dataclass
+class Outcome:
+    """What was found about one side of a case; times in seconds a call."""
+
+    provider: str
+    check: str  # how far the result is from ours, or what was wrong
+    passed: bool
+    state_bytes: int = 0
+    peak_bytes: int = 0
+    times: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)  # to our time in the same round
+    load: str = ""
+
+    @property
+    def ratio(self) -> tuple[float, float, float]:
+        """The median, and the interval that has the true one with 95 %; 1 for our own side."""
+        return (median(self.ratios), *median_interval(self.ratios)) if self.ratios else (1, 1, 1)
+
+
+def distance(some: list[Tensor], others: list[Tensor]) -> float:
+    """The norm of all differences together, in float64; NaN where shapes differ."""
+    if [tensor.shape for tensor in some] != [tensor.shape for tensor in others]:
+        return math.nan
+    squares = 0.0
+    for a, b in zip(some, others, strict=True):
+        dtype = torch.promote_types(a.dtype, torch.float32)
+        difference = a.detach().to(dtype) - b.detach().to(a.device, dtype)
+        squares += float(torch.linalg.vector_norm(difference, dtype=torch.float64)) ** 2
+    return math.sqrt(squares)
+
+
+def copies(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+class Check:
+    """Compares results with those of our side after as many calls."""
+
+    def __init__(self, ours: Side, tolerance: float) -> None:
+        self.tolerance = tolerance
+        start = copies(ours.result())
+        ours.sample(CALLS)
+        self._ours = copies(ours.result())
+        start = start or [torch.zeros_like(tensor) for tensor in self._ours]
+        self._moved = distance(self._ours, start)
+
+    def outcome(self, side: Side) -> Outcome:
+        """Of a side that has not been called yet; it is called as often as ours was."""
+        side.sample(CALLS)
+        found = distance(self._ours, side.result()) / (self._moved or math.nan)
+        passed = found <= self.tolerance  # not where it is NaN
+        check = f"{found:.1e}" if passed else f"differs by {found:.1e}"
+        return Outcome(side.provider, check, passed, side.state_bytes(), side.peak_bytes())
+
+
+def made(sides: Iterator[Side]) -> Iterator[Side | Exception]:
+    """Every side, or what was raised in its place: a peer that fails does not end the run."""
+    while True:
+        try:
+            yield next(sides)
+        except StopIteration:
+            return
+        except Exception as error:
+            yield error
+
+
+def checked(side: Side | Exception, check: Check) -> Outcome:
+    """What the check says, also where a library raises."""
+    if isinstance(side, Exception):
+        return Outcome("a peer", f"not made: {told(side)}", False)
+    try:
+        return check.outcome(side)
+    except Exception as error:
+        return Outcome(side.provider, f"fails: {told(error)}", False)
+
+
+def told(error: Exception) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {error}".split("\n")[0][:200]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long the sides of a case take turns."""
+
+    seconds: float
+    least_rounds: int = 7  # of fewer than 6 no median has an interval
+
+
+def measured(case: Case, device: torch.device, how: Effort, room: int) -> list[Outcome]:
+    """The outcome of every side, ours first.
+
+    room: how many sides may exist at a time. Where there are more, ours stays and meets the others
+    in turn; all its samples count.
+    """
+    every = made(case.sides(device))
+    ours = next(every)
+    if isinstance(ours, Exception):
+        raise ours
+    load = Load()
+    check = Check(ours, case.tolerance)
+    outcomes = [Outcome(ours.provider, "", True, ours.state_bytes(), ours.peak_bytes())]
+
+    def meet(some: list[Side | Exception]) -> None:
+        """Checks these and times those that pass beside ours."""
+        found = [(side, checked(side, check)) for side in some]
+        outcomes.extend(outcome for _, outcome in found)
+        timed = [(side, o) for side, o in found if isinstance(side, Side) and o.passed]
+        if case.timed and (timed or not some):
+            samplers = [side.sample for side in (ours, *(side for side, _ in timed))]
+            mine, *others = in_rounds(samplers, how.seconds, how.least_rounds)
+            outcomes[0].times += mine
+            for (_, outcome), times in zip(timed, others, strict=True):
+                outcome.times = times
+                outcome.ratios = [b / a for a, b in zip(mine, times, strict=True)]
+        for side in some:
+            if isinstance(side, Side):
+                side.close()
+
+    while batch := list(islice(every, room - 1)):
+        meet(batch)
+        del batch  # with its sides, before the next are made
+        gc.collect()
+    if case.timed and not outcomes[0].times:
+        meet([])
+    for outcome in outcomes:
+        outcome.load = load.text()
+    ours.close()
+    return outcomes
