@@ -48,14 +48,11 @@ def size(count: object) -> str:
 
 def cells(row: Row, fastest: bool) -> list[str]:
     """One side."""
-    name, failed = str(row["provider"]), row["p50_us"] == "" and not row["peak_bytes"]
-    if failed:
-        return [f"  {name}", "", str(row["check"])]
     spread = " – ".join(duration(row[name]) for name in ("p10_us", "p90_us"))
     interval = " – ".join(number(row[name]) for name in ("ratio_low", "ratio_high"))
     timed = row["p50_us"] != ""
     return [
-        f"  {name}",
+        f"  {row['provider']}",
         duration(row["p50_us"]),
         spread if timed else f"peak {size(row['peak_bytes'])}",
         number(row["ratio"]) + (" ◀" if fastest else "  "),
@@ -67,13 +64,18 @@ def cells(row: Row, fastest: bool) -> list[str]:
     ]
 
 
+def measured(rows: Sequence[Row]) -> list[Row]:
+    """Without the sides that computed something else or failed."""
+    return [row for row in rows if row["p50_us"] != "" or row["peak_bytes"]]
+
+
 def table(rows: Sequence[Row], heading: bool) -> Table:
     """The sides of one case."""
     view = Table(box=None, pad_edge=False, show_header=heading, header_style="")
     for at, (name, width) in enumerate(COLUMNS.items()):
         view.add_column(name, min_width=width, justify="left" if at == 0 else "right")
     times = {str(row["provider"]): float(str(row["p50_us"])) for row in rows if row["p50_us"] != ""}
-    for row in rows:
+    for row in measured(rows):
         best = len(times) > 1 and times.get(str(row["provider"])) == min(times.values())
         view.add_row(*cells(row, best), style="green" if best else "")
     return view
@@ -90,4 +92,7 @@ def show(rows: Sequence[Row]) -> None:
         busy = f"  {load}" if load.endswith("busy") else ""
         console.print(Text.assemble((f"{case}, {device}", "bold"), (busy, "red")))
         console.print(table(lines, heading=at == 0))
+        for row in lines:
+            if row not in measured(lines):
+                console.print(f"  {row['provider']} {row['check']}", style="red", highlight=False)
     console.print(CAPTION, highlight=False)
