@@ -1,7 +1,7 @@
 """Times everything that fusedstep does against what people could use instead.
 
     python -m bench                                  every case, about 20 minutes
-    python -m bench --quick                          the small ones, about a minute
+    python -m bench --quick                          the small ones, a minute or two
     python -m bench --cases 'step/*/gpt2/*' 'norm/*' --peers torch optax --seconds 20
     python -m bench --list                           only print the cases' names
 
@@ -35,8 +35,8 @@ from bench.rounds import Effort, Outcome, measured
 from bench.table import show
 
 CSV = RESULTS / "bench.csv"
-SECONDS = 8.0  # of a case
-QUICK_SECONDS, QUICK_ELEMENTS = 0.05, 1 << 20
+SECONDS = 5.0  # of a case
+QUICK_SECONDS, QUICK_ELEMENTS, QUICK_TENSORS = 0.05, 1 << 20, 100
 PRODUCT_SIZE = 1024  # of the matrices whose product gives the rate
 FREE_PART = 0.9  # of free memory that sides may take
 EVERYTHING = ["*"]
@@ -188,7 +188,11 @@ def chosen(options: argparse.Namespace, peers: Sequence[Peer]) -> list[Case]:
         if any(fnmatchcase(case.name, glob) for glob in options.cases)
     ]
     if options.quick and options.cases == EVERYTHING:
-        cases = [case for case in cases if case.elements <= QUICK_ELEMENTS]
+        cases = [
+            case
+            for case in cases
+            if case.elements <= QUICK_ELEMENTS and case.tensors <= QUICK_TENSORS
+        ]
     if not cases:
         raise InputError(f"--cases must match names that --list prints, got {options.cases}")
     return cases
