@@ -63,7 +63,7 @@ def run(provider: str, work: Work, steps: int, device: torch.device) -> dict[str
     else:
         peak = peak_resident_bytes()
     moved = zip(side.result(), work.params(device), strict=True)
-    norms = [float((after - before).norm()) for after, before in moved]
+    norms = [float((after - before).detach().norm()) for after, before in moved]
     return {"peak": peak, "state": side.state_bytes(), "moved": norms}
 
 
