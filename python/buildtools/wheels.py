@@ -1,9 +1,9 @@
 """Builds an sdist, and a wheel of it that runs elsewhere, and tests that: `make wheels`.
 
 The wheel is built from the unpacked sdist, so a source that the sdist lacks is noticed. auditwheel
-gives it the oldest platform that its symbols allow, and refuses libraries that a machine may not
-have; those of torch and of CUDA come with torch. The tests run in a new virtual environment, where
-PATH has no compiler. What setup.py reads from the environment decides about CUDA.
+gives it the oldest platform that its symbols allow. It has no library but its own: those of torch
+and of CUDA come with torch. The tests run in a new virtual environment, where PATH has no compiler.
+What setup.py reads from the environment decides about CUDA.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +34,12 @@ def run(*command: object, cwd: Path = ROOT, **environment: str) -> None:
         sys.exit(f"wheels: {words[0]} failed")
 
 
+def bundled_libraries(wheel: Path) -> list[str]:
+    """What auditwheel added: libraries that a module needs and a machine may not have."""
+    with zipfile.ZipFile(wheel) as archive:
+        return [name for name in archive.namelist() if name.startswith("fusedstep.libs/")]
+
+
 def build(work: Path) -> tuple[Path, Path]:
     """The sdist and the wheel, both in DIST."""
     python = [sys.executable, "-m"]
@@ -48,10 +55,12 @@ def build(work: Path) -> tuple[Path, Path]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     repair = [*python, "auditwheel", "repair", *excluded, "--wheel-dir", work / "repaired", wheel]
     run(*repair, PATH=path)
+    repaired = next((work / "repaired").glob("*.whl"))
+    if bundled := bundled_libraries(repaired):
+        sys.exit(f"wheels: {repaired.name} must have no library but its own, got {bundled}")
     shutil.rmtree(DIST, ignore_errors=True)
     DIST.mkdir()
-    found = (sdist, next((work / "repaired").glob("*.whl")))
-    return Path(shutil.copy(found[0], DIST)), Path(shutil.copy(found[1], DIST))
+    return Path(shutil.copy(sdist, DIST)), Path(shutil.copy(repaired, DIST))
 
 
 def test(wheel: Path, torch: str) -> None:
