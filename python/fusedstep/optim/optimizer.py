@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import cleandoc
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -92,9 +93,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Adds the options to the arguments in the class's docstring."""
         super().__init_subclass__(**kwargs)
         if cls.__doc__ and Options.__doc__:
-            marker = "        **options: See `fusedstep.optim.Options`.\n"
-            arguments = Options.__doc__.split("    Args:\n")[1].split("\n    Example:")[0]
-            cls.__doc__ = cls.__doc__.replace(marker, arguments.rstrip() + "\n")
+            # Python 3.13 and later have taken the indentation off already.
+            marker = "    **options: See `fusedstep.optim.Options`.\n"
+            arguments = cleandoc(Options.__doc__).split("Args:\n")[1].split("\nExample:")[0]
+            cls.__doc__ = cleandoc(cls.__doc__).replace(marker, arguments.rstrip() + "\n")
 
     # --- construction and options ----------------------------------------------------------------
 
