@@ -188,7 +188,7 @@ $(SECOND)/trainers: $(SECOND)/installed
 
 $(PEERS)/installed: $(PEERS)/settings pyproject.toml | $(VENV)/built
 	$(PEERS)/bin/python -m pip install "$(FUSEDSTEP_TORCH)" numpy \
-	  $$($(PY) python/buildtools/extras.py bench peers)
+	  $$($(PY) python/buildtools/extras.py bench test peers)
 	touch $@
 
 $(VENV)/lint $(VENV)/docs: | $(VENV)/built

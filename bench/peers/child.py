@@ -12,10 +12,12 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from typing import IO, Any
@@ -69,7 +71,8 @@ class Child:
         """Ends it: its requests are over."""
         atexit.unregister(self.end)
         requests, answers = self.pipes
-        requests.close()
+        with suppress(BrokenPipeError):  # of a request that a dead one has not read
+            requests.close()
         self.process.wait()
         answers.close()
 
@@ -137,6 +140,7 @@ class Server:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the other end, and so this loop
     requests = sys.stdin.buffer
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer

@@ -12,7 +12,7 @@ import cupy
 import torch
 
 from bench.case import MAX_NORM, Side, Work, side_of
-from bench.peers.steps import arguments
+from bench.peers.steps import arguments, grads_of
 
 norm_squared = cupy.ReductionKernel("T x", "T y", "x * x", "a + b", "y = a", "0", "norm_squared")
 adamw = cupy.ElementwiseKernel(
@@ -42,7 +42,7 @@ def side(
 ) -> Side:
     params = work.params(device)
     views = [cupy.from_dlpack(param.detach()) for param in params]
-    grads = [cupy.from_dlpack(param.grad) for param in params]
+    grads = [cupy.from_dlpack(grad) for grad in grads_of(params)]
     states = [(cupy.zeros_like(view), cupy.zeros_like(view)) for view in views]
     (beta1, beta2), step = betas, 0
 

@@ -18,7 +18,7 @@ from bench.case import Side, Work
 from bench.peers.steps import arguments, optimizer_side
 from bench.record import ROOT
 
-BUILT = ROOT / "build" / "deepspeed"
+BUILT = ROOT / "build" / "deepspeed" / f"{sys.implementation.cache_tag}-torch-{torch.__version__}"
 ADAM = ("lr", "betas", "eps", "weight_decay")
 RULES: dict[str, tuple[str, Callable[..., Optimizer], tuple[str, ...]]] = {
     "adamw": ("DeepSpeed CPUAdam", DeepSpeedCPUAdam, ADAM),

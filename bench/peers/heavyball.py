@@ -14,7 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from bench.case import Side, Work
-from bench.peers.steps import arguments, lift_recompile_limit, optimizer_side
+from bench.peers.steps import MOST_COMPILED, arguments, lift_recompile_limit, optimizer_side
 
 ADAM = ("lr", "betas", "eps")
 RULES: dict[str, tuple[Callable[..., Optimizer], tuple[str, ...]]] = {
@@ -30,7 +30,7 @@ def sides(work: Work, device: torch.device) -> Iterator[Side]:
         return
     make, names = RULES[work.rule]
     options = arguments(work, *names)
-    if options is None or work.dtype != torch.float32:
+    if options is None or work.dtype != torch.float32 or len(work.shapes) > MOST_COMPILED:
         return
     if "momentum" in options:
         options["beta"] = options.pop("momentum")

@@ -6,6 +6,7 @@ does not write them back. Runs in a process of its own, for numba has its own th
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,9 +18,10 @@ from numba import njit, prange
 from numba.typed import List
 
 from bench.case import MAX_NORM, Side, Work, side_of
-from bench.peers.steps import arguments
+from bench.peers.steps import arguments, grads_of
 
 CHUNK = 1 << 16  # elements
+Numbers = tuple[float, ...]
 loops = partial(njit, parallel=True, fastmath=True, error_model="numpy")
 
 
@@ -82,45 +84,39 @@ def lion(chunks, scale, params, grads, averages, lr, keep, weight1, weight2):
             m[i] += weight2 * change
 
 
-class Rule(NamedTuple):
-    """A loop, how many states it keeps, and its numbers at a step, which counts from 1."""
-
-    loop: Callable[..., None]
-    states: int
-    names: tuple[str, ...]
-    numbers: Callable[..., tuple[Any, ...]]
+# --- the numbers that a loop is given at step t, which counts from 1 ---
 
 
-def adamw_numbers(t: int, lr: float, betas: Any, eps: float, weight_decay: float) -> Any:
+def sgd_numbers(t: int, lr: float, momentum: float, weight_decay: float) -> Numbers:
+    return lr, momentum, weight_decay
+
+
+def adamw_numbers(t: int, lr: float, betas: Any, eps: float, weight_decay: float) -> Numbers:
     (beta1, beta2), keep = betas, 1 - lr * weight_decay
     return lr / (1 - beta1**t), keep, 1 - beta1, 1 - beta2, (1 - beta2**t) ** -0.5, eps
 
 
+def rmsprop_numbers(
+    t: int, lr: float, alpha: float, eps: float, momentum: float, centered: bool
+) -> Numbers:
+    return lr, 1 - alpha, eps, momentum
+
+
+def lion_numbers(t: int, lr: float, betas: Any, weight_decay: float) -> Numbers:
+    return lr, 1 - lr * weight_decay, 1 - betas[0], 1 - betas[1]
+
+
+class Rule(NamedTuple):
+    loop: Callable[..., None]
+    numbers: Callable[..., Numbers]
+    states: int  # kept for each element
+
+
 RULES = {
-    "sgd": Rule(
-        sgd,
-        1,
-        ("lr", "momentum", "weight_decay"),
-        lambda t, lr, momentum, weight_decay: (lr, momentum, weight_decay),
-    ),
-    "adamw": Rule(adamw, 2, ("lr", "betas", "eps", "weight_decay"), adamw_numbers),
-    "rmsprop": Rule(
-        rmsprop,
-        3,
-        ("lr", "alpha", "eps", "momentum", "centered"),
-        lambda t, lr, alpha, eps, momentum, centered: (lr, 1 - alpha, eps, momentum),
-    ),
-    "lion": Rule(
-        lion,
-        1,
-        ("lr", "betas", "weight_decay"),
-        lambda t, lr, betas, weight_decay: (
-            lr,
-            1 - lr * weight_decay,
-            1 - betas[0],
-            1 - betas[1],
-        ),
-    ),
+    "sgd": Rule(sgd, sgd_numbers, states=1),
+    "adamw": Rule(adamw, adamw_numbers, states=2),
+    "rmsprop": Rule(rmsprop, rmsprop_numbers, states=3),
+    "lion": Rule(lion, lion_numbers, states=1),
 }
 
 
@@ -129,15 +125,16 @@ def sides(work: Work, device: torch.device) -> Iterator[Side]:
     if work.rule not in RULES or (work.mode, work.dtype) != ("float32", torch.float32):
         return
     rule = RULES[work.rule]
-    options = arguments(work, *rule.names)
+    _, *names = inspect.signature(rule.numbers).parameters
+    options = arguments(work, *names)
     if options and options.get("momentum", 1) and options.get("centered", True):
         yield side(work, device, rule, options)
 
 
 def side(work: Work, device: torch.device, rule: Rule, options: dict[str, Any]) -> Side:
     params = work.params(device)
-    lists = [List(flat([p.detach() for p in params])), List(flat([p.grad for p in params]))]
-    lists += [List(flat(list(map(torch.zeros_like, params)))) for _ in range(rule.states)]
+    states = [[torch.zeros_like(param) for param in params] for _ in range(rule.states)]
+    lists = [flat(tensors) for tensors in (params, grads_of(params), *states)]
     chunks = np.array(
         [
             (tensor, begin, min(begin + CHUNK, param.numel()))
@@ -158,6 +155,6 @@ def side(work: Work, device: torch.device, rule: Rule, options: dict[str, Any]) 
     return side_of("numba, loops", call, device, lambda: params, lambda: kept)
 
 
-def flat(tensors: list[torch.Tensor | None]) -> list[np.ndarray]:
-    """Views of their memory in one dimension."""
-    return [tensor.detach().numpy().reshape(-1) for tensor in tensors if tensor is not None]
+def flat(tensors: list[torch.Tensor]) -> Any:
+    """Views of their memory in one dimension, as numba takes a list."""
+    return List([tensor.detach().numpy().reshape(-1) for tensor in tensors])

@@ -6,8 +6,9 @@ state are donated, and the gradients are read only.
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,49 +19,53 @@ import optax.contrib
 import torch
 
 from bench.case import MAX_NORM, Side, Work
-from bench.peers.steps import arguments
+from bench.peers.steps import MOST_COMPILED, arguments, grads_of
 
-MUON = ("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps")
+Rule = optax.GradientTransformation
+
+# --- optax's namesakes with torch's arguments and meaning ---
 
 
-def rule_of(work: Work) -> optax.GradientTransformation | None:
-    """optax's namesake with torch's meaning; None where it has none."""
-    if work.rule == "adamw" and (o := arguments(work, "lr", "betas", "eps", "weight_decay")):
-        b1, b2 = o["betas"]
-        return optax.adamw(o["lr"], b1, b2, o["eps"], weight_decay=o["weight_decay"])
-    if work.rule == "adam" and (o := arguments(work, "lr", "betas", "eps")):
-        return optax.adam(o["lr"], *o["betas"], o["eps"])
-    if work.rule == "sgd" and (o := arguments(work, "lr", "momentum")):
-        return optax.sgd(o["lr"], o["momentum"] or None)
-    if work.rule == "rmsprop" and (
-        o := arguments(work, "lr", "alpha", "eps", "momentum", "centered")
-    ):
-        return optax.rmsprop(
-            o["lr"],
-            o["alpha"],
-            o["eps"],
-            eps_in_sqrt=False,
-            centered=o["centered"],
-            momentum=o["momentum"] or None,
-        )
-    if work.rule == "adagrad" and (o := arguments(work, "lr")):
-        # Its epsilon is inside the root, where torch's 1e-10 would be the square of 1e-5.
-        return optax.adagrad(o["lr"], initial_accumulator_value=0, eps=0)
-    if work.rule == "lion" and (o := arguments(work, "lr", "betas", "weight_decay")):
-        return optax.lion(o["lr"], *o["betas"], weight_decay=o["weight_decay"])
-    if work.rule == "muon" and (o := arguments(work, *MUON)):
-        # Newton-Schulz in float32, where torch takes bfloat16; momentum with a bias correction.
-        return optax.contrib.muon(
-            o["lr"],
-            o["ns_coefficients"],
-            o["ns_steps"],
-            o["momentum"],
-            o["eps"],
-            o["weight_decay"],
-            nesterov=o["nesterov"],
-            muon_weight_dimension_numbers=rows_are_outputs,
-        )
-    return None
+def adamw(lr: float, betas: Any, eps: float, weight_decay: float) -> Rule:
+    return optax.adamw(lr, *betas, eps, weight_decay=weight_decay)
+
+
+def adam(lr: float, betas: Any, eps: float) -> Rule:
+    return optax.adam(lr, *betas, eps)
+
+
+def sgd(lr: float, momentum: float) -> Rule:
+    return optax.sgd(lr, momentum or None)
+
+
+def rmsprop(lr: float, alpha: float, eps: float, momentum: float, centered: bool) -> Rule:
+    options = {"eps_in_sqrt": False, "centered": centered, "momentum": momentum or None}
+    return optax.rmsprop(lr, alpha, eps, **options)
+
+
+def adagrad(lr: float) -> Rule:
+    """Without an epsilon: its own is inside the root, where 1e-10 is as much as 1e-5 outside."""
+    return optax.adagrad(lr, initial_accumulator_value=0, eps=0)
+
+
+def lion(lr: float, betas: Any, weight_decay: float) -> Rule:
+    return optax.lion(lr, *betas, weight_decay=weight_decay)
+
+
+def muon(
+    lr: float,
+    ns_coefficients: Any,
+    ns_steps: int,
+    momentum: float,
+    eps: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> Rule:
+    """Its products are in float32, where torch takes bfloat16; its momentum is bias-corrected."""
+    numbers = (lr, ns_coefficients, ns_steps, momentum, eps, weight_decay)
+    return optax.contrib.muon(
+        *numbers, nesterov=nesterov, muon_weight_dimension_numbers=rows_are_outputs
+    )
 
 
 def rows_are_outputs(params: list[jax.Array]) -> list[Any]:
@@ -68,22 +73,34 @@ def rows_are_outputs(params: list[jax.Array]) -> list[Any]:
     return [optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=0) for _ in params]
 
 
+RULES: dict[str, Callable[..., Rule]] = {
+    make.__name__: make for make in (adamw, adam, sgd, rmsprop, adagrad, lion, muon)
+}
+
+
+# --- the step ---
+
+
 def sides(work: Work, device: torch.device) -> Iterator[Side]:
     """Nothing but float32."""
-    rule = rule_of(work)
-    if rule and (work.mode, work.dtype) == ("float32", torch.float32):
-        yield side(work, device, rule)
+    make = RULES.get(work.rule)
+    if make is None or (work.mode, work.dtype) != ("float32", torch.float32):
+        return
+    options = arguments(work, *inspect.signature(make).parameters)
+    if options is not None and len(work.shapes) <= MOST_COMPILED:
+        steps = Steps(work, device, make(**options))
+        yield Side("optax, jitted", steps.sample, steps.result, steps.state_bytes)
 
 
 class Steps:
     """Parameters, gradients and state on XLA's device, and the jitted step."""
 
-    def __init__(self, work: Work, device: torch.device, rule: optax.GradientTransformation):
+    def __init__(self, work: Work, device: torch.device, rule: Rule):
         if work.clip:
             rule = optax.chain(optax.clip_by_global_norm(MAX_NORM), rule)
-        made = work.params(device)
-        self.params = [jax.numpy.array(param.detach().numpy()) for param in made]
-        self.grads = [jax.numpy.array(param.grad) for param in made]
+        params = work.params(device)
+        self.params = [jax.numpy.array(param.detach().numpy()) for param in params]
+        self.grads = [jax.numpy.array(grad.numpy()) for grad in grads_of(params)]
         self.state = rule.init(self.params)
 
         @partial(jax.jit, donate_argnums=(0, 1))
@@ -106,8 +123,3 @@ class Steps:
 
     def state_bytes(self) -> int:
         return sum(array.nbytes for array in jax.tree.leaves(self.state))
-
-
-def side(work: Work, device: torch.device, rule: optax.GradientTransformation) -> Side:
-    steps = Steps(work, device, rule)
-    return Side("optax, jitted", steps.sample, steps.result, steps.state_bytes)

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from bench.case import MAX_NORM, Side, Work, side_of
 from bench.step_cases import RULES
 
+MOST_COMPILED = 500  # tensors, of one function: each makes code, and more take minutes
+Make = Callable[[list[Tensor]], Optimizer]
 Clip = Callable[[list[Tensor], float], object]
 
 
@@ -27,6 +29,11 @@ def arguments(work: Work, *names: str) -> dict[str, Any] | None:
         return None
     known = inspect.signature(RULES[work.rule].ours).parameters
     return {name: work.arguments.get(name, known[name].default) for name in names}
+
+
+def grads_of(params: list[Tensor]) -> list[Tensor]:
+    """Their gradients, which all of them have."""
+    return [param.grad for param in params if param.grad is not None]
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:
@@ -52,7 +59,7 @@ def optimizer_side(
     provider: str,
     work: Work,
     device: torch.device,
-    make: Callable[[list[Tensor]], Optimizer],
+    make: Make,
     clip: Clip = torch.nn.utils.clip_grad_norm_,
 ) -> Side:
     """The way PyTorch documents: clip, which rewrites the gradients, then the step."""

@@ -8,40 +8,52 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from bench.case import MAX_NORM, Side, Work, side_of
-from bench.peers.steps import kept_bytes, lift_recompile_limit, optimizer_side
-from bench.step_cases import RULES, ForeachLion
+from bench.peers.steps import (
+    MOST_COMPILED,
+    Make,
+    grads_of,
+    kept_bytes,
+    lift_recompile_limit,
+    optimizer_side,
+)
+from bench.step_cases import ForeachLion
 
-Make = Callable[[list[Tensor]], Optimizer]
-MOST_COMPILED = 500  # tensors; torch.compile writes code for each, which takes minutes
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "muon": torch.optim.Muon,
+    "lion": ForeachLion,  # which torch lacks
+}
 
 
 def sides(work: Work, device: torch.device) -> Iterator[Side]:
     """State has the dtype of the parameters, or of a float32 copy of them."""
-    title = RULES[work.rule].title
-    if work.mode == "master" and title != "Lion":
-        yield on_a_copy(work, device)
+    optimizer = OPTIMIZERS.get(work.rule)
+    if optimizer is None or not set(work.arguments) <= set(inspect.signature(optimizer).parameters):
+        return
+    ways, make = ways_of(optimizer, device), partial(optimizer, **work.arguments)
+    if work.mode == "master":
+        yield on_a_copy(work, device, partial(make, **ways.get("fused", {})))
     if (work.mode, work.dtype) != ("float32", torch.float32):
         return
-    optimizer = getattr(torch.optim, title, ForeachLion)
-    ways = ways_of(optimizer, device)
     for name, options in ways.items():
-        make = partial(optimizer, **work.arguments, **options)
-        yield optimizer_side(f"torch, {name}", work, device, make)
+        yield optimizer_side(f"torch, {name}", work, device, partial(make, **options))
     if "fused" in ways and work.clip:
-        yield scaled(work, device, partial(optimizer, **work.arguments, fused=True))
+        yield scaled(work, device, partial(make, fused=True))
     if len(work.shapes) <= MOST_COMPILED:
-        options = ways.get("foreach", {})
-        yield compiled(work, device, partial(optimizer, **work.arguments, **options))
+        yield compiled(work, device, partial(make, **ways.get("foreach", {})))
 
 
 def ways_of(optimizer: Callable[..., Optimizer], device: torch.device) -> dict[str, dict[str, Any]]:
     """The ways in which a class can step here, as torch calls them, and the option for each."""
     if optimizer is ForeachLion:
-        return {"foreach Lion": {}}  # torch has none
+        return {"foreach Lion": {}}
     known = inspect.signature(optimizer).parameters
     ways: dict[str, dict[str, Any]] = {"default": {}}
     if "foreach" in known and device.type == "cpu":  # on a GPU it is the default
@@ -84,29 +96,23 @@ def compiled(work: Work, device: torch.device, make: Make) -> Side:
     return side_of("torch, compiled", call, device, lambda: params, kept)
 
 
-def on_a_copy(work: Work, device: torch.device) -> Side:
+def on_a_copy(work: Work, device: torch.device, make: Make) -> Side:
     """The usual loop for bfloat16 parameters: a float32 copy of them and of their gradients."""
     params = work.params(device)
     masters = [param.detach().float() for param in params]
     for master in masters:
         master.grad = torch.empty_like(master)
-    optimizer = getattr(torch.optim, RULES[work.rule].title)
-    fused = ways_of(optimizer, device).get("fused", {})
-    made = optimizer(masters, **work.arguments, **fused)
+    optimizer = make(masters)
 
     def call() -> None:
         torch._foreach_copy_(grads_of(masters), grads_of(params))
         if work.clip:
             torch.nn.utils.clip_grad_norm_(masters, MAX_NORM)
-        made.step()
+        optimizer.step()
         with torch.no_grad():
             torch._foreach_copy_(params, masters)
 
     def kept() -> int:
-        return kept_bytes([masters, grads_of(masters), made.state])
+        return kept_bytes([masters, grads_of(masters), optimizer.state])
 
     return side_of("torch, on a float32 copy", call, device, lambda: params, kept)
-
-
-def grads_of(params: list[Tensor]) -> list[Tensor]:
-    return [param.grad for param in params if param.grad is not None]
