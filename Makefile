@@ -20,7 +20,7 @@ BUILD_REQUIRES := "setuptools>=77" "pybind11>=3.0" ninja
 # What setup.py is given about CUDA and warnings, as $(VENV)/options keeps it. Without a GPU, goals
 # that only run things build the CPU module alone, unless FUSEDSTEP_CUDA says otherwise or more is
 # built already.
-RUN_GOALS := train test-fast lint format bench bench-peers precision lm-head plot docs
+RUN_GOALS := train test-fast lint format bench bench-peers precision lm-head plots docs
 SPACE := $() $()
 GPU := $(wildcard /dev/nvidia[0-9]* /dev/dxg)
 ONLY_RUNS := $(if $(MAKECMDGOALS),$(if $(filter-out $(RUN_GOALS),$(MAKECMDGOALS)),,yes))
@@ -100,9 +100,9 @@ precision: setup ## train with smaller state and bfloat16 parameters: loss, byte
 lm-head: setup ## solve the last layer instead of training it: loss, time, reasons; ARGS="..."
 	$(PY) -m bench.lm_head $(ARGS)
 
-.PHONY: plot
-plot: setup ## draw all runs of `make bench`
-	$(PY) -m bench.plot $(ARGS)
+.PHONY: plots
+plots: setup ## draw what `make bench` measured, for light and dark pages
+	$(PY) -m bench.plots $(ARGS)
 
 .PHONY: docs
 docs: $(VENV)/docs ## build the documentation into build/site, from the pages in docs/

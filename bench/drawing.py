@@ -71,15 +71,19 @@ def curve(axes: Axes, name: str, colour: str, x: Values, y: Values, **style: Any
     return Line(name, colour, x[-1], y[-1])
 
 
-def label(axes: Axes, lines: Sequence[Line]) -> None:
-    """Writes names to the right of the axes, as high as the lines' ends; call it last."""
+def label(axes: Axes, lines: Sequence[Line], **tie: object) -> None:
+    """Writes names to the right of the axes, as high as the lines' ends; call it last.
+
+    tie: how the thin lines between are drawn, as matplotlib's `arrowprops`.
+    """
     low, high = axes.get_ylim()
     heights = axes.transData + axes.transAxes.inverted()
     wanted = [float(heights.transform((line.x, line.y))[1]) for line in lines]
     order = sorted(range(len(lines)), key=wanted.__getitem__)
     for at, place in zip(order, spread([wanted[at] for at in order]), strict=True):
         line = lines[at]
-        tie = {"arrowstyle": "-", "color": line.colour, "lw": 0.6, "alpha": 0.5}
+        look = {"arrowstyle": "-", "color": line.colour, "lw": 0.6, "alpha": 0.5}
+        look |= {"shrinkA": 1, "shrinkB": 0} | tie
         axes.annotate(
             line.name,
             (line.x, min(max(line.y, low), high)),  # a tie from outside would not be drawn
@@ -88,7 +92,7 @@ def label(axes: Axes, lines: Sequence[Line]) -> None:
             color=line.colour,
             fontsize=9,
             va="center",
-            arrowprops=tie | {"shrinkA": 1, "shrinkB": 0} if line.tied else None,
+            arrowprops=look if line.tied else None,
         )
 
 

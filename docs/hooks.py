@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 # What the site shows from where it is in the repository.
 OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench/gpu/README.md")
-RESULTS = ("png", "csv", "json")  # of bench/results, which pages show or link to
+RESULTS = ("png", "svg", "csv", "json")  # of bench/results, which pages show or link to
 
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)\s#]+)(#[\w-]+)?\)")
 LOAD = re.compile(
@@ -21,7 +21,12 @@ LOAD = re.compile(
 )
 # Inline code that may name something in the reference; not inside of a link or a heading.
 NAME = re.compile(r"<a\b.*?</a>|<h\d\b.*?</h\d>|<code>(fusedstep(?:\.\w+)+)</code>", re.DOTALL)
-FIGURE = re.compile(r'<img\b[^>]*\bsrc="([^"]+\.png)"[^>]*>')
+FIGURE = re.compile(r'<img\b[^>]*\bsrc="([^"#]+\.(?:png|svg))[^"]*"[^>]*>')
+# A figure as GitHub chooses it for light and dark pages; the site has a switch of its own.
+PICTURE = re.compile(
+    r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">'
+    r'\s*<img alt="([^"]*)" src="([^"]+)"[^>]*>\s*</picture>'
+)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -49,7 +54,8 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
             return f"{image}[{text}]({posixpath.relpath(name, posixpath.dirname(here))}{anchor})"
         return text if (ROOT / target).exists() else link[0]  # which mkdocs refuses
 
-    return LINK.sub(in_site, markdown)
+    chosen = r"![\2](\3#only-light)\n![\2](\1#only-dark)"
+    return LINK.sub(in_site, PICTURE.sub(chosen, markdown))
 
 
 def on_page_content(html: str, **_: Any) -> str:
