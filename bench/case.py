@@ -124,7 +124,7 @@ class Work:
 class Case:
     """Work that several sides do, and what it takes at least."""
 
-    group: str  # "step", "norm", "solve", "host", "memory"
+    group: str  # "step", "norm", "solve", "host", "memory", "share"
     name: str  # unique; what --cases matches: "step/adamw/clip/gpt2/float32"
     tensors: int
     elements: int

@@ -132,7 +132,7 @@ def places(rows: Sequence[Mapping[str, str]]) -> Iterator[Place]:
         timed = [row for row in latest.values() if row["p50_us"]]
         if timed:
             name = f"{machine}, {threads} threads" if device == "cpu" else machine
-            versions = " and ".join(sorted({row["torch"] for row in timed}))
+            versions = " and ".join(sorted({row["torch"].split("+")[0] for row in timed}))
             busy = any("busy" in row["load"] for row in timed)
             note = f"{name}, torch {versions}" + ", others were busy there" * busy
             yield Place(name, [Timed.of(row) for row in timed], note)

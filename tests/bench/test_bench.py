@@ -121,7 +121,8 @@ def test_globs_choose_cases_and_quick_the_small_ones(peers: None, capsys) -> Non
 
     every = listed()
     assert len(every) == len(set(every)) > 70
-    assert {name.split("/")[0] for name in every} == {"step", "norm", "solve", "host", "memory"}
+    groups = {"step", "norm", "solve", "host", "memory", "share"}
+    assert {name.split("/")[0] for name in every} == groups
     assert listed("--cases", "norm/norm/*", "host/*/1") == [
         *(f"norm/norm/{name}" for name in ("mlp", "400-small", "gpt2", "8M")),
         "host/adamw/1",
