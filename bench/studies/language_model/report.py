@@ -16,12 +16,13 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bench.drawing import BLUE, ORANGE
 from bench.measure import machine
 from bench.record import write_json, write_png
 from bench.studies.language_model.comparison import NAMES, Comparison, Step
 
 LINES = 20  # printed over a whole training where there is no terminal
-COLOURS = {"torch": "#e8743b", "fusedstep": "#1b5e9e"}
+COLOURS = {"torch": ORANGE, "fusedstep": BLUE}
 LABELS = {
     "torch": "torch: clip_grad_norm_, AdamW(fused=True)",
     "fusedstep": "fusedstep: AdamW(max_norm=1.0)",

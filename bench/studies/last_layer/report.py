@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
-from bench.drawing import BLUE, GREEN, GREY, ORANGE, Line, curve, label
+from bench.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Line, curve, label
 from bench.record import write_png
 from bench.studies.last_layer.adamw import Point
 from bench.studies.last_layer.newton import Newton
@@ -18,8 +18,7 @@ from bench.studies.last_layer.problem import HORIZONS
 from bench.studies.last_layer.study import Found
 
 ROOF = 1000.0  # nats: the upper limit of the loss axis
-ROOT_COLOURS = ("#c1272d", "#e8743b", "#8c564b", "#d62780", "#6a8e22", "#17869e", "#7b52ab",
-                "#1b5e9e", "#2a8a4a")  # fmt: skip
+ROOT_COLOURS = (RED, ORANGE, "#8c564b", "#d62780", "#6a8e22", "#17869e", PURPLE, BLUE, GREEN)
 
 # --- tables ---
 

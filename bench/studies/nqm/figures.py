@@ -16,7 +16,7 @@ from bench.record import write_png
 from bench.studies.nqm.sweep import POWERS, Found
 
 COLOURS = {"SGD": BLUE, "momentum": ORANGE, "EMA of the weights": GREEN, "Adam": RED}
-SHADES = ("#1b5e9e", "#17869e", "#2a8a4a", "#8aa51e")
+SHADES = (BLUE, "#17869e", GREEN, "#8aa51e")
 
 
 def draw(found: Found, folder: Path) -> list[Path]:
