@@ -15,6 +15,7 @@ import fusedstep
 from fusedstep.optim.distributed import local
 from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check, of_all_ranks
 from tests.distributed.side_by_side import whole
+from tests.distributed.twins import Twins
 from tests.support.optimizers import OPTIMIZERS, Kind
 from tests.support.refusals import refuses
 from tests.support.tensors import assert_same_bits
@@ -49,7 +50,7 @@ def batch(step: int, rank: int, part: int) -> tuple[Tensor, Tensor]:
     )
 
 
-class Exact:
+class Exact(Twins):
     """A model in shards and one that is whole, and the gradients of one batch for both."""
 
     def __init__(
@@ -62,9 +63,9 @@ class Exact:
     ) -> None:
         self.ranks = ranks
         self.alone, self.spread = Heads().to(dtype), spread(Heads().to(dtype))
-        self.reference = kind.ours(self.alone.parameters(), **options)
-        self.optimizer = kind.ours(self.spread.parameters(), **options)
-        self.steps = 0
+        super().__init__(
+            *(kind.ours(model.parameters(), **options) for model in (self.alone, self.spread))
+        )
 
     def backward(
         self, sync_every_part: bool = False, scales: Sequence[float] = (1.0,) * PARTS
@@ -82,11 +83,11 @@ class Exact:
         dtype = next(model.parameters()).dtype
         return [tensor.to(dtype) for tensor in batch(self.steps, rank, part)]
 
-    def step(self) -> None:
+    def update(self) -> None:
+        """A step of both, after which a new batch begins."""
+        super().update()
         for optimizer in (self.reference, self.optimizer):
-            optimizer.step()
             optimizer.zero_grad()
-        self.steps += 1
 
     def check_gradients(self) -> None:
         """They are exact, so what follows tests the optimizer."""
@@ -94,16 +95,11 @@ class Exact:
             assert_same_bits(whole(p.grad), q.grad, "a gradient")
 
     def check(self) -> None:
-        """Norm, parameters and state."""
+        """The norm as well, which is exact."""
+        super().check()
         if self.reference.grad_norm is not None:
             assert_same_on_all_ranks(self.optimizer.grad_norm, "grad_norm")
             assert_same_bits(self.optimizer.grad_norm, self.reference.grad_norm, "grad_norm")
-        for p, q in zip(self.spread.parameters(), self.alone.parameters(), strict=True):
-            assert_same_bits(whole(p), q, "a parameter")
-            state, expected = self.optimizer.state[p], self.reference.state[q]
-            assert state.keys() == expected.keys()
-            for name, value in state.items():
-                assert_same_bits(whole(value), expected[name], name)
 
 
 def sharded(**policy: Any) -> Callable[[Heads], Any]:
@@ -137,8 +133,7 @@ def policies_give_the_bits_of_one_process(ranks: Ranks) -> None:
         for _ in range(3):
             models.backward()
             models.check_gradients()
-            models.step()
-            models.check()
+            models.update()
 
 
 @check(2)
@@ -149,8 +144,7 @@ def every_optimizer_after_gradients_reduced_in_float32(ranks: Ranks) -> None:
         for sync_every_part in (False, True, False):
             models.backward(sync_every_part)
             models.check_gradients()
-            models.step()
-        models.check()
+            models.update()
 
 
 @check(2)
@@ -161,8 +155,7 @@ def bfloat16_parameters_with_gradients_reduced_in_float32(ranks: Ranks) -> None:
     for _ in range(3):
         models.backward()
         models.check_gradients()
-        models.step()
-        models.check()
+        models.update()
 
 
 # Older versions of fully_shard give gradients the dtype of their parameters, whatever is asked for.
@@ -186,8 +179,7 @@ def grad_dtype_of_shards(ranks: Ranks) -> None:
         models.check_gradients()
         grads = [whole(param.grad) for param in models.spread.parameters()]
         assert any((grad != grad.to(BFLOAT16)).any() for grad in grads)
-        models.step()
-        models.check()
+        models.update()
 
 
 @check(4)
@@ -197,8 +189,7 @@ def replicas_of_shards(ranks: Ranks) -> None:
     for _ in range(3):
         models.backward()
         models.check_gradients()
-        models.step()
-        models.check()
+        models.update()
 
 
 # --- another attribute, and autograd's own float32 gradients --------------------------------------
@@ -226,8 +217,7 @@ def main_grad_of_shards(ranks: Ranks) -> None:
                 for model in (models.spread, models.alone):
                     accumulate(model)
             assert isinstance(next(models.spread.parameters()).main_grad, DTensor)
-            models.step()
-            models.check()
+            models.update()
 
 
 @check(2)

@@ -21,6 +21,7 @@ from fusedstep.optim.distributed import local
 from tests.distributed.check_meshes import named_mesh
 from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check, of_all_ranks
 from tests.distributed.side_by_side import whole
+from tests.distributed.twins import Twins
 from tests.support.tensors import assert_same_bits
 
 # Equal shapes that share batches, tall, wide, rows that ranks do not divide, fewer rows than ranks.
@@ -34,7 +35,7 @@ def values(shapes: Sequence[tuple[int, ...]], seed: int, dtype: torch.dtype) -> 
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
-class Twins:
+class Matrices(Twins):
     """The same parameters in one process and spread over the ranks, and a Muon over each."""
 
     def __init__(
@@ -52,11 +53,12 @@ class Twins:
         first = values(self.shapes, 0, dtype)
         self.alone = [nn.Parameter(value.clone()) for value in first]
         self.spread = [nn.Parameter(value) for value in self.placed(first)]
-        self.reference, self.optimizer = (
-            fusedstep.Muon(self.groups(params, len(shapes), one_group), **{"lr": 0.02} | options)
-            for params in (self.alone, self.spread)
+        super().__init__(
+            *(
+                fusedstep.Muon(self.groups(of, len(shapes), one_group), **{"lr": 0.02} | options)
+                for of in (self.alone, self.spread)
+            )
         )
-        self.steps = 0
 
     @staticmethod
     def groups(params: list[Any], count: int, one_group: bool) -> list[dict[str, Any]]:
@@ -88,24 +90,6 @@ class Twins:
         self.set_grads()
         self.update()
 
-    def update(self) -> None:
-        """One step of both, then the comparison of every bit."""
-        self.reference.step()
-        self.optimizer.step()
-        self.steps += 1
-        self.check()
-
-    def check(self) -> None:
-        for i, (param, one) in enumerate(zip(self.spread, self.alone, strict=True)):
-            what = f"params[{i}] {self.shapes[i]} {self.placements[i]} after step {self.steps}"
-            assert_same_bits(whole(param), one.detach(), what)
-            states, expected = self.optimizer.state[param], self.reference.state[one]
-            assert states.keys() == expected.keys()
-            for name, state in states.items():
-                assert_same_bits(whole(state), expected[name], f"{name} of {what}")
-                if name != "step" and isinstance(param, DTensor):
-                    assert state.placements == param.placements
-
 
 # --- the bits of one process ----------------------------------------------------------------------
 
@@ -114,7 +98,7 @@ class Twins:
 def rows_columns_and_copies(ranks: Ranks) -> None:
     mesh = init_device_mesh("cpu", (ranks.world,))
     for ways in ([ROWS], [COLUMNS], [ROWS, COLUMNS, COPIES]):
-        twins = Twins(mesh, ways)
+        twins = Matrices(mesh, ways)
         for _ in range(4):
             twins.step()
 
@@ -128,7 +112,7 @@ def matrices_of_other_dtypes(ranks: Ranks) -> None:
         (torch.bfloat16, {"master": "remainder", "ema_decay": 0.9}),
         (torch.bfloat16, {"master": "float32", "nesterov": False}),
     ):
-        twins = Twins(mesh, [ROWS, COLUMNS], dtype, **options)
+        twins = Matrices(mesh, [ROWS, COLUMNS], dtype, **options)
         for _ in range(3):
             twins.step()
 
@@ -139,7 +123,7 @@ def both_dimensions_of_a_mesh(ranks: Ranks) -> None:
     mesh = named_mesh(2, 2)
     ways = list(itertools.product((Shard(0), Shard(1), Replicate()), repeat=2))
     for chosen in (ways, *([way] for way in ways)):
-        twins = Twins(mesh, chosen)
+        twins = Matrices(mesh, chosen)
         for _ in range(2):
             twins.step()
 
@@ -148,7 +132,7 @@ def both_dimensions_of_a_mesh(ranks: Ranks) -> None:
 def meshes_that_do_not_cover_the_world(ranks: Ranks) -> None:
     """A mesh of two dimensions gets a group of its own, once; a row of one has a group."""
     mesh = named_mesh(2, 2)
-    twins = Twins(mesh["dim1"], [ROWS, COLUMNS])
+    twins = Matrices(mesh["dim1"], [ROWS, COLUMNS])
     twins.step()
     groups = []
     new_group = dist.new_group
@@ -158,7 +142,7 @@ def meshes_that_do_not_cover_the_world(ranks: Ranks) -> None:
         return new_group(*args, **options)
 
     with patch.object(dist, "get_world_size", lambda: 8), patch.object(dist, "new_group", counting):
-        twins = Twins(mesh, [(Shard(0), Shard(1))])
+        twins = Matrices(mesh, [(Shard(0), Shard(1))])
         for _ in range(2):
             twins.step()
     assert groups == [([0, 1, 2, 3],)]
@@ -168,7 +152,7 @@ def meshes_that_do_not_cover_the_world(ranks: Ranks) -> None:
 def two_ranks_of_three(ranks: Ranks) -> None:
     pair = DeviceMesh("cpu", [0, 2])
     if ranks.rank != 1:
-        twins = Twins(pair, [ROWS, COLUMNS])
+        twins = Matrices(pair, [ROWS, COLUMNS])
         for _ in range(3):
             twins.step()
 
@@ -176,7 +160,7 @@ def two_ranks_of_three(ranks: Ranks) -> None:
 @check(2)
 def dimensions_of_one_rank(ranks: Ranks) -> None:
     for shape in ((1, 2), (2, 1), (1, 2, 1)):
-        twins = Twins(named_mesh(*shape), [[Shard(0)] * len(shape)])
+        twins = Matrices(named_mesh(*shape), [[Shard(0)] * len(shape)])
         for _ in range(2):
             twins.step()
 
@@ -197,7 +181,7 @@ def parameters_made_of_several_matrices(ranks: Ranks) -> None:
         for dim in range(len(shape)):
             dtype = torch.bfloat16 if master else torch.float32
             options = {"master": master, "lr": 0.05} | entries
-            twins = Twins(mesh, [(Shard(dim),)], dtype, [shape] * 3, one_group=True, **options)
+            twins = Matrices(mesh, [(Shard(dim),)], dtype, [shape] * 3, one_group=True, **options)
             for _ in range(2):
                 twins.step()
 
@@ -206,7 +190,7 @@ def parameters_made_of_several_matrices(ranks: Ranks) -> None:
 def plain_matrices_beside(ranks: Ranks) -> None:
     """They are orthogonalized on every rank; an equal shape elsewhere would share no batch."""
     mesh, shapes = init_device_mesh("cpu", (ranks.world,)), [(8, 16), (12, 10), (8, 16), (12, 10)]
-    twins = Twins(mesh, [ROWS, None], shapes=shapes, one_group=True, max_norm=1e9)
+    twins = Matrices(mesh, [ROWS, None], shapes=shapes, one_group=True, max_norm=1e9)
     for missing in ([], [1, 2], []):
         twins.set_grads(missing)
         twins.update()
@@ -216,7 +200,7 @@ def plain_matrices_beside(ranks: Ranks) -> None:
 def gradients_placed_otherwise(ranks: Ranks) -> None:
     """Sums that are left to be done, as sequence parallelism leaves them, and other shards."""
     mesh = init_device_mesh("cpu", (ranks.world,))
-    twins = Twins(mesh, [ROWS, COLUMNS, COPIES])
+    twins = Matrices(mesh, [ROWS, COLUMNS, COPIES])
     for _ in range(3):
         twins.set_grads()
         for i, (param, one) in enumerate(zip(twins.spread, twins.alone, strict=True)):
@@ -234,7 +218,7 @@ def gradients_missing_on_all_ranks(ranks: Ranks) -> None:
     """Those of the rest of a batch have the same bits, before and after the first gradient."""
     mesh, everything = init_device_mesh("cpu", (ranks.world,)), range(len(SHAPES) + len(REST))
     for order in ([[0, 4], [], [3, 6], everything, []], [everything, range(1, 99), [6], []]):
-        twins = Twins(mesh, [ROWS, COLUMNS])
+        twins = Matrices(mesh, [ROWS, COLUMNS])
         for missing in order:
             twins.set_grads(missing)
             twins.update()
@@ -245,7 +229,7 @@ def gradients_missing_on_one_rank(ranks: Ranks) -> None:
     """Nobody waits. There, directions are zero and nothing moves; the rest sees these zeros."""
     mesh, everything = init_device_mesh("cpu", (ranks.world,)), range(len(SHAPES))
     for missing in (everything, [0], [0, 3, 4]):
-        twins = Twins(mesh, [ROWS], max_norm=1e9)
+        twins = Matrices(mesh, [ROWS], max_norm=1e9)
         expected = [param.detach().clone() for param in twins.alone]
         twins.set_grads()
         for i in missing:
@@ -272,7 +256,9 @@ def first_rows(i: int, ranks: Ranks) -> int:
 
 @check(2, 3)
 def one_rank_makes_all_skip(ranks: Ranks) -> None:
-    twins = Twins(init_device_mesh("cpu", (ranks.world,)), [ROWS], nonfinite="skip", ema_decay=0.9)
+    twins = Matrices(
+        init_device_mesh("cpu", (ranks.world,)), [ROWS], nonfinite="skip", ema_decay=0.9
+    )
     twins.step()
     twins.set_grads()
     twins.alone[4].grad[-1, 0] = math.nan
@@ -322,7 +308,7 @@ def two_messages_of_a_shard_each(ranks: Ranks) -> None:
             (mesh, (Replicate(), Replicate()), Fraction(0), Fraction(3)),
         ]
     for mesh, way, there, back in cases:
-        twins = Twins(mesh, [way], shapes=shapes)
+        twins = Matrices(mesh, [way], shapes=shapes)
         twins.step()
         twins.set_grads()
         with counted_bytes() as seen:
