@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 import fusedstep
 from fusedstep.optim.distributed import local
+from fusedstep.optim.state import MOMENT
 from tests.distributed.check_meshes import named_mesh
 from tests.distributed.ranks import Ranks, assert_same_on_all_ranks, check, of_all_ranks
 from tests.distributed.side_by_side import whole
@@ -62,11 +63,14 @@ class Matrices(Twins):
 
     @staticmethod
     def groups(params: list[Any], count: int, one_group: bool) -> list[dict[str, Any]]:
-        """Groups that share an iteration, one with another, or one group; and AdamW's."""
+        """Groups that share an iteration, one with another, or one group; and AdamW's.
+
+        The second and third have NorMuon's moments, and a batch has matrices of the first two.
+        """
         groups: list[dict[str, Any]] = [
             {"params": params[:4]},
-            {"params": params[4 : count - 2], "nesterov": False, "lr": 0.05},
-            {"params": params[count - 2 : count], "ns_steps": 3, "adjust_lr_fn": "match_rms_adamw"},
+            {"params": params[4 : count - 2], "nesterov": False, "lr": 0.05, "normuon_beta2": 0.9},
+            {"params": params[count - 2 : count], "ns_steps": 3, "normuon_beta2": 0.5},
         ]
         rest = {"params": params[count:], "use_muon": False}
         return [*([{"params": params[:count]}] if one_group else groups), rest]
@@ -180,7 +184,8 @@ def parameters_made_of_several_matrices(ranks: Ranks) -> None:
     for (shape, entries), master in itertools.product(cases, (None, "remainder")):
         for dim in range(len(shape)):
             dtype = torch.bfloat16 if master else torch.float32
-            options = {"master": master, "lr": 0.05} | entries
+            beta2 = None if master else 0.9
+            options = {"master": master, "lr": 0.05, "normuon_beta2": beta2} | entries
             twins = Matrices(mesh, [(Shard(dim),)], dtype, [shape] * 3, one_group=True, **options)
             for _ in range(2):
                 twins.step()
@@ -255,10 +260,28 @@ def first_rows(i: int, ranks: Ranks) -> int:
 
 
 @check(2, 3)
+def moments_of_columns_agree_again(ranks: Ranks) -> None:
+    """A rank without a gradient leaves its replica behind; a step brings all to their owner's."""
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    twins = Matrices(mesh, [COLUMNS], one_group=True, normuon_beta2=0.9)
+    seen = set()
+    for missing in ([0, 3], [], [1, 4], []):
+        twins.set_grads()
+        for i in missing if ranks.rank == 0 else ():
+            twins.spread[i].grad = None
+        twins.optimizer.step()
+        twins.steps += 1
+        moments = [twins.optimizer.state[twins.spread[i]].get(MOMENT) for i in range(len(SHAPES))]
+        for moment in moments if not missing else ():
+            assert_same_on_all_ranks(local(moment), "moments")
+        seen.add(str([None if moment is None else local(moment).tolist() for moment in moments]))
+    assert len(seen) == 4
+
+
+@check(2, 3)
 def one_rank_makes_all_skip(ranks: Ranks) -> None:
-    twins = Matrices(
-        init_device_mesh("cpu", (ranks.world,)), [ROWS], nonfinite="skip", ema_decay=0.9
-    )
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    twins = Matrices(mesh, [ROWS, COLUMNS], nonfinite="skip", ema_decay=0.9)
     twins.step()
     twins.set_grads()
     twins.alone[4].grad[-1, 0] = math.nan
@@ -293,29 +316,40 @@ def counted_bytes() -> Iterator[list[tuple[int, int]]]:
 
 @check(2, 3, 4)
 def two_messages_of_a_shard_each(ranks: Ranks) -> None:
-    """In bfloat16, less what stays on its rank; there from one replica, back to all."""
+    """In bfloat16, less what stays on its rank; there from one replica, back to all.
+
+    Moments are where rows are, in float32; ranks that share a row are replicas.
+    """
     world, shapes = ranks.world, [(12, 24), (24, 12)] * 6 + [(36, 12)] * 3
-    elements = sum(map(math.prod, shapes))
+    elements, rows = sum(map(math.prod, shapes)), sum(m for m, _ in shapes)
     others = Fraction(world - 1, world)
-    cases: list[tuple[DeviceMesh, Sequence[Any], Fraction, Fraction]] = [
-        (init_device_mesh("cpu", (world,)), way, others, others) for way in (ROWS, COLUMNS)
+    # Of directions there and back, then of moments.
+    cases: list[tuple[DeviceMesh, Sequence[Any], Sequence[Any]]] = [
+        (init_device_mesh("cpu", (world,)), ROWS, [others] * 4),
+        (init_device_mesh("cpu", (world,)), COLUMNS, [others, others, 0, world - 1]),
     ]
     if world == 4:
-        mesh = named_mesh(2, 2)
+        mesh, half = named_mesh(2, 2), Fraction(1, 2)
         cases += [
-            (mesh, (Shard(0), Shard(1)), Fraction(3, 4), Fraction(3, 4)),
-            (mesh, (Replicate(), Shard(0)), Fraction(1, 2), Fraction(3, 2)),
-            (mesh, (Replicate(), Replicate()), Fraction(0), Fraction(3)),
+            (mesh, (Shard(0), Shard(1)), [half * 3 / 2, half * 3 / 2, half, half * 3]),
+            (mesh, (Replicate(), Shard(0)), [half, half * 3] * 2),
+            (mesh, (Replicate(), Replicate()), [0, 3] * 2),
         ]
-    for mesh, way, there, back in cases:
-        twins = Matrices(mesh, [way], shapes=shapes)
+    for (mesh, way, times), beta2 in itertools.product(cases, (None, 0.9)):
+        twins = Matrices(mesh, [way], shapes=shapes, one_group=True, normuon_beta2=beta2)
         twins.step()
         twins.set_grads()
         with counted_bytes() as seen:
             twins.update()
         sent, taken = zip(*seen, strict=True)
         of_all = [sum(column) for column in zip(*of_all_ranks(sent), strict=True)]
-        assert of_all == [2 * elements * there, 2 * elements * back]
-        shard = 2 * sum(local(param).numel() for param in twins.spread[: len(shapes)])
+        moments = 0 if beta2 is None else 4 * rows
+        there, back, moments_there, moments_back = times
+        assert of_all == [
+            2 * elements * there + moments * moments_there,
+            2 * elements * back + moments * moments_back,
+        ]
+        held = [local(param) for param in twins.spread[: len(shapes)]]
+        shard = sum(2 * each.numel() + (0 if beta2 is None else 4 * len(each)) for each in held)
         assert sent[0] <= shard
         assert taken[1] <= shard

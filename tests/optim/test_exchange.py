@@ -9,7 +9,7 @@ import torch
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from fusedstep.optim.exchange import Item, Matrix, batches_among, matrices_of, owners_of
+from fusedstep.optim.batches import Item, Matrix, batches_among, matrices_of, owners_of
 from fusedstep.optim.matrices import Division
 from fusedstep.optim.newton_schulz import Iteration, Kind
 from fusedstep.optim.shards import runs_of

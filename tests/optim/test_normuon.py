@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import fusedstep
 from fusedstep.optim.matrices import Division
@@ -418,27 +418,38 @@ def test_moments_that_do_not_fit(moment: Any, must: str, got: str, kind: type[Ex
     snapshot.check()
 
 
-def test_dtensors_have_no_moments() -> None:
-    """Neither when they are added, nor if a parameter became one afterwards."""
-    params = make_params((4, 4))
-    optimizer = fusedstep.Muon(params, normuon_beta2=BETA2)
+def test_moments_of_dtensors_lie_where_rows_do() -> None:
+    """In whatever a checkpoint has, and after a parameter has become a DTensor."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        mesh = init_device_mesh("cpu", (1,))
-        placed = distribute_tensor(torch.ones(4, 4), mesh, [Replicate()]).requires_grad_()
-        placed.grad = torch.ones_like(placed)
-        must, first = "be a plain tensor where normuon_beta2 is set", "['params'][0]"
-        with refuses("Muon", f"param_groups[0]{first}", must, "DTensor", TypeError):
-            fusedstep.Muon([placed], normuon_beta2=BETA2)
-        with refuses("Muon", f"param_groups[1]{first}", must, "DTensor", TypeError):
-            optimizer.add_param_group({"params": [placed]})
-        assert len(optimizer.param_groups) == 1
-        fusedstep.Muon([placed]).add_param_group(
-            {"params": [torch.nn.Parameter(placed.detach().clone())], "use_muon": False}
+        mesh = init_device_mesh("cpu", (1, 1))
+        placed, columns = (
+            distribute_tensor(torch.ones(8, 4), mesh, [Shard(dim), Replicate()]).requires_grad_()
+            for dim in (0, 1)
         )
-        optimizer.param_groups[0]["params"][0] = placed
-        with refuses("Muon", "params[0]", must, "DTensor", TypeError):
-            optimizer.step()
-        assert torch.equal(placed.full_tensor(), torch.ones(4, 4))
+        optimizer = fusedstep.Muon([placed, columns], normuon_beta2=BETA2)
+        for param in (placed, columns):
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        saved = optimizer.state_dict()
+        moments = [saved["state"][i][MOMENT] for i in (0, 1)]
+        assert [str(m.placements[0]) for m in moments] == ["S(0)", "R"]
+        other = distribute_tensor(torch.ones(8, 1), mesh, [Shard(0), Shard(0)])
+        for moment, must, got, kind in (
+            (torch.ones(8, 1), "be a DTensor, as its parameter", "a plain tensor", TypeError),
+            (other, "be placed as its parameter's rows, .*", ".*", ValueError),
+        ):
+            damaged = copy.deepcopy(saved)
+            damaged["state"][0][MOMENT] = moment
+            with refuses("Muon", f"state of params[0]['{MOMENT}']", must, got, kind):
+                optimizer.load_state_dict(damaged)
+        params = make_params((8, 4))
+        plain = fusedstep.Muon(params, normuon_beta2=BETA2)
+        step(plain, 0)
+        plain.param_groups[0]["params"][0] = placed
+        plain.state[placed] = plain.state.pop(params[0])
+        where, must = "state of params[0]['momentum_buffer']", "be a DTensor, as its parameter"
+        with refuses("Muon", where, must, "a plain tensor", TypeError):
+            plain.step()
     finally:
         distributed.destroy_process_group()

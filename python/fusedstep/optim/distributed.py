@@ -79,10 +79,15 @@ def settled(tensor: Tensor) -> Tensor:
     return cast("DTensor", tensor.detach()).redistribute(placements=placements)
 
 
-def placed_like(param: Tensor, shard: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+def placed_like(
+    param: Tensor,
+    shard: Tensor,
+    shape: Sequence[int] | None = None,
+    placements: Sequence[Any] | None = None,
+) -> Tensor:
     """`shard` as a DTensor placed like `param`, so that checkpoints know which part it is.
 
-    `shape`: of the whole, if it is not the parameter's.
+    `shape` of the whole and `placements`: where they are not the parameter's.
     """
     if not is_dtensor(param):
         return shard
@@ -90,7 +95,7 @@ def placed_like(param: Tensor, shard: Tensor, shape: Sequence[int] | None = None
 
     whole = param if shape is None else torch.empty(shape, device="meta")
     return DTensor.from_local(
-        shard, param.device_mesh, param.placements, run_check=False,
+        shard, param.device_mesh, placements or param.placements, run_check=False,
         shape=whole.shape, stride=whole.stride(),
     )  # fmt: skip
 

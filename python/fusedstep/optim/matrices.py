@@ -83,6 +83,18 @@ class Division(NamedTuple):
         columns = self.columns(len(shape))
         return tuple(1 if d in columns else size for d, size in enumerate(shape))
 
+    def column_placements(self, placements: Sequence[Any], dims: int) -> tuple[Any, ...]:
+        """The placements of that column, of a DTensor with `dims` dimensions and `placements`."""
+        if all(placement.is_replicate() for placement in placements):
+            return tuple(placements)
+        from torch.distributed.tensor import Replicate
+
+        columns = self.columns(dims)
+        return tuple(
+            Replicate() if not placement.is_replicate() and placement.dim in columns else placement
+            for placement in placements
+        )
+
     def require(self, function: str, index: int, argument: str, param: Tensor) -> None:
         """Refuses a parameter that cannot be divided so; `index` is that of its group."""
         dims = param.dim()

@@ -9,7 +9,7 @@ the matrices along them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +32,10 @@ from fusedstep.optim.hyperparameters import (
 from fusedstep.optim.matrices import RATIOS, Division, division_of
 from fusedstep.optim.muon_tables import DescentTable, DirectionTable
 from fusedstep.optim.newton_schulz import Iteration
+from fusedstep.optim.normuon import Rows
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import OptionArguments, Options
-from fusedstep.optim.state import MOMENT, StateSpec, require_moment
+from fusedstep.optim.state import MOMENT, StateSpec
 from fusedstep.optim.step import Step
 from fusedstep.optim.tables import Table
 from fusedstep.optim.whole_matrices import MatrixGroup, WholeMatrices
@@ -79,7 +80,8 @@ class Muon(FusedOptimizer, TorchsMuon):
     are about a shard if there are many more batches than ranks. If matrices of equal shape are on
     one mesh, the bits are those of one process. All matrices of a mesh take part in every step. If
     a rank has no gradient of one, its part of the direction counts as zeros, and its shard does not
-    move. `normuon_beta2` requires plain tensors.
+    move. NorMuon's moments travel in the same messages: those of a row once to its owner, and back
+    to every rank that holds a part of it, 4 bytes each time (8 of float64 parameters).
 
     With `split_sizes`, `num_heads` and `flatten`, a parameter holds several matrices. Each moves as
     it would as a parameter of its own, bit for bit, except for what depends on an element's place
@@ -120,7 +122,9 @@ class Muon(FusedOptimizer, TorchsMuon):
             row of an orthogonal matrix is divided by the root of the average of its mean square,
             and the matrix scaled back to its Frobenius norm, so that all rows move about equally
             far. The state has a `second_momentum_buffer` with one column, which is float32 or
-            float64 with any `state_dtype`. NorMuon decays weights as Muon does. None: Muon.
+            float64 with any `state_dtype`. Of a DTensor, each rank has the moments of its rows,
+            and ranks that share a row have the same. NorMuon decays weights as Muon does. None:
+            Muon.
         **options: See `fusedstep.optim.Options`.
 
     Raises:
@@ -227,11 +231,9 @@ class Muon(FusedOptimizer, TorchsMuon):
             # The first launch would round the directions so, too.
             refuse(name, label(index, "stochastic_rounding"), "be False where use_muon", True)
         labels = parameter_labels(own, f"param_groups[{index}]['params']")
-        spec = self._spec(group)
         for where, param in zip(labels, own["params"], strict=True):
             if division is not None:
                 division.require(name, index, where, param)
-            require_moment(name, where, param, {}, spec)
 
     def _completed(self, saved: Group, index: int) -> Group:
         saved = dict(saved)
@@ -284,20 +286,22 @@ class Muon(FusedOptimizer, TorchsMuon):
 
     def _write(self, step: Step, active: dict[Place, Table]) -> Tensor | None:
         norm = super()._write(step, active)  # AdamW's part, and the directions
-        tables = [table for table in active.values() if isinstance(table, DirectionTable)]
         written: dict[Tensor, list[Tensor]] = {}
+        rows: dict[Tensor, Rows] = {}  # a rank sends its own even where it has no gradients
+        for table in _tables_of(self._internals.tables):
+            rows.update(table.moments)
+        tables = _tables_of(active)
         for table in tables:
             written.update(table.written_matrices())
         groups = [
-            MatrixGroup(group["params"], Division.of(group), _iteration_of(group))
+            MatrixGroup(group["params"], Division.of(group), _iteration_of(group), _beta2_of(group))
             for group in self.param_groups
             if group["use_muon"]
         ]
-        self._whole_matrices.orthogonalize_(groups, written, self._internals.tables.version)
+        self._whole_matrices.orthogonalize_(groups, written, rows, self._internals.tables.version)
         for table in tables:
             if table.descent.has_grads:
-                if table.moments:
-                    table.moments.normalize_(step, table.betas_of_rows(self.param_groups), norm)
+                table.moments.advance(step, written.keys(), norm)
                 self._descend(step, table.descent, norm)
         return norm
 
@@ -306,6 +310,15 @@ class Muon(FusedOptimizer, TorchsMuon):
         plan, groups = table.plan_for(step, self.param_groups)
         norm = None if norm is None else norm.to(table.place.device)
         step.run(table, plan, groups, norm)  # clipped in the first pass
+
+
+def _tables_of(tables: Mapping[Place, Table]) -> list[DirectionTable]:
+    return [table for table in tables.values() if isinstance(table, DirectionTable)]
+
+
+def _beta2_of(group: Group) -> float | None:
+    beta2 = group["normuon_beta2"]
+    return None if beta2 is None else float(beta2)
 
 
 def _iteration_of(group: Group) -> Iteration:

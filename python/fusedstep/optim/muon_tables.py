@@ -64,7 +64,7 @@ class DirectionTable(Table):
             for group, spec in zip(matrices, specs, strict=True)
             for entry in group
         }
-        self.moments.rebuild(of_params, self._directions, state)
+        self.moments.rebuild(of_params, state)
         self.descent.rebuild_for(matrices, self._directions, specs, state, initial)
 
     def _matrices_of(self, direction: Tensor, division: Division) -> list[Tensor]:
@@ -103,23 +103,8 @@ class DirectionTable(Table):
 
     def written_matrices(self) -> dict[Tensor, list[Tensor]]:
         """The matrices of the directions that this step wrote; of a DTensor the local part."""
-        return {param: self._matrices[param] for param in self._written()}
-
-    def betas_of_rows(self, groups: Groups) -> dict[Tensor, float]:
-        """NorMuon's beta2 of the parameters whose direction this step wrote, where it is set."""
-        written = self._written()
-        return {
-            param: float(group["normuon_beta2"])
-            for group in groups
-            if group["use_muon"] and group["normuon_beta2"] is not None
-            for param in group["params"]
-            if param in written
-        }
-
-    def _written(self) -> set[Tensor]:
-        """The parameters whose direction this step wrote."""
         with_grad = {entry.param for entry in self._entries if entry.grad is not None}
-        return with_grad & self._matrices.keys()
+        return {param: self._matrices[param] for param in with_grad & self._matrices.keys()}
 
     def release(self) -> None:
         """Drops the tensors of both passes."""

@@ -1,4 +1,4 @@
-"""NorMuon's second moments: one for each row of an orthogonal direction, which it is divided by.
+"""NorMuon's second moments: one for each row of an orthogonal matrix, which it is divided by.
 
 Li et al. 2025, https://arxiv.org/abs/2510.05491, algorithm 1. Of a matrix O with n columns:
 
@@ -9,129 +9,119 @@ c leaves the Frobenius norm of O as it was, as in the authors' code, so the rati
 keep their meaning. The paper's c makes it 0.2 sqrt(m n), which "match_rms_adamw" comes close to.
 All rows share c, so a correction of the bias of v would cancel.
 
-The moments are averages and advance as those of parameters do: kernels/optim/average.h, in one
-launch for all, which leaves them if the step is skipped.
+c needs all rows of a matrix, so whoever orthogonalized it computes this, and a DTensor's moments
+travel with its parts: exchange.py. What results are the next moments. One launch for all then moves
+the moments there, unless the step is skipped: an average (kernels/optim/average.h) with decay 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fusedstep import _C
-from fusedstep.optim.matrices import Division
+from fusedstep.optim.distributed import is_dtensor, local
 from fusedstep.optim.row_blocks import Row, list_rows
-from fusedstep.optim.state import MOMENT, Role, StateSpec, compute_dtype
+from fusedstep.optim.state import MOMENT, Role, StateSpec, as_moment
 from fusedstep.optim.step import Plan, Step
+from fusedstep.switches import numerical
 
 EPS = 1e-10
 
 
-class Rows(NamedTuple):
-    """A direction, and a number for each of its rows in tensors of one column."""
+@numerical
+def normalize_(scaled: Sequence[tuple[Tensor, Tensor, float]]) -> None:
+    """Divides the rows of orthogonal matrices by the roots of their next moments.
 
-    direction: Tensor
-    division: Division
+    Args:
+        scaled: Matrices [m, n] of one shape, each with its moments [m, 1], in float32 or float64,
+            and beta2; matrices and moments are overwritten.
+    """
+    for beta2 in dict.fromkeys(beta2 for *_, beta2 in scaled):
+        matrices, moments = zip(*((m, v) for m, v, beta in scaled if beta == beta2), strict=True)
+        x, v = torch.stack(matrices), torch.stack(moments)
+        lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=v.dtype)
+        v = v * beta2 + lengths * (lengths / x.shape[-1]) * (1 - beta2)
+        scales = 1 / (v.sqrt() + EPS)
+        before, after = (
+            torch.linalg.vector_norm(of_rows, dim=(-2, -1), keepdim=True)
+            for of_rows in (lengths, lengths * scales)
+        )
+        x = x * (scales * (before / after.clamp_min(EPS)))
+        torch._foreach_copy_([*matrices, *moments], [*x, *v])
+
+
+class Rows(NamedTuple):
+    """The moments of a parameter's rows on this rank."""
+
     moment: Tensor
-    mean: Tensor  # the rows' mean squares; kept, because the C++ table and CUDA graphs point there
+    next: Tensor  # kept, because the C++ table and CUDA graphs point there
+    parts: list[Tensor]  # of `next`, for each matrix; of a DTensor none
     address: int  # of the moment, when it was listed
 
-    def lengths(self) -> Tensor:
-        """The norms of the rows."""
-        columns = self.division.columns(self.direction.dim())
-        norms: Tensor = torch.linalg.vector_norm(
-            self.direction, dim=columns, keepdim=True, dtype=self.moment.dtype
-        )
-        return norms.contiguous()
 
-
-class RowMoments:
-    """The moments at one place, and the C++ table by which they advance."""
+class RowMoments(dict[Tensor, Rows]):
+    """The moments at one place, by parameter, and the C++ table by which they move."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._table = _C.TensorTable()
-        self._rows: dict[Tensor, Rows] = {}  # by parameter
         self._listed: list[Rows] = []
-        self._planned: tuple[Step, list[float], Plan] | None = None
+        self._planned: tuple[Step, Plan] | None = None
 
     def rebuild(
-        self,
-        params: Mapping[Tensor, StateSpec],
-        directions: Mapping[Tensor, Tensor],
-        state: Mapping[Tensor, dict[str, Any]],
+        self, params: Mapping[Tensor, StateSpec], state: Mapping[Tensor, dict[str, Any]]
     ) -> None:
         """Creates the moments of parameters that lack them, and converts the others."""
-        old, self._rows, self._listed = self._rows, {}, []
+        old = dict(self)
+        self.clear()
+        self._listed = []
         for param, spec in params.items():
             if not spec.moments or spec.division is None or not param.numel():
                 continue
-            shape, dtype = spec.division.column_of(param.shape), compute_dtype(param.dtype)
-            moment = state[param].get(MOMENT)
-            if moment is None:
-                moment = torch.zeros(shape, dtype=dtype, device=param.device)
-            moment = state[param][MOMENT] = moment.to(param.device, dtype).contiguous()
-            mean = old[param].mean if param in old else torch.empty(0)
-            if (mean.shape, mean.dtype, mean.device) != (moment.shape, dtype, param.device):
-                mean = torch.zeros_like(moment)
-            self._rows[param] = Rows(
-                directions[param], spec.division, moment, mean, moment.data_ptr()
-            )
-
-    def __bool__(self) -> bool:
-        return bool(self._rows)
+            value = as_moment(param, spec.division, state[param].get(MOMENT))
+            state[param][MOMENT] = value
+            moment = local(value)
+            following = old[param].next if param in old else torch.empty(0)
+            if (following.shape, following.dtype, following.device) != (
+                moment.shape, moment.dtype, moment.device,
+            ):  # fmt: skip
+                following = torch.zeros_like(moment)
+            parts = [] if is_dtensor(param) else spec.division.matrices(following)
+            self[param] = Rows(moment, following, parts, moment.data_ptr())
 
     def are_current(self, states: Mapping[Tensor, dict[str, Any]]) -> bool:
         """Whether the moments are those of the parameters' states, where they were listed."""
-        return all(
-            states[p].get(MOMENT) is rows.moment and rows.moment.data_ptr() == rows.address
-            for p, rows in self._rows.items()
-        )
+        for param, rows in self.items():
+            moment = states[param].get(MOMENT)
+            if moment is None or local(moment) is not rows.moment:
+                return False
+            if rows.moment.data_ptr() != rows.address:
+                return False
+        return True
 
-    def normalize_(self, step: Step, betas: Mapping[Tensor, float], norm: Tensor | None) -> None:
-        """Advances the moments, and divides the rows of the orthogonal directions by their roots.
+    def advance(self, step: Step, params: Set[Tensor], norm: Tensor | None) -> None:
+        """Moves the moments of `params` to the next ones.
 
         Args:
-            step: The step that has written the directions.
-            betas: beta2 of each parameter with a gradient.
+            step: The step that has orthogonalized the directions.
+            params: The parameters with a gradient.
             norm: The gradients' norm, which decides whether the step is skipped; None: it is not.
         """
-        present = {p: beta2 for p, beta2 in betas.items() if p in self._rows}
-        rows = [self._rows[param] for param in present]
+        rows = [each for param, each in self.items() if param in params and each.next.numel()]
         if not rows:
             return
-        lengths = [each.lengths() for each in rows]
-        for each, length in zip(rows, lengths, strict=True):
-            columns = each.direction.numel() // length.numel()
-            torch.mul(length, length / columns, out=each.mean)
-        self._advance(step, rows, list(present.values()), norm)
-
-        def matrices(columns: Sequence[Tensor]) -> list[Tensor]:
-            pairs = zip(rows, columns, strict=True)
-            return [part for each, column in pairs for part in each.division.matrices(column)]
-
-        roots = torch._foreach_sqrt([each.moment for each in rows])
-        scales = torch._foreach_reciprocal(torch._foreach_add(roots, EPS))
-        before = torch._foreach_norm(matrices(lengths))
-        after = torch._foreach_norm(matrices(torch._foreach_mul(lengths, scales)))
-        factors = torch._foreach_div(before, torch._foreach_clamp_min(after, EPS))
-        torch._foreach_mul_(matrices(scales), factors)
-        torch._foreach_mul_([each.direction for each in rows], scales)
-
-    def _advance(
-        self, step: Step, rows: list[Rows], betas: list[float], norm: Tensor | None
-    ) -> None:
-        """Moves the moments to the mean squares; each is a group of the table."""
         if [id(each) for each in rows] != [id(each) for each in self._listed]:
-            groups = [
-                [Row(each.mean, each.mean, [each.moment], [Role.AVERAGE], i)]
+            listed = [
+                Row(each.next, each.next, [each.moment], [Role.AVERAGE], i)
                 for i, each in enumerate(rows)
             ]
-            if not list_rows(self._table.address, groups):
+            if not list_rows(self._table.address, [listed]):
                 raise RuntimeError(f"{step.function}: a table refused moments of rows")
-            self._listed, self._planned = rows, None
-        if self._planned is None or self._planned[:2] != (step, betas):
-            self._planned = step, betas, step.plan_of_averages(betas)
-        step.average(self._table.address, self._planned[2], rows[0].mean, norm)
+            self._listed = rows
+        if self._planned is None or self._planned[0] is not step:
+            self._planned = step, step.plan_of_averages([0.0])
+        step.average(self._table.address, self._planned[1], rows[0].next, norm)

@@ -19,7 +19,7 @@ from fusedstep.optim.state import (
     MOMENT,
     OF_MODES,
     StateSpec,
-    compute_dtype,
+    as_moment,
     decoded,
     scale_name,
 )
@@ -81,8 +81,7 @@ def sendable(param: Tensor, entries: dict[str, Any], spec: StateSpec) -> dict[st
         halves = (placed_like(whole, half.to(torch.uint8)) for half in (bits >> 8, bits))
         sent = _without(sent, WHOLE) | dict(zip(HALVES, halves, strict=True))
     if spec.division is not None and lacks_moments(param, entries, spec):
-        shape, dtype = spec.division.column_of(param.shape), compute_dtype(param.dtype)
-        sent[MOMENT] = torch.zeros(shape, dtype=dtype, device=param.device)
+        sent[MOMENT] = as_moment(param, spec.division)
     return sent
 
 

@@ -20,7 +20,13 @@ from fusedstep.optim.blocks import (
     scales_in_rows,
     scales_shape,
 )
-from fusedstep.optim.distributed import is_dtensor, local, placed_like, require_placement_of
+from fusedstep.optim.distributed import (
+    is_dtensor,
+    local,
+    placed_like,
+    require_mesh_of,
+    require_placement_of,
+)
 from fusedstep.optim.matrices import Division
 from fusedstep.optim.memory import gapless, in_layout_of, is_plain, memory_layout
 from fusedstep.optim.options import Mode
@@ -171,14 +177,9 @@ def _require_scales(
 def require_moment(
     function: str, label: str, param: Tensor, state: Mapping[str, Any], spec: StateSpec
 ) -> None:
-    """Refuses a parameter whose rows' moments cannot be kept, or moments that do not fit it."""
-    if not spec.moments or spec.division is None:
-        return
-    if is_dtensor(param):
-        must = "be a plain tensor where normuon_beta2 is set"
-        refuse(function, label, must, type(param).__name__, TypeError)
+    """Refuses moments of a parameter's rows that do not fit it."""
     moment, where = state.get(MOMENT), f"state of {label}['{MOMENT}']"
-    if moment is None:
+    if not spec.moments or spec.division is None or moment is None:
         return
     if not isinstance(moment, Tensor) or not moment.is_floating_point():
         got = moment.dtype if isinstance(moment, Tensor) else type(moment).__name__
@@ -186,6 +187,30 @@ def require_moment(
     shape = spec.division.column_of(param.shape)
     if tuple(moment.shape) != shape:
         refuse(function, where, f"have shape {shape}", tuple(moment.shape))
+    require_mesh_of(function, where, param, moment)
+    if is_dtensor(param) and is_dtensor(moment):
+        placements = spec.division.column_placements(param.placements, param.dim())
+        if moment.placements != placements:
+            must = f"be placed as its parameter's rows, {placements}"
+            refuse(function, where, must, moment.placements)
+
+
+def as_moment(param: Tensor, division: Division, value: Tensor | None = None) -> Tensor:
+    """Moments of a parameter's rows as they are kept: a checkpoint's, or zeros.
+
+    Those of a DTensor lie where its rows do. Ranks that share a row hold the same.
+    """
+    here, dtype = local(param), compute_dtype(param.dtype)
+    if value is None:
+        shard = torch.zeros(division.column_of(here.shape), dtype=dtype, device=here.device)
+    else:
+        shard = local(value).to(here.device, dtype).contiguous()
+        if shard is local(value):
+            return value
+    if not is_dtensor(param):
+        return shard
+    placements = division.column_placements(param.placements, param.dim())
+    return placed_like(param, shard, division.column_of(param.shape), placements)
 
 
 def prepare_state(

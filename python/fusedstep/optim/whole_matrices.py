@@ -1,7 +1,7 @@
 """Orthogonalizes all directions of a step: where their matrices are whole, or by an exchange.
 
-Products need the whole of a matrix. Those of plain tensors are here; those of DTensors are spread
-over the ranks of their mesh: exchange.py.
+Products need the whole of a matrix, and so does NorMuon's scale. Those of plain tensors are here;
+those of DTensors are spread over the ranks of their mesh: exchange.py.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fusedstep.optim.batches import Item, Matrix, batches_among
 from fusedstep.optim.distributed import is_dtensor
-from fusedstep.optim.exchange import Exchange, Item, batches_among
+from fusedstep.optim.exchange import Exchange
 from fusedstep.optim.matrices import Division
-from fusedstep.optim.newton_schulz import Iteration, Kind, orthogonalize_
+from fusedstep.optim.newton_schulz import Iteration, orthogonalize_
+from fusedstep.optim.normuon import Rows, normalize_
+from fusedstep.optim.state import compute_dtype
 
 
 def direction_dtype(param: Tensor) -> torch.dtype:
@@ -25,11 +28,12 @@ def direction_dtype(param: Tensor) -> torch.dtype:
 
 
 class MatrixGroup(NamedTuple):
-    """Parameters that are made of matrices: how they are divided and iterated on."""
+    """Parameters that are made of matrices: how they are divided, iterated on and normalized."""
 
     params: Sequence[Tensor]
     division: Division
     iteration: Iteration
+    beta2: float | None  # NorMuon's; None: not normalized
 
 
 class WholeMatrices:
@@ -44,6 +48,7 @@ class WholeMatrices:
         self,
         groups: Sequence[MatrixGroup],
         directions: Mapping[Tensor, list[Tensor]],
+        rows: Mapping[Tensor, Rows],
         version: int,
     ) -> None:
         """Replaces directions by orthogonal ones. All ranks of a DTensor's mesh must call this.
@@ -53,6 +58,7 @@ class WholeMatrices:
                 agree on.
             directions: For the parameters that have a gradient here, the matrices of the direction
                 as views, or, for a DTensor, the local part of the direction alone; overwritten.
+            rows: For the parameters that have them, NorMuon's moments; the next ones are written.
             version: Another number whenever the parameters, their shapes or places have changed.
         """
         known = version, [group[1:] for group in groups]
@@ -60,7 +66,9 @@ class WholeMatrices:
             self._plan(groups)
             self._known = known
         for plan, params in self._plans.values():
-            plan.orthogonalize_([directions.get(param) for param in params])
+            plan.orthogonalize_(
+                [directions.get(param) for param in params], [rows.get(param) for param in params]
+            )
 
     def _plan(self, groups: Sequence[MatrixGroup]) -> None:
         """Makes a plan for each mesh, device and dtype, unless there is one for the same shapes."""
@@ -106,19 +114,36 @@ class Here:
         self._device, self._dtype = device, dtype
         self._batches = batches_among(items, device)
 
-    def orthogonalize_(self, directions: Sequence[list[Tensor] | None]) -> None:
-        """Replaces matrices, by item; a batch of which none is there is left out.
+    def orthogonalize_(
+        self, directions: Sequence[list[Tensor] | None], rows: Sequence[Rows | None]
+    ) -> None:
+        """Replaces matrices and next moments, by item; a batch of which none is there is left out.
 
         In the others, zeros are in the places of those that are not there.
         """
+        there = [each for each in rows if each is not None]
+        if there:
+            torch._foreach_copy_([each.next for each in there], [each.moment for each in there])
+        moments = [None if each is None else each.parts for each in rows]
         for batch in self._batches:
             if all(directions[matrix.item] is None for matrix in batch):
                 continue
-            chunk = []
-            for matrix in batch:
-                there = directions[matrix.item]
-                chunk.append(self._zeros(matrix.kind) if there is None else there[matrix.number])
-            orthogonalize_(chunk, *batch[0].kind.iteration)
+            columns = batch[0].kind.columns
+            matrices = [self._part(directions[m.item], m, columns, self._dtype) for m in batch]
+            orthogonalize_(matrices, *batch[0].kind.iteration)
+            wide = compute_dtype(self._dtype)
+            normalize_(
+                [
+                    (matrix, self._part(moments[m.item], m, 1, wide), beta2)
+                    for matrix, m in zip(matrices, batch, strict=True)
+                    if (beta2 := self.items[m.item].beta2) is not None
+                ]
+            )
 
-    def _zeros(self, kind: Kind) -> Tensor:
-        return torch.zeros(kind.rows, kind.columns, dtype=self._dtype, device=self._device)
+    def _part(
+        self, parts: list[Tensor] | None, matrix: Matrix, columns: int, dtype: torch.dtype
+    ) -> Tensor:
+        """A matrix's among the parts of its parameter, or zeros."""
+        if parts is None:
+            return torch.zeros(matrix.kind.rows, columns, dtype=dtype, device=self._device)
+        return parts[matrix.number]
