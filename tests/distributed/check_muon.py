@@ -134,7 +134,7 @@ def both_dimensions_of_a_mesh(ranks: Ranks) -> None:
 
 @check(4)
 def meshes_that_do_not_cover_the_world(ranks: Ranks) -> None:
-    """A mesh of two dimensions gets a group of its own, once; a row of one has a group."""
+    """A mesh of two dimensions gets a group, once for all optimizers; a row of one has one."""
     mesh = named_mesh(2, 2)
     twins = Matrices(mesh["dim1"], [ROWS, COLUMNS])
     twins.step()
@@ -146,10 +146,11 @@ def meshes_that_do_not_cover_the_world(ranks: Ranks) -> None:
         return new_group(*args, **options)
 
     with patch.object(dist, "get_world_size", lambda: 8), patch.object(dist, "new_group", counting):
-        twins = Matrices(mesh, [(Shard(0), Shard(1))])
         for _ in range(2):
-            twins.step()
-    assert groups == [([0, 1, 2, 3],)]
+            twins = Matrices(mesh, [(Shard(0), Shard(1))])
+            for _ in range(2):
+                twins.step()
+    assert groups == [((0, 1, 2, 3),)]
 
 
 @check(3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -42,7 +43,6 @@ class WholeMatrices:
     def __init__(self) -> None:
         self._known: Any = None  # what the plans were made from
         self._plans: dict[Any, tuple[Here | Exchange, list[Tensor]]] = {}  # and their parameters
-        self._groups: dict[Any, Any] = {}  # of meshes that have none for all of their ranks
 
     def orthogonalize_(
         self,
@@ -90,20 +90,32 @@ class WholeMatrices:
                 if mesh is None:
                     plan = Here(items, device, dtype)
                 else:
-                    plan = Exchange(mesh, self._group_of(mesh), items, device, dtype)
+                    plan = Exchange(mesh, group_of(mesh), items, device, dtype)
             self._plans[place] = plan, params
 
-    def _group_of(self, mesh: Any) -> Any:
-        """The process group of all ranks of a mesh."""
-        dims = [dim for dim in range(mesh.ndim) if mesh.size(dim) > 1]
-        if len(dims) < 2:
-            return mesh.get_group(dims[0] if dims else 0)
-        if mesh.size() == dist.get_world_size():
-            return dist.group.WORLD
-        if mesh not in self._groups:
-            ranks = sorted(mesh.mesh.flatten().tolist())
-            self._groups[mesh] = dist.new_group(ranks, use_local_synchronization=True)
-        return self._groups[mesh]
+
+# Those that `group_of` made, by their ranks. All optimizers share them, and they go with the world
+# that they are part of when that is destroyed.
+_GROUPS: WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = WeakKeyDictionary()
+
+
+def group_of(mesh: Any) -> Any:
+    """The process group of all ranks of a mesh. All of them must call this.
+
+    A mesh has groups for its dimensions. One for all of several is made once, unless it is the
+    world.
+    """
+    dims = [dim for dim in range(mesh.ndim) if mesh.size(dim) > 1]
+    if len(dims) < 2:
+        return mesh.get_group(dims[0] if dims else 0)
+    world = dist.group.WORLD
+    if mesh.size() == dist.get_world_size():
+        return world
+    ranks = tuple(sorted(mesh.mesh.flatten().tolist()))
+    groups = _GROUPS.setdefault(world, {})
+    if ranks not in groups:
+        groups[ranks] = dist.new_group(ranks, use_local_synchronization=True)
+    return groups[ranks]
 
 
 class Here:
