@@ -55,6 +55,8 @@ PLACES = {
         "optim/test_qk_clip_refused.py",
         "optim/test_symmetric_product.py",
         "optim/test_swap_in.py",
+        "optim/test_table_changes.py",
+        "optim/test_table_memory.py",
         "optim/test_tables.py",
         "optim/test_torch_database.py",
         "optim/test_traps.py",
