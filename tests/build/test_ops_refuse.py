@@ -181,6 +181,16 @@ def test_table_op_refuses_wrong_positions_of_missing_gradients(missing: list[int
         ops.table_step_(table.address, PLAN.address, params[0], *UNCLIPPED)
 
 
+@pytest.mark.parametrize("first", [-1, 2**33 - 2, 2**34 - 1])
+def test_table_op_refuses_chunks_whose_random_numbers_have_two_keys(first: int) -> None:
+    table = _C.TensorTable()
+    must = r"^table_assign: first_elements\[0\] must be 0 or more, and .*, got -?\d+$"
+    with pytest.raises(RuntimeError, match=must):
+        ops.table_assign(table.address, [torch.ones(4)], [], [], [0], [1], [0], [first])
+    for allowed in (1, 2**33 - 4, 2**34 - _C.CHUNK_SIZE):
+        ops.table_assign(table.address, [torch.ones(4)], [], [], [0], [1], [0], [allowed])
+
+
 def test_table_op_refuses_groups_with_other_states() -> None:
     table = _C.TensorTable()
     params, grads, assigned = table_arguments()

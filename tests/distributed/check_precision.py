@@ -227,16 +227,16 @@ def codes_are_refused_of_slices_and_of_blocks_that_straddle_shards(ranks: Ranks)
 
 @check(2, 3)
 def blocks_of_rows_round_as_in_one_process(ranks: Ranks) -> None:
-    """Matrices in one weight, which shards cut: two of 4 rows, and one of 3."""
+    """Two matrices in one weight, the first of which is cut by the shards."""
     mesh = init_device_mesh("cpu", (ranks.world,))
-    options = {"master": "correction", "state_dtype": torch.bfloat16, "split_sizes": (4, 4, 3)}
-    values = torch.randn(11, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    options = {
+        "master": "correction", "state_dtype": torch.bfloat16, "split_sizes": (6, 3),
+        "adjust_lr_fn": "spectral_unclamped",
+    }  # fmt: skip
+    values, *grads = torch.randn(4, 9, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
     alone, spread = nn.Parameter(values), nn.Parameter(distribute_tensor(values, mesh, [Shard(0)]))
-    both = [
-        fusedstep.Muon([p], adjust_lr_fn="spectral_unclamped", **options) for p in (alone, spread)
-    ]
-    for step in range(3):
-        grad = torch.randn(11, 5, generator=torch.Generator().manual_seed(1 + step)).bfloat16()
+    both = [fusedstep.Muon([param], **options) for param in (alone, spread)]
+    for grad in grads:
         alone.grad, spread.grad = grad, distribute_tensor(grad, mesh, [Shard(0)])
         for optimizer in both:
             optimizer.step()
