@@ -10,7 +10,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from bench.case import MAX_NORM, Side, Work
 from bench.peers.steps import MOST_COMPILED, arguments, grads_of
 
-Rule = optax.GradientTransformation
+Rule: TypeAlias = optax.GradientTransformation
 
 # --- optax's namesakes with torch's arguments and meaning ---
 

@@ -37,7 +37,8 @@ def sides(work: Work, device: torch.device) -> Iterator[Side]:
     optimizer = OPTIMIZERS.get(work.rule)
     if optimizer is None or not set(work.arguments) <= set(inspect.signature(optimizer).parameters):
         return
-    ways, make = ways_of(optimizer, device), partial(optimizer, **work.arguments)
+    ways = ways_of(optimizer, device)
+    make: Callable[..., Optimizer] = partial(optimizer, **work.arguments)
     if work.mode == "master":
         yield on_a_copy(work, device, partial(make, **ways.get("fused", {})))
     if (work.mode, work.dtype) != ("float32", torch.float32):
