@@ -40,11 +40,6 @@ class Timed:
             low, middle, high, roof, least_bytes, state_bytes,
         )  # fmt: skip
 
-    @property
-    def error(self) -> tuple[tuple[float], tuple[float]]:
-        """As matplotlib's error bars want it."""
-        return (self.middle - self.low,), (self.high - self.middle,)
-
 
 @dataclass(frozen=True)
 class Training:
@@ -131,7 +126,8 @@ def places(rows: Sequence[Mapping[str, str]]) -> Iterator[Place]:
     for (machine, device, threads), latest in found.items():
         timed = [row for row in latest.values() if row["p50_us"]]
         if timed:
-            name = f"{machine}, {threads} threads" if device == "cpu" else machine
+            several = "" if threads == "1" else "s"
+            name = f"{machine}, {threads} thread{several}" if device == "cpu" else machine
             versions = " and ".join(sorted({row["torch"].split("+")[0] for row in timed}))
             busy = any("busy" in row["load"] for row in timed)
             note = f"{name}, torch {versions}" + ", others were busy there" * busy

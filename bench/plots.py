@@ -67,17 +67,18 @@ def _model(axes: Axes, name: str, rows: list[Timed], room: float, theme: Theme) 
     longest = min(LONGEST * ours.middle, max(row.high for row in rows))
     share = ours.roof / ours.middle
     for at, row in enumerate(rows):
-        mine, cut = row is ours, row.middle > longest
+        mine, cut, high = row is ours, row.middle > longest, min(row.high, longest)
         colour = theme.ours if mine else theme.peers[0]
         axes.barh(at, min(row.middle, longest), 0.72, color=colour, alpha=1 if mine else 0.55)
         if not cut:
-            axes.errorbar(row.middle, at, xerr=row.error, color=theme.text, lw=0.8, capsize=2)
+            error = ((row.middle - row.low,), (high - row.middle,))
+            axes.errorbar(row.middle, at, xerr=error, color=theme.text, lw=0.8, capsize=2)
         text = duration(row.middle)
         if mine and share <= 1:
             text += f", {share:.0%} of roof"
         inside = mine and row.middle > longest / 2
         axes.text(
-            0.03 * longest + (0 if inside else min(row.high, longest)), at, "» " * cut + text,
+            0.03 * longest + (0 if inside else high), at, "» " * cut + text,
             va="center", fontsize=9, fontweight="bold" if mine else "normal",
             color=theme.on_ours if inside else colour if mine else theme.text,
         )  # fmt: skip
@@ -172,7 +173,8 @@ def state(place: Place, theme: Theme) -> Figure | None:
     colours = theme.colours(place)
     for row in rows:
         axes.errorbar(
-            row.state_bytes / row.elements, row.middle, yerr=row.error, fmt="o",
+            row.state_bytes / row.elements, row.middle, fmt="o",
+            yerr=((row.middle - row.low,), (row.high - row.middle,)),
             color=colours[row.provider], markersize=8 if row.provider == OURS else 5.5, lw=1,
         )  # fmt: skip
     opened(axes, theme, xlabel="bytes of state for each parameter", ylabel="time of a step")

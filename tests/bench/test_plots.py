@@ -118,7 +118,7 @@ def test_the_latest_row_of_each_place_case_and_provider_counts(tmp_path: Path) -
     found = read(rows, tmp_path)
     assert [(p.slug, [(r.provider, r.middle) for r in p.rows]) for p in found] == [
         ("amd-epyc-9b14-2-cores-2-threads", [(OURS, 2.0)]),
-        ("amd-epyc-9b14-2-cores-1-threads", [(OURS, 4.0)]),
+        ("amd-epyc-9b14-2-cores-1-thread", [(OURS, 4.0)]),
         ("nvidia-h200", [(OURS, 5.0)]),
     ]
     assert ["busy" in p.note for p in found] == [False, True, False]
