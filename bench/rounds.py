@@ -144,7 +144,8 @@ def measured(case: Case, device: torch.device, how: Effort, room: int) -> list[O
         gc.collect()
     if case.timed and not outcomes[0].times:
         meet([])
-    for outcome in outcomes:
-        outcome.load = load.text()
     ours.close()
+    said = load.text()
+    for outcome in outcomes:
+        outcome.load = said
     return outcomes
