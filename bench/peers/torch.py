@@ -82,12 +82,15 @@ def scaled(work: Work, device: torch.device, make: Make) -> Side:
 
 
 def compiled(work: Work, device: torch.device, make: Make) -> Side:
-    """Clip and step as one compiled function; the first calls compile it, with g++ on a CPU."""
+    """Clip and step in one compiled function; the first calls compile it, with g++ on a CPU.
+
+    Not with fullgraph=True, which refuses what most of torch's steps do: they break the graph.
+    """
     lift_recompile_limit()
     params = work.params(device)
     optimizer = make(params)
 
-    @torch.compile(fullgraph=True)
+    @torch.compile
     def call() -> None:
         if work.clip:
             torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
