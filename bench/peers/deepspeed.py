@@ -40,7 +40,7 @@ def sides(work: Work, device: torch.device) -> Iterator[Side]:
 
 
 def make_compilable() -> None:
-    """Its compilation wants ninja on PATH and waits forever for a lock that a killed one left."""
+    """It compiles with ninja from PATH; before torch 2.14 it waits for a killed one's lock."""
     os.environ["TORCH_EXTENSIONS_DIR"] = str(BUILT)
     here = str(Path(sys.executable).parent)
     if here not in os.environ["PATH"].split(os.pathsep):
