@@ -20,7 +20,7 @@ BUILD_REQUIRES := "setuptools>=77" "pybind11>=3.0" ninja
 # What setup.py is given about CUDA and warnings, as $(VENV)/options keeps it. Without a GPU, goals
 # that only run things build the CPU module alone, unless FUSEDSTEP_CUDA says otherwise or more is
 # built already.
-RUN_GOALS := train test-fast lint format bench bench-peers precision lm-head plots docs
+RUN_GOALS := train test-fast lint format bench bench-peers instructions precision lm-head plots docs
 SPACE := $() $()
 GPU := $(wildcard /dev/nvidia[0-9]* /dev/dxg)
 ONLY_RUNS := $(if $(MAKECMDGOALS),$(if $(filter-out $(RUN_GOALS),$(MAKECMDGOALS)),,yes))
@@ -91,6 +91,10 @@ bench: setup ## time everything against what could be used instead; ARGS="--quic
 .PHONY: bench-peers
 bench-peers: setup $(PEERS)/installed ## the same against all that pip gives to use instead; ARGS="..."
 	PYTHONPATH="$(CURDIR)/python" $(PEERS)/bin/python -m bench $(ARGS)
+
+.PHONY: instructions
+instructions: setup ## count the instructions of the hot paths, compare with what is kept; ARGS="--update"
+	$(PY) -m bench.instructions $(ARGS)
 
 .PHONY: precision
 precision: setup ## train with smaller state and bfloat16 parameters: loss, bytes, time; ARGS="..."

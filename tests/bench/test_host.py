@@ -27,10 +27,9 @@ def test_every_step_has_gradients_at_other_addresses() -> None:
 
 
 def test_both_sides_update_the_parameters() -> None:
-    loops = {name: host.Loop(side, 2) for name, side in host.SIDES.items()}
-    assert not any(map(torch.count_nonzero, loops["none"].params))
-    assert all(map(torch.count_nonzero, loops["ours"].params))
-    torch.testing.assert_close(loops["ours"].params, loops["theirs"].params)
+    ours, theirs = (host.Loop(side, 2) for side in host.SIDES)
+    assert all(map(torch.count_nonzero, ours.params))
+    torch.testing.assert_close(ours.params, theirs.params)
 
 
 def test_a_fit_finds_the_line() -> None:
@@ -38,27 +37,13 @@ def test_a_fit_finds_the_line() -> None:
     assert host.fit(counts, [5 + 0.25 * n for n in counts]) == pytest.approx((5, 0.25))
 
 
-def test_the_total_of_a_profile() -> None:
-    assert host.total_of("events: Ir\nfn=(1)\n0 12\ntotals: 4812\n") == 4812
-    with pytest.raises(ValueError, match="must have totals"):
-        host.total_of("events: Ir\n")
-
-
 def test_a_whole_run(monkeypatch, tmp_path: Path, capsys) -> None:
     path = tmp_path / "host.csv"
-    counted = [(100.0, 1000.0), (300.0, 5000.0)]
-    monkeypatch.setattr(host.shutil, "which", {"valgrind": "/usr/bin/valgrind"}.get)
-    monkeypatch.setattr(host, "instructions", lambda counts: counted)
     options = ["--tensors", "1", "--tensors", "5", "--seconds", "0", "--csv", str(path)]
     monkeypatch.setattr(sys, "argv", ["host.py", *options])
     host.main()
     printed = capsys.readouterr().out
     rows = read_csv(path)
     assert [(row["tensors"], row["threads"]) for row in rows] == [("1", "1"), ("5", "1")]
-    assert [row["our_instructions"] for row in rows] == ["100", "300"]
     assert all(float(row["our_us"]) > 0 for row in rows)
-    assert "our_instructions" in printed.split("a + b n")[1]
-
-    monkeypatch.setattr(sys, "argv", ["host.py", *options[2:], "--no-count"])
-    host.main()
-    assert read_csv(path)[-1]["our_instructions"] == ""
+    assert "our_us" in printed.split("a + b n")[1]
