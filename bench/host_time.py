@@ -1,7 +1,7 @@
 """The group "host": what a step costs beside its elements: tensors of one element, on a CPU.
 
-Every step gets gradients that lie elsewhere, as backward makes them. `python -m bench.host` counts
-the instructions of the same steps.
+Every step gets gradients that lie elsewhere, as backward makes them. `python -m bench.instructions`
+counts the instructions of the same steps.
 """
 
 from __future__ import annotations
