@@ -22,7 +22,8 @@ from bench.peers.steps import arguments, grads_of
 
 CHUNK = 1 << 16  # elements
 Numbers = tuple[float, ...]
-loops = partial(njit, parallel=True, fastmath=True, error_model="numpy")
+loop = partial(njit, fastmath=True, error_model="numpy")
+loops = partial(loop, parallel=True)
 
 
 @loops()
@@ -37,51 +38,75 @@ def norm_of(chunks: Any, grads: Any) -> float:
     return math.sqrt(sums.sum())
 
 
-@loops()
-def sgd(chunks, scale, params, grads, buffers, lr, momentum, decay):
-    for k in prange(len(chunks)):
-        tensor, begin, end = chunks[k]
-        p, g, b = params[tensor], grads[tensor], buffers[tensor]
-        for i in range(begin, end):
-            b[i] = momentum * b[i] + scale * g[i] + decay * p[i]
-            p[i] -= lr * b[i]
+# --- of each rule, a loop over a chunk, which becomes vector instructions, and one over chunks ---
+
+
+@loop()
+def sgd_chunk(p, g, b, scale, lr, momentum, decay):
+    for i in range(len(p)):
+        buffer = momentum * b[i] + scale * g[i] + decay * p[i]
+        b[i] = buffer
+        p[i] -= lr * buffer
 
 
 @loops()
-def adamw(chunks, scale, params, grads, averages, squares, lr, keep, weight1, weight2, root, eps):
+def sgd(chunks, scale, params, grads, buffers, *numbers):
     for k in prange(len(chunks)):
-        tensor, begin, end = chunks[k]
-        p, g, m, v = params[tensor], grads[tensor], averages[tensor], squares[tensor]
-        for i in range(begin, end):
-            gradient = scale * g[i]
-            m[i] += weight1 * (gradient - m[i])
-            v[i] += weight2 * (gradient * gradient - v[i])
-            p[i] = keep * p[i] - lr * m[i] / (root * np.sqrt(v[i]) + eps)
+        t, i, j = chunks[k]
+        sgd_chunk(params[t][i:j], grads[t][i:j], buffers[t][i:j], scale, *numbers)
+
+
+@loop()
+def adamw_chunk(p, g, m, v, scale, lr, keep, weight1, weight2, root, eps):
+    for i in range(len(p)):
+        gradient, average, square = scale * g[i], m[i], v[i]
+        average += weight1 * (gradient - average)
+        square += weight2 * (gradient * gradient - square)
+        m[i], v[i] = average, square
+        p[i] = keep * p[i] - lr * average / (root * np.sqrt(square) + eps)
 
 
 @loops()
-def rmsprop(chunks, scale, params, grads, squares, buffers, means, lr, weight, eps, momentum):
+def adamw(chunks, scale, params, grads, averages, squares, *numbers):
     for k in prange(len(chunks)):
-        tensor, begin, end = chunks[k]
-        p, g, v = params[tensor], grads[tensor], squares[tensor]
-        b, a = buffers[tensor], means[tensor]
-        for i in range(begin, end):
-            gradient = scale * g[i]
-            v[i] += weight * (gradient * gradient - v[i])
-            a[i] += weight * (gradient - a[i])
-            b[i] = momentum * b[i] + gradient / (np.sqrt(v[i] - a[i] * a[i]) + eps)
-            p[i] -= lr * b[i]
+        t, i, j = chunks[k]
+        m, v = averages[t][i:j], squares[t][i:j]
+        adamw_chunk(params[t][i:j], grads[t][i:j], m, v, scale, *numbers)
+
+
+@loop()
+def rmsprop_chunk(p, g, v, b, a, scale, lr, weight, eps, momentum):
+    for i in range(len(p)):
+        gradient, square, mean = scale * g[i], v[i], a[i]
+        square += weight * (gradient * gradient - square)
+        mean += weight * (gradient - mean)
+        buffer = momentum * b[i] + gradient / (np.sqrt(square - mean * mean) + eps)
+        v[i], a[i], b[i] = square, mean, buffer
+        p[i] -= lr * buffer
 
 
 @loops()
-def lion(chunks, scale, params, grads, averages, lr, keep, weight1, weight2):
+def rmsprop(chunks, scale, params, grads, squares, buffers, means, *numbers):
     for k in prange(len(chunks)):
-        tensor, begin, end = chunks[k]
-        p, g, m = params[tensor], grads[tensor], averages[tensor]
-        for i in range(begin, end):
-            change = scale * g[i] - m[i]
-            p[i] = keep * p[i] - lr * np.sign(m[i] + weight1 * change)
-            m[i] += weight2 * change
+        t, i, j = chunks[k]
+        v, b, a = squares[t][i:j], buffers[t][i:j], means[t][i:j]
+        rmsprop_chunk(params[t][i:j], grads[t][i:j], v, b, a, scale, *numbers)
+
+
+@loop()
+def lion_chunk(p, g, m, scale, lr, keep, weight1, weight2):
+    for i in range(len(p)):
+        average = m[i]
+        change = scale * g[i] - average
+        p[i] = keep * p[i] - lr * np.sign(average + weight1 * change)
+        m[i] = average + weight2 * change
+
+
+@loops()
+def lion(chunks, scale, params, grads, averages, *numbers):
+    for k in prange(len(chunks)):
+        t, i, j = chunks[k]
+        lion_chunk(params[t][i:j], grads[t][i:j], averages[t][i:j], scale, *numbers)
 
 
 # --- the numbers that a loop is given at step t, which counts from 1 ---
