@@ -46,9 +46,9 @@ PACKS = {
 SINGLE = ("certify", "sum_strips", "scale_rows", "truncate", "tiny_pinv", "write_words")
 
 # Of the whole kernel, and the instructions in one turn of each main loop: what a change of the code
-# costs or saves, compared within a margin. Other releases of nvcc write other code.
-COUNTS = ("instructions", "loop_instructions", "loads", "stores")
-MARGIN = 0.02
+# costs or saves, each within its margin; a single load is less than 2 % of them. Other releases of
+# nvcc write other code.
+COUNTS = {"instructions": 0.02, "loop_instructions": 0.02, "loads": 0.0, "stores": 0.0}
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,10 @@ def counted(kernel: Kernel, expected: dict[str, int]) -> list[str]:
     """Where a kernel's counts left what is kept, in either direction, by more than the margin."""
     got = kernel.summary()
     return [
-        f"{kernel.name} on {kernel.arch}: {key}: expected {expected[key]} within {MARGIN:.0%}, "
+        f"{kernel.name} on {kernel.arch}: {key}: expected {expected[key]} within {margin:.0%}, "
         f"got {got[key]}: run with --update where the change means it"
-        for key in COUNTS
-        if key in expected and abs(got[key] - expected[key]) > MARGIN * expected[key]
+        for key, margin in COUNTS.items()
+        if key in expected and abs(got[key] - expected[key]) > margin * expected[key]
     ]
 
 
