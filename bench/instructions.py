@@ -118,7 +118,7 @@ def compile_requests(folder: Path) -> Path:
         raise Missing("valgrind and a C compiler must be on PATH: apt-get install valgrind gcc")
     source, library = folder / "requests.c", folder / "requests.so"
     source.write_text(REQUESTS)
-    command = [compiler, "-O1", "-shared", "-fPIC", source, "-o", library]
+    command = [compiler, "-O1", "-shared", "-fPIC", str(source), "-o", str(library)]
     made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode:
         raise Missing(f"valgrind's header must compile, got\n{made.stderr}")

@@ -8,9 +8,9 @@
 No kernel may spill, use local memory, access global memory by generic instructions in a loop or do
 arithmetic that has not a CPU's bits (ptx.py), and its main loops take every array 16 bytes at once
 where it is aligned. Registers and the numbers of main loops and of such accesses may not get worse
-than tests/cuda/expected.py keeps; under the nvcc that they come from, instructions may neither rise
-nor fall by more than 2 %, loads and stores not at all. A warning of the compiler is an error. Status
-2 where nvcc or nvdisasm is missing.
+than tests/cuda/expected.py keeps. Under the nvcc that these come from, instructions may neither
+rise nor fall by more than 2 %, loads and stores not at all. A warning of the compiler is an error.
+Status 2 where nvcc or nvdisasm is missing.
 """
 
 from __future__ import annotations
