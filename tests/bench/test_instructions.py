@@ -125,15 +125,12 @@ def test_without_valgrind_a_sentence_says_so(monkeypatch, capsys) -> None:
 @pytest.mark.slow
 @pytest.mark.compiles
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind to count instructions")
-def test_real_counts_are_those_that_are_kept(monkeypatch, capsys, tmp_path: Path) -> None:
+def test_real_counts_are_guarded(monkeypatch, capsys, tmp_path: Path) -> None:
     paths = ["SGD, momentum", "norm", "clip_grad_norm_, one"]
     counted = instructions.count(paths)
     monkeypatch.setattr(instructions, "count", lambda names: counted)
     options = [part for path in paths for part in ("--path", path)]
-    monkeypatch.setattr(sys, "argv", ["instructions.py", *options])
-    assert instructions.main() == 0, capsys.readouterr().out
-
-    # Whatever the compiler and versions: against its own counts, then where each was 5 % less.
+    # `make instructions` compares with what is kept; here, with themselves and with 5 % less.
     file = tmp_path / "instructions.txt"
     file.write_text("")
     monkeypatch.setattr(sys, "argv", ["instructions.py", *options, "--update"])
