@@ -43,11 +43,13 @@ class Problem:
         return (token_losses(logits, tokens),)
 
     def theirs(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-        losses = cross_entropy(logits, tokens, reduction="none")
+        """Normalizes once: the probabilities overwrite their logarithms."""
         if not self.gradient:
-            return (losses,)
-        delta = logits.softmax(1)
-        delta.scatter_add_(1, tokens[:, None], delta.new_full((self.rows, 1), -1.0))
+            return (cross_entropy(logits, tokens, reduction="none"),)
+        logs, at = logits.log_softmax(1), tokens[:, None]
+        losses = -logs.gather(1, at).squeeze(1)
+        delta = logs.exp_()
+        delta.scatter_add_(1, at, delta.new_full((self.rows, 1), -1.0))
         return losses, torch.linalg.vector_norm(delta, dim=1)
 
     @property
