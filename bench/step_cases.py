@@ -233,13 +233,14 @@ def least_bytes(work: Work) -> int:
     """What no implementation can avoid moving.
 
     Clipping reads the gradient once, for the norm. Then gradient, parameter and states are read;
-    parameter and states are written. Of a parameter and its float32 master only the master is read.
-    State is float32 for narrower parameters too, so AdamW's two states give 32 bytes for a float32
-    parameter, with the clip.
+    parameter and states are written. A bfloat16 parameter and its float32 master are together four
+    bytes, for the parameter is the upper half of the master but for its rounding. State is float32
+    for narrower parameters too, so AdamW's two states give 32 bytes for a float32 parameter, with
+    the clip.
     """
     size, mode = work.dtype.itemsize, MODES[work.mode]
     gradient = size * (2 if work.clip else 1)
-    parameter = size + 8 if work.mode == "master" else 2 * size
+    parameter = 2 * (4 if work.mode == "master" else size)
     states = 2 * mode.bytes * RULES[work.rule].states(work.arguments)
     return round(work.elements * (gradient + parameter + states))
 

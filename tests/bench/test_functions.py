@@ -79,6 +79,11 @@ def test_the_floor_of_pinv_counts_each_operation_once() -> None:
     assert pinv.Problem("", (2, 3, 2), columns=5).operations == 2 * (12 + 8 + 60 + 40)
 
 
+def test_the_least_bytes_of_pinv_are_the_matrix_and_what_is_computed() -> None:
+    assert pinv.Problem("", (2, 3, 2)).bytes == 4 * 2 * (6 + 6)
+    assert pinv.Problem("", (2, 3, 2), torch.float64, columns=5).bytes == 8 * 2 * (6 + 10)
+
+
 def test_every_call_clips() -> None:
     for side in norm.clip_sides(((3, 5), (7,)), CPU):
         before = torch.cat([grad.flatten() for grad in side.result()]).clone()

@@ -65,7 +65,7 @@ def test_least_bytes_count_every_number_as_it_is_stored() -> None:
     assert bytes_of("adamw", clip=False) == 28
     assert bytes_of("adamw", "bfloat16") == 24
     assert bytes_of("adamw", "int8") == 16 + 4 * (1 + 4 / 128)
-    assert bytes_of("adamw", "master") == 2 * 2 + 2 + 8 + 16
+    assert bytes_of("adamw", "master") == 2 * 2 + 8 + 16
     assert bytes_of("rmsprop") == 40
     assert bytes_of("rmsprop-plain") == 24
     assert {bytes_of(name) for name in ("sgd", "adagrad", "lion", "muon")} == {24}
