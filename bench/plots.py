@@ -26,15 +26,15 @@ from bench.command import InputError, Parser, exit_status, make_folder
 from bench.drawing import Line, curve, label, plain
 from bench.places import OURS, PARTS, Place, Timed, places
 from bench.record import RESULTS, read_csv, write_whole
-from bench.themes import THEMES, Theme, amount, bars, duration, framed, in_time, opened
+from bench.themes import ADAMW, THEMES, Theme, amount, bars, duration, framed, in_time, opened
 
 CSV = RESULTS / "bench.csv"
 LONGEST = 5.0  # a bar ends at this multiple of our time
 # Names of cases: of one tensor, of many small ones, of models, of forms of state.
-SIZES = r"step/adamw/clip/1e\d+/float32"
-COUNTS = r"step/adamw/clip/\d+x\d+/float32"
-MODELS = rf"(?!{SIZES}|{COUNTS})step/adamw/clip/(?P<of>[^/]+)/float32"
-STATES = r"step/adamw/clip/gpt2/[^/]+"
+SIZES = rf"{ADAMW}1e\d+/float32"
+COUNTS = rf"{ADAMW}\d+x\d+/float32"
+MODELS = rf"(?!{SIZES}|{COUNTS}){ADAMW}(?P<of>[^/]+)/float32"
+STATES = rf"{ADAMW}gpt2/[^/]+"
 
 # --- the figures; each is None where nothing of its kind was measured ---
 

@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from bench.places import OURS, Place
 
+ADAMW = "step/adamw/clip/"  # the cases that figures show by provider
 WIDTH = 8.4  # inches of 96 pixels: 806 pixels, as pages show it
 
 
@@ -40,21 +41,28 @@ class Theme:
         }  # fmt: skip
 
     def colours(self, place: Place) -> dict[str, str]:
-        """Of each provider, the same in all figures of a place."""
-        others = sorted({row.provider for row in place.rows} - {OURS})
-        return {OURS: self.ours, **dict(zip(others, cycle(self.peers), strict=False))}
+        """Of each provider of clip + AdamW, the same in all figures of a place.
+
+        Those with float32 state come first: they are in every figure.
+        """
+        rows = [row for row in place.rows if row.case.startswith(ADAMW) and row.provider != OURS]
+        rows.sort(key=lambda row: (row.mode != "float32", row.provider))
+        names = dict.fromkeys(row.provider for row in rows)
+        return {OURS: self.ours, **dict(zip(names, cycle(self.peers), strict=False))}
 
 
 THEMES = (
     Theme(
         "light", "#24292f", "#6e7781", "#0b5cd5", "white", grid="#d8dee4",
         peers=("#8a8f98", "#b0803a", "#5c8f6a", "#8f73a8", "#b5686b", "#3f949b", "#7d7358",
-               "#c2728f", "#8a9a2f", "#5f7fa3", "#a4643f", "#6b6f8f"),
+               "#c2728f", "#8a9a2f", "#5f7fa3", "#a4643f", "#6b6f8f",
+               "#b946b9", "#3fa650", "#1c4a42", "#593181"),
     ),
     Theme(
         "dark", "#d6dbe1", "#8d96a0", "#6cb6ff", "#10151c", grid="#3a414b",
         peers=("#9aa1ab", "#c8a063", "#84b08f", "#b09ac6", "#cf8f91", "#7fb5ba", "#aaa084",
-               "#d79ab2", "#b3c063", "#93aac6", "#c79473", "#9a9ebd"),
+               "#d79ab2", "#b3c063", "#93aac6", "#c79473", "#9a9ebd",
+               "#c76bc7", "#46b946", "#509550", "#7e7ece"),
     ),
 )  # fmt: skip
 

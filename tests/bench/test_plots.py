@@ -17,7 +17,8 @@ from bench.record import append_csv, read_csv
 from bench.themes import THEMES, WIDTH, amount, duration
 
 MACHINE = "AMD EPYC 9B14, 2 cores"
-# How many times our time each takes on large tensors, and ms for each small tensor.
+# Every provider of clip + AdamW on a CPU, by the names of bench.peers: how many times our time each
+# takes on large tensors, and ms for each small tensor.
 PEERS = {
     OURS: (1.0, 0.3e-3),
     "torch, fused": (1.35, 1.5e-3),
@@ -28,7 +29,9 @@ PEERS = {
     "DeepSpeed CPUAdam": (1.7, 9e-3),
     "optax, jitted": (3.1, 6e-3),
     "numba, loops": (1.32, 2e-3),
-    "optimi AdamW": (3.3, 14e-3),
+    "optimi": (3.3, 14e-3),
+    "heavyball": (4.1, 20e-3),
+    "bitsandbytes, 32-bit": (2.2, 12e-3),
 }
 MODELS = {
     "mlp": (6, 535_818),
@@ -71,15 +74,17 @@ def made() -> list[dict[str, object]]:
     tensors, elements = MODELS["gpt2"]
     for mode, provider, ms, each in (
         ("bfloat16", OURS, 160, 4), ("int8", OURS, 140, 2.06),
-        ("int8", "torchao AdamW8bit", 880, 2.03), ("int8", "torchao AdamW4bit", 920, 1.06),
-        ("int8", "bitsandbytes AdamW8bit", 610, 2.03),
-        ("master", OURS, 170, 10), ("master", "optimi AdamW", 300, 10),
-        ("master", "torch, on a float32 copy", 330, 12),
+        ("bfloat16", "heavyball", 520, 4),
+        ("int8", "torchao, 8-bit", 880, 2.03), ("int8", "torchao, 4-bit", 920, 1.06),
+        ("int8", "torchao, float8", 900, 2.02), ("int8", "bitsandbytes, 8-bit", 610, 2.03),
+        ("master", OURS, 170, 10), ("master", "torch, on a float32 copy", 330, 12),
     ):  # fmt: skip
         rows.append(
             row(f"step/adamw/clip/gpt2/{mode}", provider, ms, mode=mode, tensors=tensors,
                 elements=elements, state_bytes=round(each * elements))
         )  # fmt: skip
+    for provider in ("CuPy", "DeepSpeed CPULion", "numba", "torch, foreach Lion"):
+        rows.append(row("step/lion/clip/gpt2/float32", provider, 90))
     for model, parts in {
         "gpt-batch-1": (6, 11, 3.2, 1.1),
         "gpt-batch-12": (60, 120, 3.1, 1.1),
@@ -170,8 +175,20 @@ def test_every_point_has_a_name_that_covers_no_other(place) -> None:
     figure.draw_without_rendering()
     boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
     assert {f"{OURS}, {mode}" for mode in ("float32", "bfloat16", "int8", "master")} <= set(boxes)
-    assert {"torch, fused", "torchao AdamW4bit", "optimi AdamW, master"} <= set(boxes)
+    assert {"torch, fused", "torchao, 4-bit", "heavyball, bfloat16"} <= set(boxes)
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes.values(), 2))
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
+def test_no_two_providers_have_one_colour(place, theme) -> None:
+    colours = theme.colours(place)
+    shown = {one.provider for case in place.cases(plots.STATES).values() for one in case}
+    assert colours.keys() == shown | PEERS.keys()
+    assert len(set(colours.values())) == len(colours) == len(PEERS) + 5
+    for make in (plots.tensors, plots.sizes):
+        (axes,) = make(place, theme).axes
+        names = {text.get_text(): text.get_color() for text in axes.texts}
+        assert {name: names[name] for name in PEERS} == {name: colours[name] for name in PEERS}
 
 
 def test_the_share_of_a_training_step(place) -> None:
