@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from bench.measure import Call, cold_timer_of
 
@@ -70,10 +71,28 @@ def side_of_function(
     return side_of(provider, call, device, lambda: kept)
 
 
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """The bytes of all tensors that an optimizer keeps."""
-    kept = (value for state in optimizer.state.values() for value in state.values())
-    return sum(value.nbytes for value in kept if isinstance(value, Tensor))
+def grads_of(params: list[Tensor]) -> list[Tensor]:
+    """Their gradients, without those of parameters that have none."""
+    return [param.grad for param in params if param.grad is not None]
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Those in nested containers; of a tensor that is made of others, these."""
+    if is_traceable_wrapper_subclass(value):
+        yield from tensors_in([getattr(value, name) for name in value.__tensor_flatten__()[0]])
+    elif isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors_in(value.values())
+    elif isinstance(value, (list, tuple, ValuesView)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def kept_bytes(kept: object) -> int:
+    """Of all tensors in there; those that share their memory count once."""
+    storages = (tensor.untyped_storage() for tensor in tensors_in(kept))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def random_params(

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.case import Case, Side, Work, side_of, state_bytes
+from bench.case import Case, Side, Work, kept_bytes, side_of
 from bench.record import ROOT
 from bench.step import work_of
 from bench.step_cases import MODES, RULES, SETS, clip_then, held_bytes, our_side
@@ -34,7 +34,7 @@ def torch_side(work: Work, device: torch.device) -> Iterator[Side]:
     """Clip, then the best documented step."""
     params = work.params(device)
     optimizer = RULES[work.rule].theirs(params, **work.arguments)
-    call, kept = clip_then(params, optimizer.step), partial(state_bytes, optimizer)
+    call, kept = clip_then(params, optimizer.step), partial(kept_bytes, optimizer.state)
     yield side_of("torch", call, device, lambda: params, kept)
 
 

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 import fusedstep
-from bench.case import MAX_NORM, Case, Shape, Side, random_params, side_of, side_of_function
+from bench.case import (
+    MAX_NORM,
+    Case,
+    Shape,
+    Side,
+    grads_of,
+    random_params,
+    side_of,
+    side_of_function,
+)
 from bench.measure import Call
 from bench.step_cases import SETS
 
@@ -36,10 +45,6 @@ def clip(namespace: Any, params: list[Tensor], clips: bool, **form: bool) -> Cal
 
 def total_norm(namespace: Any, params: list[Tensor], **form: bool) -> Callable[[], Tensor]:
     return partial(namespace.get_total_norm, grads_of(params), **form)
-
-
-def grads_of(params: list[Tensor]) -> list[Tensor]:
-    return [param.grad for param in params if param.grad is not None]
 
 
 def providers() -> Iterator[tuple[str, Any, dict[str, bool]]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fusedstep
-from bench.case import MAX_NORM, Shape, Side, Work, side_of, state_bytes
+from bench.case import MAX_NORM, Shape, Side, Work, kept_bytes, side_of
 from bench.measure import Call
 from fusedstep import _C
 
@@ -286,5 +286,5 @@ def our_side(work: Work, device: torch.device) -> Iterator[Side]:
     clip = {"max_norm": MAX_NORM} if work.clip else {}
     options = MODES[work.mode].options
     optimizer = RULES[work.rule].ours(params, **work.arguments, **clip, **options)
-    kept = partial(state_bytes, optimizer)
+    kept = partial(kept_bytes, optimizer.state)
     yield side_of("fusedstep", optimizer.step, device, lambda: params, kept)

@@ -11,8 +11,8 @@ from typing import Any
 import cupy
 import torch
 
-from bench.case import MAX_NORM, Side, Work, side_of
-from bench.peers.steps import arguments, grads_of
+from bench.case import MAX_NORM, Side, Work, grads_of, side_of
+from bench.peers.steps import arguments
 
 norm_squared = cupy.ReductionKernel("T x", "T y", "x * x", "a + b", "y = a", "0", "norm_squared")
 adamw = cupy.ElementwiseKernel(

@@ -17,8 +17,8 @@ import torch
 from numba import njit, prange
 from numba.typed import List
 
-from bench.case import MAX_NORM, Side, Work, side_of
-from bench.peers.steps import arguments, grads_of
+from bench.case import MAX_NORM, Side, Work, grads_of, side_of
+from bench.peers.steps import arguments
 
 CHUNK = 1 << 16  # elements
 Numbers = tuple[float, ...]

@@ -18,8 +18,8 @@ import optax
 import optax.contrib
 import torch
 
-from bench.case import MAX_NORM, Side, Work
-from bench.peers.steps import MOST_COMPILED, arguments, grads_of
+from bench.case import MAX_NORM, Side, Work, grads_of
+from bench.peers.steps import MOST_COMPILED, arguments
 
 Rule: TypeAlias = optax.GradientTransformation
 

@@ -10,15 +10,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from bench.case import MAX_NORM, Side, Work, side_of
-from bench.peers.steps import (
-    MOST_COMPILED,
-    Make,
-    grads_of,
-    kept_bytes,
-    lift_recompile_limit,
-    optimizer_side,
-)
+from bench.case import MAX_NORM, Side, Work, grads_of, kept_bytes, side_of
+from bench.peers.steps import MOST_COMPILED, Make, lift_recompile_limit, optimizer_side
 from bench.step_cases import ForeachLion
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {

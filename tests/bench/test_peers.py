@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.case import Work
+from bench.case import Work, kept_bytes
 from bench.peers import PEERS, child
-from bench.peers.steps import arguments, kept_bytes
+from bench.peers.steps import arguments
 
 CPU = torch.device("cpu")
 MATRICES = ((64, 96), (128, 64))  # of at least 4096 elements: with fewer, state stays in float32
