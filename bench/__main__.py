@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 import fusedstep
-from bench import host_time, least_squares, memory, newton, norm, pinv, share, softmax, step
+from bench import host, least_squares, memory, newton, norm, pinv, share, softmax, step
 from bench.case import Case
 from bench.command import InputError, Parser, count, exit_status, positive
 from bench.measure import Quantiles, copy_rate, devices, facts, product_rate
@@ -45,7 +45,7 @@ EVERYTHING = ["*"]
 def all_cases(peers: Sequence[Peer]) -> Iterator[Case]:
     """In the order in which they run."""
     yield from step.cases(peers)
-    for group in (norm, pinv, least_squares, newton, softmax, host_time, memory, share):
+    for group in (norm, pinv, least_squares, newton, softmax, host, memory, share):
         yield from group.cases()
 
 

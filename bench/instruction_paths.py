@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import fusedstep
+from bench.host import Loop
 from bench.measure import Call
 from fusedstep import _C
 
@@ -127,19 +127,10 @@ LOOPS = (
 # --- host: tensors of one element, with other gradients at every step, as backward makes them -----
 # Not Muon's: torch's products are a part of it, and their code depends on the processor.
 
-SETS = 3  # of gradients, which take turns
-
 
 def fresh_gradients(make: Callable[[list[Tensor]], Call], count: int) -> Work:
-    params = [torch.zeros(1) for _ in range(count)]
-    sets = cycle([[torch.ones(1) for _ in range(count)] for _ in range(SETS)])
-
-    def before() -> None:
-        for param, grad in zip(params, next(sets), strict=True):
-            param.grad = grad
-
-    before()
-    return Work(make(params), before)
+    loop = Loop(make, count)
+    return Work(loop.step, loop.exchange)
 
 
 def adamw(params: list[Tensor]) -> Call:

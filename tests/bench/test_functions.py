@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
 
-from bench import host_time, least_squares, newton, norm, pinv, softmax
+from bench import host, least_squares, newton, norm, pinv, softmax
 from bench.case import MAX_NORM, Case
+from bench.measure import Call
 from bench.rounds import Effort, measured
 
 CPU = torch.device("cpu")
@@ -20,7 +22,7 @@ SMALL = {
     newton: [replace(p, tokens=3, vocabulary=30, width=5) for p in newton.PROBLEMS],
     softmax: [replace(p, rows=3, vocabulary=40) for p in softmax.PROBLEMS],
 }
-GROUPS = (norm, *SMALL, host_time)
+GROUPS = (norm, *SMALL, host)
 
 
 def small_cases() -> list[Case]:
@@ -35,7 +37,7 @@ def small_cases() -> list[Case]:
         for case in norm.cases()
         if case.name in makers
     ]
-    return [*found, next(host_time.cases())]
+    return [*found, next(host.cases())]
 
 
 @pytest.mark.parametrize("case", small_cases(), ids=lambda case: case.name)
@@ -46,6 +48,18 @@ def test_every_side_passes_the_check_and_is_timed(case: Case) -> None:
     for outcome in others:
         assert outcome.passed, outcome.check
         assert len(outcome.times) == len(outcome.ratios) == 7
+
+
+def test_every_step_of_the_host_has_gradients_at_other_addresses() -> None:
+    seen = []
+
+    def make(params: list[torch.Tensor]) -> Call:
+        return lambda: seen.append([param.grad.data_ptr() for param in params])
+
+    assert host.Loop(make, 3).seconds(5) >= 0
+    assert len(seen) == 5
+    for before, after in pairwise(seen):
+        assert not set(before) & set(after)
 
 
 def test_names_are_unique_and_begin_with_their_group() -> None:
