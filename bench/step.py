@@ -1,18 +1,4 @@
-"""The group "step": clip and step by rule, form of state, model, size and number of tensors.
-
-Smaller state saves memory everywhere, and time where memory bandwidth is the limit: a step of AdamW
-moves 28 bytes a parameter with float32 state, 20 with bfloat16 state and 16 with 8-bit state. The
-conversions take, in ns an element, for one thread of an AMD EPYC with AVX-512 (Zen 4) and all loops
-in full vectors:
-
-    16 random bits, for two states             0.07    a hash of 32 bits for two elements
-    rounding to bfloat16, and back             0.07, 0.04
-    8-bit code of either sign, and back        0.21, 0.12    with the largest of its block
-    8-bit code, never negative, and back       0.20, 0.09
-
-In total 0.3 for both bfloat16 states and 0.7 for both 8-bit ones, compared with 0.3 for AdamW
-itself, and with 1.05 that one of two threads needs to move 28 bytes.
-"""
+"""The group "step": clip and step by rule, form of state, model, size and number of tensors."""
 
 from __future__ import annotations
 
