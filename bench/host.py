@@ -21,7 +21,7 @@ from bench.measure import Call
 from bench.step_cases import ADAMW, fused_step, torch_step
 
 COUNTS = (1, 6, 150, 400, 2000)  # tensors
-SETS = 3  # of gradients, which take turns
+TURNS = 3  # sets of gradients, which take turns
 
 
 class Loop:
@@ -29,7 +29,7 @@ class Loop:
 
     def __init__(self, make: Callable[[list[Tensor]], Call], count: int) -> None:
         self.params = [torch.zeros(1) for _ in range(count)]
-        self._grads = cycle([[torch.ones(1) for _ in range(count)] for _ in range(SETS)])
+        self._grads = cycle([[torch.ones(1) for _ in range(count)] for _ in range(TURNS)])
         self.exchange()
         self.step = make(self.params)
 

@@ -20,7 +20,7 @@ from bench.measure import Call
 from fusedstep import _C
 
 
-class Work(NamedTuple):
+class Counted(NamedTuple):
     """A call that is counted, and what it needs before each time, which is not."""
 
     call: Call
@@ -29,13 +29,13 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class HotPath:
-    """Work of one or two sizes; a unit of the size is `units` of the unit that the table shows."""
+    """A call of one or two sizes; a unit of size is `units` of the unit that the table shows."""
 
     part: str  # "loops" or "host"
     name: str
     unit: str
     sizes: tuple[int, ...]
-    work: Callable[[int], Work]
+    work: Callable[[int], Counted]
     units: int = 1
 
     def cost(self, counts: Sequence[int]) -> float:
@@ -53,49 +53,49 @@ def step(
     size: int,
     dtype: torch.dtype = torch.float32,
     **options: Any,
-) -> Work:
+) -> Counted:
     """A step of one tensor."""
     param = torch.randn(size, dtype=dtype)
     param.grad = torch.randn(size, dtype=dtype)
-    return Work(make([param], **options).step)
+    return Counted(make([param], **options).step)
 
 
-def norm(size: int) -> Work:
+def norm(size: int) -> Counted:
     tensors = [torch.randn(size)]
-    return Work(lambda: fusedstep.get_total_norm(tensors))
+    return Counted(lambda: fusedstep.get_total_norm(tensors))
 
 
-def clip(size: int) -> Work:
+def clip(size: int) -> Counted:
     """The gradient's norm, and the pass that scales it."""
     param = torch.zeros(size)
     param.grad = grad = torch.zeros(size)
-    return Work(lambda: fusedstep.clip_grad_norm_([param], 1.0), lambda: grad.fill_(1))
+    return Counted(lambda: fusedstep.clip_grad_norm_([param], 1.0), lambda: grad.fill_(1))
 
 
-def newton_schulz(count: int) -> Work:
+def newton_schulz(count: int) -> Counted:
     """The symmetric product of Muon's iterations."""
     A = torch.randn(count, 64, 64).bfloat16()
-    return Work(lambda: torch.ops.fusedstep.symmetric_product(A, A, None, 0.0, 1.0))
+    return Counted(lambda: torch.ops.fusedstep.symmetric_product(A, A, None, 0.0, 1.0))
 
 
-def gram(count: int) -> Work:
+def gram(count: int) -> Counted:
     rows, sums = torch.randn(count, 256, 64), torch.zeros(count, 64, 64, dtype=torch.float64)
-    return Work(lambda: torch.ops.fusedstep.gram_(sums, rows))
+    return Counted(lambda: torch.ops.fusedstep.gram_(sums, rows))
 
 
-def pinv(rows: int, columns: int, count: int) -> Work:
+def pinv(rows: int, columns: int, count: int) -> Counted:
     A = torch.randn(count, rows, columns)
-    return Work(lambda: fusedstep.pinv(A))
+    return Counted(lambda: fusedstep.pinv(A))
 
 
-def softmax(op: Callable[[Tensor, Tensor], Tensor], count: int) -> Work:
+def softmax(op: Callable[[Tensor, Tensor], Tensor], count: int) -> Counted:
     given, tokens = torch.randn(count, 4096), torch.zeros(count, dtype=torch.int64)
     logits = given.clone()
-    return Work(lambda: op(logits, tokens), lambda: logits.copy_(given))
+    return Counted(lambda: op(logits, tokens), lambda: logits.copy_(given))
 
 
 adamw_bfloat16 = partial(step, fusedstep.AdamW, dtype=torch.bfloat16)
-OF_ELEMENTS: dict[str, Callable[[int], Work]] = {
+OF_ELEMENTS: dict[str, Callable[[int], Counted]] = {
     "AdamW": partial(step, fusedstep.AdamW),
     "AdamW, int8 state": partial(step, fusedstep.AdamW, state_dtype="int8"),
     "AdamW, bfloat16 state": partial(step, fusedstep.AdamW, state_dtype=torch.bfloat16),
@@ -128,9 +128,9 @@ LOOPS = (
 # Not Muon's: torch's products are a part of it, and their code depends on the processor.
 
 
-def fresh_gradients(make: Callable[[list[Tensor]], Call], count: int) -> Work:
+def fresh_gradients(make: Callable[[list[Tensor]], Call], count: int) -> Counted:
     loop = Loop(make, count)
-    return Work(loop.step, loop.exchange)
+    return Counted(loop.step, loop.exchange)
 
 
 def adamw(params: list[Tensor]) -> Call:

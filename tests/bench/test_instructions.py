@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import instructions
-from bench.instruction_paths import HOST, LOOPS, PATHS, HotPath, Work
+from bench.instruction_paths import HOST, LOOPS, PATHS, Counted, HotPath
 
 PROFILE = """events: Ir
 desc: Trigger: Client Request: AdamW, int8 state: 32768
@@ -29,7 +29,7 @@ def test_a_profile_is_read() -> None:
 
 
 def test_what_a_call_costs_beside_its_units_drops_out() -> None:
-    path = HotPath("loops", "any", "element", (10, 30), lambda size: Work(lambda: None), units=2)
+    path = HotPath("loops", "any", "element", (10, 30), lambda size: Counted(lambda: None), units=2)
     assert path.cost([1000 + 7 * 20, 1000 + 7 * 60]) == 7
 
 
