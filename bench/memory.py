@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.case import Case, Side, Work, kept_bytes, side_of
+from bench.case import Case, Side, Work
+from bench.peers.steps import optimizer_side
 from bench.record import ROOT
 from bench.step import work_of
-from bench.step_cases import MODES, RULES, SETS, clip_then, held_bytes, our_side
+from bench.step_cases import MODES, RULES, SETS, held_bytes, our_side
 
 # Rules, sets of tensors, forms of state. torch is a side where it has this form.
 CASES = (
@@ -31,11 +32,9 @@ CASES = (
 
 
 def torch_side(work: Work, device: torch.device) -> Iterator[Side]:
-    """Clip, then the best documented step."""
-    params = work.params(device)
-    optimizer = RULES[work.rule].theirs(params, **work.arguments)
-    call, kept = clip_then(params, optimizer.step), partial(kept_bytes, optimizer.state)
-    yield side_of("torch", call, device, lambda: params, kept)
+    """The best documented step."""
+    make = partial(RULES[work.rule].theirs, **work.arguments)
+    yield optimizer_side("torch", work, device, make)
 
 
 SIDES = {"fusedstep": our_side, "torch": torch_side}

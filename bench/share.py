@@ -25,7 +25,7 @@ from bench.case import Case, Side, Work
 from bench.command import exit_status
 from bench.places import OURS, PARTS, places
 from bench.record import read_csv
-from bench.step_cases import ADAMW, least_bytes
+from bench.step_cases import ADAMW, MLP_WIDTHS, least_bytes
 from bench.studies.language_model.model import GPT
 from bench.studies.language_model.training import (
     SIZES,
@@ -74,13 +74,12 @@ def gpt(batch: int) -> Task:
 
 def mlp(batch: int) -> Task:
     """The MLP of the group "step"."""
-    inputs, *hidden, classes = 784, 512, 256, 10
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        points = torch.randn(batch, inputs, generator=generator)
-        return points, torch.randint(classes, (batch,), generator=generator)
+        points = torch.randn(batch, MLP_WIDTHS[0], generator=generator)
+        return points, torch.randint(MLP_WIDTHS[-1], (batch,), generator=generator)
 
-    return Task(f"mlp-batch-{batch}", partial(Classifier, inputs, *hidden, classes), draw)
+    return Task(f"mlp-batch-{batch}", partial(Classifier, *MLP_WIDTHS), draw)
 
 
 TASKS = (gpt(1), gpt(SIZES["small"].batch), mlp(32), mlp(1024))

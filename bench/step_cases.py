@@ -79,7 +79,8 @@ def matrices_of(shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
     return tuple(shape for shape in shapes if len(shape) == 2)
 
 
-MLP = mlp_shapes(784, 512, 256, 10)
+MLP_WIDTHS = (784, 512, 256, 10)
+MLP = mlp_shapes(*MLP_WIDTHS)
 SMALL = ((64, 64), (64,)) * 200
 BILLION = ((10_000, 1000),) * 100
 SETS: dict[str, Callable[[], tuple[Shape, ...]]] = {
@@ -135,11 +136,19 @@ class Rule:
 
     name: str  # the stem of its files
     ours: Callable[..., torch.optim.Optimizer]
-    theirs: Callable[..., torch.optim.Optimizer]
+    torchs: Callable[..., torch.optim.Optimizer]  # the class
     against: str  # the name of torch's side
     averages: int  # numbers kept for each parameter with the fewest options
     title: str
     arguments: Mapping[str, Any]
+    fastest: Mapping[str, bool] = field(default_factory=dict)  # torch's option for that path
+
+    def theirs(self, params: list[Tensor], **arguments: Any) -> torch.optim.Optimizer:
+        """Torch's, by that path."""
+        fastest = self.fastest
+        if self.torchs is torch.optim.Adagrad and params[0].is_cuda:  # which refuses fused there
+            fastest = {"foreach": True}
+        return self.torchs(params, **fastest, **arguments)
 
     def states(self, arguments: Mapping[str, Any]) -> int:
         """Numbers kept for each parameter."""
@@ -148,14 +157,9 @@ class Rule:
 
 def fused(name: str, title: str, averages: int, **arguments: Any) -> Rule:
     """A rule whose class of this title torch has fused."""
-    theirs = partial(getattr(torch.optim, title), fused=True)
-    return Rule(name, getattr(fusedstep, title), theirs, "torch, fused", averages, title, arguments)
-
-
-def torch_adagrad(params: list[Tensor], **arguments: Any) -> torch.optim.Optimizer:
-    """Torch's fastest: fused on a CPU; on a GPU it has only foreach, and refuses fused."""
-    fastest = "foreach" if params[0].is_cuda else "fused"
-    return torch.optim.Adagrad(params, **{fastest: True}, **arguments)
+    ours, torchs = (getattr(module, title) for module in (fusedstep, torch.optim))
+    against, fastest = "torch, fused", {"fused": True}
+    return Rule(name, ours, torchs, against, averages, title, arguments, fastest)
 
 
 ADAMW = fused("adamw", "AdamW", 2, lr=1e-3, weight_decay=0.1)
@@ -176,22 +180,24 @@ RULES = {
         Rule(
             "rmsprop",
             fusedstep.RMSprop,
-            partial(torch.optim.RMSprop, foreach=True),
+            torch.optim.RMSprop,
             against="torch, foreach",
             averages=1,
             title="RMSprop",
             arguments={"lr": 1e-3, "momentum": 0.9, "centered": True},
+            fastest={"foreach": True},
         ),
         # The rate moves parameters by more than rounding does: a check can see a wrong update.
         fused("sgd", "SGD", 0, lr=1.0, momentum=0.9),
         Rule(
             "adagrad",
             fusedstep.Adagrad,
-            torch_adagrad,
+            torch.optim.Adagrad,
             against="torch, fused or foreach",
             averages=1,
             title="Adagrad",
             arguments={"lr": 1e-2},
+            fastest={"fused": True},
         ),
         Rule(
             "lion",
@@ -260,19 +266,15 @@ def newton_schulz_operations(shapes: tuple[Shape, ...], steps: int = 5) -> int:
 # --- the two sides that need no library but torch ---
 
 
-def clip_then(params: list[Tensor], step: Call) -> Call:
-    """The way PyTorch documents: clip, which rewrites the gradients, then the step."""
+def torch_step(params: list[Tensor], rule: Rule = ADAMW) -> Call:
+    """The way PyTorch documents: clip, which rewrites the gradients, then the best step."""
+    optimizer = rule.theirs(params, **rule.arguments)
 
     def both() -> None:
         torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
-        step()
+        optimizer.step()
 
     return both
-
-
-def torch_step(params: list[Tensor], rule: Rule = ADAMW) -> Call:
-    """Torch's clip and its best documented step."""
-    return clip_then(params, rule.theirs(params, **rule.arguments).step)
 
 
 def fused_step(params: list[Tensor], rule: Rule = ADAMW, mode: Mode = FLOAT32) -> Call:

@@ -12,23 +12,13 @@ from torch.optim import Optimizer
 
 from bench.case import MAX_NORM, Side, Work, grads_of, kept_bytes, side_of
 from bench.peers.steps import MOST_COMPILED, Make, lift_recompile_limit, optimizer_side
-from bench.step_cases import ForeachLion
-
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
-    "sgd": torch.optim.SGD,
-    "rmsprop": torch.optim.RMSprop,
-    "adagrad": torch.optim.Adagrad,
-    "muon": torch.optim.Muon,
-    "lion": ForeachLion,  # which torch lacks
-}
+from bench.step_cases import RULES, ForeachLion
 
 
 def sides(work: Work, device: torch.device) -> Iterator[Side]:
     """State has the dtype of the parameters, or of a float32 copy of them."""
-    optimizer = OPTIMIZERS.get(work.rule)
-    if optimizer is None or not set(work.arguments) <= set(inspect.signature(optimizer).parameters):
+    optimizer = RULES[work.rule].torchs
+    if not set(work.arguments) <= set(inspect.signature(optimizer).parameters):
         return
     ways = ways_of(optimizer, device)
     make: Callable[..., Optimizer] = partial(optimizer, **work.arguments)
