@@ -62,9 +62,9 @@ void check_array(const char* function, int64_t i, const Tensor& array, int64_t r
                           : "have its parameter's shape and strides");
 }
 
-// Whether the random numbers of each chunk have one key, for elements that begin at `first` of the
-// whole tensor: no window ends within a chunk.
-bool has_random_keys(int64_t first, int64_t size) {
+// Whether the random numbers of each chunk have one key (random.h), for elements that begin at
+// `first` of the whole: no window ends within a chunk.
+bool has_one_key_per_chunk(int64_t first, int64_t size) {
   return first % kChunkSize == 0 || first % kRandomWindow + size <= kRandomWindow;
 }
 
@@ -129,8 +129,9 @@ void TensorTable::assign(const char* function, const Tensors& params, const Tens
       row.position = static_cast<int32_t>(positions[i]);
       row.first_element = first_elements[i];
       Arg(function, "first_elements", row.first_element, i)
-          .must(row.first_element >= 0 && has_random_keys(row.first_element, row.size),
-                "be 0 or more, and a multiple of 32768 where the elements cross one of 2^33");
+          .must(row.first_element >= 0 && has_one_key_per_chunk(row.first_element, row.size),
+                "be 0 or more, and begin a chunk where the elements cross a window of random "
+                "numbers");
       for (int64_t a = 0; a < array_counts[i]; ++a, ++next) {
         Arg(function, "array_counts", array_counts[i], i)
             .must(next < arrays.size(), "not exceed the arrays");
@@ -429,7 +430,7 @@ void bind_tensor_table(py::module_& m) {
           [](const TensorTable& table) { return table.data().layout.launches.size(); })
       .def_property_readonly("layout_version",
                              [](const TensorTable& table) { return table.data().version; });
-  m.def("has_random_keys", &has_random_keys, py::arg("first"), py::arg("size"));
+  m.def("has_one_key_per_chunk", &has_one_key_per_chunk, py::arg("first"), py::arg("size"));
   m.def("same_entries", &same_entries, py::arg("groups"), py::arg("entries"));
   m.def("states_of", &states_of, py::arg("groups"), py::arg("params"), py::arg("sizes"),
         py::arg("state"), py::arg("keys"));

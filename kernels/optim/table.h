@@ -34,7 +34,8 @@ struct Row {
   void* param;
   void* arrays[kNumRoles];  // null where the tensor has none
   int64_t size;             // elements
-  int64_t first_element;    // where they begin in the whole tensor: random numbers count from there
+  int64_t first_element;    // in what they are a part of: a tensor, or a block of its rows (Muon);
+                            // random numbers count from there
   int64_t first_chunk;      // of the table, in the order of the rows
   int64_t first_partial;    // of the norm's partial results, in the order the caller listed
   int32_t group;

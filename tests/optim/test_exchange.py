@@ -1,23 +1,19 @@
-"""How matrices are spread: what a parameter's are, which rank owns them, which holds what."""
+"""How matrices are spread: what a parameter's are, which rank owns them, what travels."""
 
 from __future__ import annotations
 
 import weakref
-from itertools import pairwise, product
 from typing import Any
 
 import pytest
 import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate, Shard
-from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fusedstep.optim.batches import Item, Matrix, batches_among, matrices_of, owners_of
 from fusedstep.optim.matrices import Division
 from fusedstep.optim.newton_schulz import Iteration, Kind
-from fusedstep.optim.shards import runs_of
 from fusedstep.optim.whole_matrices import group_of
 from tests.support.tensors import assert_same_bits
 
@@ -87,44 +83,20 @@ def test_no_rank_has_more_than_twice_its_share_and_a_batch(ranks: int) -> None:
             assert mine <= 2 * (sum(costs) / ranks + max(costs))
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 8, 13, 24])
-def test_ranks_hold_each_index_once_or_as_often_as_it_is_replicated(size: int) -> None:
-    ways = [Shard(0), Shard(1), Replicate(), _StridedShard(0, split_factor=3)]
-    mesh = (2, 3)
-    for placements, dim in product(product(ways, repeat=2), (0, 1)):
-        held: list[int] = []
-        for place in product(*map(range, mesh)):
-            runs = runs_of(size, dim, placements, mesh, place)
-            begin = 0
-            for run in runs:
-                assert run.begin == begin
-                begin += len(run.indices)
-                held += run.indices
-            assert all(a.indices.stop != b.indices.start for a, b in pairwise(runs))
-        copies = 1
-        for placement, count in zip(placements, mesh, strict=True):
-            copies *= count if placement.is_replicate() or placement.dim != dim else 1
-        assert sorted(held) == sorted(list(range(size)) * copies)
-
-
 def test_optimizers_share_the_group_of_a_mesh_until_the_world_ends() -> None:
     """Its ranks are half of the world, and its dimensions have groups of two only."""
     ended: list[Any] = []
     for _ in range(2):
         distributed.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
+        groups: list[Any] = []
         try:
             first, again, other = (DeviceMesh("cpu", [[0, k], [2, 3]]) for k in (1, 1, 4))
-            groups = [group_of(mesh) for mesh in (first, again, other)]
+            groups += [group_of(mesh) for mesh in (first, again, other)]
             assert groups[0] is groups[1] is not groups[2]
             ranks = [distributed.get_process_group_ranks(group) for group in groups[1:]]
             assert ranks == [[0, 1, 2, 3], [0, 2, 3, 4]]
             ended += map(weakref.ref, groups)
         finally:
-            del groups
+            groups.clear()
             distributed.destroy_process_group()
     assert all(group() is None for group in ended)
-
-
-def test_a_strided_shard_is_held_in_several_runs() -> None:
-    runs = runs_of(9, 0, (_StridedShard(0, split_factor=2),), (4,), (0,))
-    assert [(list(run.indices), run.begin) for run in runs] == [([0, 1], 0), ([5], 2)]

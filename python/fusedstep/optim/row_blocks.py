@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
-from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fusedstep import _C
-from fusedstep.optim.distributed import local
+from fusedstep.optim.distributed import is_dtensor, local
 from fusedstep.optim.matrices import Division
 from fusedstep.optim.memory import gapless
-from fusedstep.optim.shards import held_here
+from fusedstep.optim.shards import first_of, held_here, without_memory
 from fusedstep.optim.state import Role
 
 
@@ -32,21 +31,25 @@ class Block(NamedTuple):
 
 def blocks_here(param: Tensor, division: Division, sizes: Sequence[int]) -> list[Block]:
     """The blocks of a parameter's matrices, of `sizes` rows, as far as this rank holds them."""
-    ends = list(accumulate(sizes))
-    shard, columns = local(param), division.columns(param.dim())
-    in_order = param.is_contiguous() and shard.is_contiguous()
-    whole_rows = in_order and all(shard.shape[d] == param.shape[d] for d in columns)
-    width = prod(param.shape[d] for d in columns)
-    here = []
-    for held in held_here(param, 0 if division.flatten else param.dim() - 2):
-        for n, (size, end) in enumerate(zip(sizes, ends, strict=True)):
-            begin = max(end - size, held.start)
-            count = min(end, held.stop) - begin
-            if count > 0:
-                first = (begin - (end - size)) * width
-                counts_on = whole_rows and _C.has_random_keys(first, count * width)
-                here.append(Block(n, count, first if counts_on else 0))
-    return here
+    if not is_dtensor(param):
+        return [Block(n, rows, 0) for n, rows in enumerate(sizes) if rows]
+    shard, dim = local(param), 0 if division.flatten else param.dim() - 2
+    if not shard.numel():
+        return []
+    one = (0,) * dim  # matrix of a stack stands for all
+    matrix, part = without_memory(param)[one], shard[one]
+    columns = [held_here(param, d) for d in division.columns(param.dim())]
+    blocks: list[Block] = []
+    at = 0  # the row of the part
+    for held in held_here(param, dim):
+        for n, (size, end) in enumerate(zip(sizes, accumulate(sizes), strict=True)):
+            begin = end - size
+            rows = range(max(begin, held.start) - begin, min(end, held.stop) - begin)
+            if rows:
+                block, mine = matrix.narrow(0, begin, size), part.narrow(0, at, len(rows))
+                blocks.append(Block(n, len(rows), first_of(block, mine, [[rows], *columns])))
+                at += len(rows)
+    return blocks
 
 
 class Row(NamedTuple):

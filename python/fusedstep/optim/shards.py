@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -35,6 +36,8 @@ def runs_of(
         mesh: The mesh's shape.
         place: The rank's coordinates in it.
     """
+    if all(placement.is_replicate() or placement.dim != dim for placement in placements):
+        return (Run(range(size), 0),) if size else ()
     with _disable_current_modes():  # these indices have values, under FakeTensorMode as well
         indices = torch.arange(size, device="cpu").view((1,) * dim + (size,))
         for placement, count, i in zip(placements, mesh, place, strict=True):
@@ -71,13 +74,31 @@ def first_element(tensor: Tensor) -> int:
     """
     if not is_dtensor(tensor):
         return 0
-    shard = local(tensor)
     held = [held_here(tensor, dim) for dim in range(tensor.dim())]
-    if [list(map(len, runs)) for runs in held] != [[size] for size in shard.shape]:
+    return first_of(without_memory(tensor), local(tensor), held)
+
+
+def first_of(whole: Tensor, here: Tensor, held: Sequence[Sequence[range]]) -> int:
+    """Where elements begin in the whole that they are a part of, in the order of memory.
+
+    Args:
+        whole: A tensor, or a block of one; its shape and strides are read.
+        here: The elements that a rank holds of it.
+        held: For each dimension of `whole`, the indices of these elements.
+
+    Returns:
+        The number of their first one; 0 if they are not consecutive there, or if random numbers
+        cannot be counted from there.
+    """
+    if any(len(runs) != 1 for runs in held):
         return 0
-    whole = torch.empty_strided(tensor.shape, tensor.stride(), device="meta")
-    strides, here = memory_layout(whole), memory_layout(shard)
-    if any(n != 1 and a != b for n, a, b in zip(shard.shape, here, strides, strict=True)):
+    strides, mine = memory_layout(whole), memory_layout(here)
+    if any(n != 1 and a != b for n, a, b in zip(here.shape, mine, strides, strict=True)):
         return 0
     first = sum(run.start * stride for (run,), stride in zip(held, strides, strict=True))
-    return first if _C.has_random_keys(first, shard.numel()) else 0
+    return first if _C.has_one_key_per_chunk(first, here.numel()) else 0
+
+
+def without_memory(tensor: Tensor) -> Tensor:
+    """A tensor on the meta device with a DTensor's shape and strides."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), device="meta")
