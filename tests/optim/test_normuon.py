@@ -419,7 +419,7 @@ def test_moments_that_do_not_fit(moment: Any, must: str, got: str, kind: type[Ex
 
 
 def test_moments_of_dtensors_lie_where_rows_do() -> None:
-    """In whatever a checkpoint has, and after a parameter has become a DTensor."""
+    """A checkpoint, or state left from before a parameter became one, is refused otherwise."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1, 1))
@@ -439,17 +439,20 @@ def test_moments_of_dtensors_lie_where_rows_do() -> None:
             (torch.ones(8, 1), "be a DTensor, as its parameter", "a plain tensor", TypeError),
             (other, "be placed as its parameter's rows, .*", ".*", ValueError),
         ):
-            damaged = copy.deepcopy(saved)
+            damaged, before = copy.deepcopy(saved), str(optimizer.state_dict())
             damaged["state"][0][MOMENT] = moment
             with refuses("Muon", f"state of params[0]['{MOMENT}']", must, got, kind):
                 optimizer.load_state_dict(damaged)
+            assert str(optimizer.state_dict()) == before
         params = make_params((8, 4))
         plain = fusedstep.Muon(params, normuon_beta2=BETA2)
         step(plain, 0)
         plain.param_groups[0]["params"][0] = placed
         plain.state[placed] = plain.state.pop(params[0])
         where, must = "state of params[0]['momentum_buffer']", "be a DTensor, as its parameter"
+        snapshot = Snapshot([placed], plain)
         with refuses("Muon", where, must, "a plain tensor", TypeError):
             plain.step()
+        snapshot.check()
     finally:
         distributed.destroy_process_group()

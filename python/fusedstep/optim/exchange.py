@@ -17,8 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fusedstep.optim.batches import Box, Item, Matrix, batches_among, owners_of
-from fusedstep.optim.newton_schulz import orthogonalize_
-from fusedstep.optim.normuon import Rows, normalize_
+from fusedstep.optim.normuon import Moments, Scaled, orthogonalize_batch_
 from fusedstep.optim.shards import runs_of
 from fusedstep.optim.state import compute_dtype
 
@@ -33,7 +32,7 @@ class Spread(NamedTuple):
     placements: tuple[Any, ...]
 
 
-class Piece(NamedTuple):
+class Slab(NamedTuple):
     """What an owner needs of a tensor: a matrix, or the moments of its rows."""
 
     tensor: int  # an item's direction; behind those of all items, their moments
@@ -41,11 +40,11 @@ class Piece(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one rank holds of one piece, without gaps in either."""
+    """What one rank holds of one slab, without gaps in either."""
 
     tensor: int
     shard: Slices  # where it is in the rank's shard
-    piece: Slices  # where it is in the piece
+    slab: Slices  # where it is in the slab
     shape: tuple[int, ...]
     travels: bool  # to the owner; of equal parts that several ranks hold, only one does
 
@@ -56,17 +55,17 @@ class Part(NamedTuple):
 
 
 class Owned(NamedTuple):
-    """A batch that this rank owns: its pieces, and who holds which parts of the i-th."""
+    """A batch that this rank owns: its slabs, and who holds which parts of the i-th."""
 
     matrices: list[Matrix]
-    pieces: list[Piece]
+    slabs: list[Slab]
     parts: list[tuple[int, int, Part]]  # i, rank, part
 
 
 class Exchange:
     """The matrices on one mesh, of one device and dtype, and how their parts come to their owners.
 
-    A message from a rank to an owner lists the owner's batches in order, their pieces in order, and
+    A message from a rank to an owner lists the owner's batches in order, their slabs in order, and
     the rank's parts of each. An element travels once to its owner, and back to every rank whose
     shard has it: for its shards a rank sends and receives no more than these. As an owner it
     receives its batches, about as much where there are many more batches than ranks; a rank without
@@ -95,17 +94,17 @@ class Exchange:
         held: list[list[Part]] = [[] for _ in ranks]  # this rank's parts, by owner
         self._owned: list[Owned] = []
         for batch, owner in zip(batches, owners, strict=True):
-            pieces = self._pieces(batch)
-            for piece in pieces:
-                held[owner] += self._parts(piece, self._rank, owner)
+            slabs = self._slabs(batch)
+            for slab in slabs:
+                held[owner] += self._parts(slab, self._rank, owner)
             if owner == self._rank:
                 parts = [
                     (i, rank, part)
-                    for i, piece in enumerate(pieces)
+                    for i, slab in enumerate(slabs)
                     for rank in range(len(ranks))
-                    for part in self._parts(piece, rank, owner)
+                    for part in self._parts(slab, rank, owner)
                 ]
-                self._owned.append(Owned(batch, pieces, parts))
+                self._owned.append(Owned(batch, slabs, parts))
         self._held = [part for parts in held for part in parts]
         # Elements of the messages, by rank: to the owners and from the holders, there and back.
         self._sent = [sum(p.size for p in parts if p.travels) for parts in held]
@@ -123,7 +122,7 @@ class Exchange:
         strides = torch.empty(shape, device="meta").stride()
         return Spread(shape, strides, division.column_placements(item.placements, dims))
 
-    def _pieces(self, batch: Sequence[Matrix]) -> list[Piece]:
+    def _slabs(self, batch: Sequence[Matrix]) -> list[Slab]:
         """The matrices of a batch, then the moments of those that have some."""
         moments = []
         for matrix in batch:
@@ -132,12 +131,12 @@ class Exchange:
                 columns = item.division.columns(len(item.shape))
                 rows = [range(1) if d in columns else r for d, r in enumerate(matrix.box)]
                 box = (*rows[:-1], range(self._words))
-                moments.append(Piece(len(self.items) + matrix.item, box))
-        return [*(Piece(matrix.item, matrix.box) for matrix in batch), *moments]
+                moments.append(Slab(len(self.items) + matrix.item, box))
+        return [*(Slab(matrix.item, matrix.box) for matrix in batch), *moments]
 
-    def _parts(self, piece: Piece, rank: int, owner: int) -> Iterator[Part]:
-        """What a rank holds of a piece: one part, or several of a strided shard, or nothing."""
-        spread, at, there = self._spreads[piece.tensor], self._places[rank], self._places[owner]
+    def _parts(self, slab: Slab, rank: int, owner: int) -> Iterator[Part]:
+        """What a rank holds of a slab: one part, or several of a strided shard, or nothing."""
+        spread, at, there = self._spreads[slab.tensor], self._places[rank], self._places[owner]
         # The replica that shares the owner's coordinates sends.
         travels = all(
             a == b or not placement.is_replicate()
@@ -148,28 +147,28 @@ class Exchange:
             for dim, size in enumerate(spread.shape)
         )
         for runs in product(*shard):
-            in_shard, in_piece = [], []
-            for (indices, begin), wanted in zip(runs, piece.box, strict=True):
+            in_shard, in_slab = [], []
+            for (indices, begin), wanted in zip(runs, slab.box, strict=True):
                 first = max(indices.start, wanted.start)
                 count = min(indices.stop, wanted.stop) - first
                 if count <= 0:
                     break
                 in_shard.append(_slice(begin + first - indices.start, count))
-                in_piece.append(_slice(first - wanted.start, count))
+                in_slab.append(_slice(first - wanted.start, count))
             else:
-                shape = tuple(s.stop - s.start for s in in_piece)
-                yield Part(piece.tensor, tuple(in_shard), tuple(in_piece), shape, travels)
+                shape = tuple(s.stop - s.start for s in in_slab)
+                yield Part(slab.tensor, tuple(in_shard), tuple(in_slab), shape, travels)
 
     def orthogonalize_(
-        self, directions: Sequence[list[Tensor] | None], rows: Sequence[Rows | None]
+        self, directions: Sequence[list[Tensor] | None], moments: Sequence[Moments | None]
     ) -> None:
         """Replaces the local parts of directions and next moments, by item.
 
         None counts as zeros and stays None.
         """
         shards = [None if parts is None else parts[0] for parts in directions]
-        now = [*shards, *(self._as_words(each and each.moment) for each in rows)]
-        then = [*shards, *(self._as_words(each and each.next) for each in rows)]
+        now = [*shards, *(self._as_words(each and each.moment) for each in moments)]
+        then = [*shards, *(self._as_words(each and each.next) for each in moments)]
         sent = self._buffer(self._sent)
         _copy(self._between(sent, now, [part for part in self._held if part.travels]))
         received = self._exchanged(sent, self._received, self._sent)
@@ -206,11 +205,11 @@ class Exchange:
                 yield messages[at : at + part.size].view(part.shape), shard[part.shard]
             at += part.size
 
-    def _empty(self, piece: Piece) -> Tensor:
-        """Memory for a piece of a tensor, in the tensor's order of dimensions."""
-        strides = self._spreads[piece.tensor].strides
+    def _empty(self, slab: Slab) -> Tensor:
+        """Memory for a slab of a tensor, in the tensor's order of dimensions."""
+        strides = self._spreads[slab.tensor].strides
         order = sorted(range(len(strides)), key=lambda dim: -strides[dim])
-        shape = [len(piece.box[dim]) for dim in order]
+        shape = [len(slab.box[dim]) for dim in order]
         memory = torch.empty(shape, dtype=self._dtype, device=self._device)
         return memory.permute(sorted(range(len(order)), key=order.__getitem__))
 
@@ -218,30 +217,24 @@ class Exchange:
         """The messages to return: those of all owned batches, one after the other."""
         results = self._buffer(self._results)
         reading, writing = _starts(self._received), _starts(self._results)
-        for batch, pieces, parts in self._owned:
-            wholes = list(map(self._empty, pieces))
+        for batch, slabs, parts in self._owned:
+            wholes = list(map(self._empty, slabs))
             reads, writes = [], []
             for i, rank, part in parts:
-                here = wholes[i][part.piece]
+                here = wholes[i][part.slab]
                 if part.travels:
                     reads.append((here, _taken(received, reading, rank, part)))
                 writes.append((_taken(results, writing, rank, part), here))
             _copy(reads)
-            items = [self.items[matrix.item] for matrix in batch]
-            boxes, words = wholes[: len(batch)], iter(wholes[len(batch) :])
-            matrices = [
-                one
-                for item, box in zip(items, boxes, strict=True)
-                for one in item.division.whole(box)
-            ]
-            orthogonalize_(matrices, *batch[0].kind.iteration)
-            normalize_(
-                [
-                    (matrix, next(words).view(self._wide).view(-1, 1), item.beta2)
-                    for matrix, item in zip(matrices, items, strict=True)
-                    if item.beta2 is not None
-                ]
-            )
+            words, scaled = iter(wholes[len(batch) :]), []
+            for one, whole in zip(batch, wholes[: len(batch)], strict=True):
+                item = self.items[one.item]
+                (matrix,) = item.division.whole(whole)
+                rows = None
+                if item.beta2 is not None:
+                    rows = next(words).view(self._wide).view(-1, 1)
+                scaled.append(Scaled(matrix, rows, item.beta2))
+            orthogonalize_batch_(scaled, batch[0].kind.iteration)
             _copy(writes)
         return results
 

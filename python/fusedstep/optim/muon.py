@@ -32,7 +32,7 @@ from fusedstep.optim.hyperparameters import (
 from fusedstep.optim.matrices import RATIOS, Division, division_of
 from fusedstep.optim.muon_tables import DescentTable, DirectionTable
 from fusedstep.optim.newton_schulz import Iteration
-from fusedstep.optim.normuon import Rows
+from fusedstep.optim.normuon import Moments
 from fusedstep.optim.optimizer import FusedOptimizer
 from fusedstep.optim.options import OptionArguments, Options
 from fusedstep.optim.state import MOMENT, StateSpec
@@ -287,9 +287,9 @@ class Muon(FusedOptimizer, TorchsMuon):
     def _write(self, step: Step, active: dict[Place, Table]) -> Tensor | None:
         norm = super()._write(step, active)  # AdamW's part, and the directions
         written: dict[Tensor, list[Tensor]] = {}
-        rows: dict[Tensor, Rows] = {}  # a rank sends its own even where it has no gradients
+        moments: dict[Tensor, Moments] = {}  # a rank sends its own even where it has no gradients
         for table in _tables_of(self._internals.tables):
-            rows.update(table.moments)
+            moments.update(table.moments)
         tables = _tables_of(active)
         for table in tables:
             written.update(table.written_matrices())
@@ -298,7 +298,9 @@ class Muon(FusedOptimizer, TorchsMuon):
             for group in self.param_groups
             if group["use_muon"]
         ]
-        self._whole_matrices.orthogonalize_(groups, written, rows, self._internals.tables.version)
+        self._whole_matrices.orthogonalize_(
+            groups, written, moments, self._internals.tables.version
+        )
         for table in tables:
             if table.descent.has_grads:
                 table.moments.advance(step, written.keys(), norm)

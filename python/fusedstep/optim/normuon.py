@@ -24,12 +24,38 @@ from torch import Tensor
 
 from fusedstep import _C
 from fusedstep.optim.distributed import is_dtensor, local
+from fusedstep.optim.newton_schulz import Iteration, orthogonalize_
 from fusedstep.optim.row_blocks import Row, list_rows
 from fusedstep.optim.state import MOMENT, Role, StateSpec, as_moment
 from fusedstep.optim.step import Plan, Step
 from fusedstep.switches import numerical
 
 EPS = 1e-10
+
+
+class Scaled(NamedTuple):
+    """A matrix [m, n] to orthogonalize; where its rows have moments, these and their decay."""
+
+    matrix: Tensor
+    moments: Tensor | None  # [m, 1], float32 or float64
+    beta2: float | None
+
+
+def orthogonalize_batch_(batch: Sequence[Scaled], iteration: Iteration) -> None:
+    """Orthogonalizes matrices of one shape, and normalizes those whose rows have moments.
+
+    Args:
+        batch: The matrices; they and their moments are overwritten, the moments by the next ones.
+        iteration: The Newton-Schulz iteration of all of them.
+    """
+    orthogonalize_([each.matrix for each in batch], *iteration)
+    normalize_(
+        [
+            (matrix, moments, beta2)
+            for matrix, moments, beta2 in batch
+            if moments is not None and beta2 is not None
+        ]
+    )
 
 
 @numerical
@@ -54,7 +80,7 @@ def normalize_(scaled: Sequence[tuple[Tensor, Tensor, float]]) -> None:
         torch._foreach_copy_([*matrices, *moments], [*x, *v])
 
 
-class Rows(NamedTuple):
+class Moments(NamedTuple):
     """The moments of a parameter's rows on this rank."""
 
     moment: Tensor
@@ -63,13 +89,13 @@ class Rows(NamedTuple):
     address: int  # of the moment, when it was listed
 
 
-class RowMoments(dict[Tensor, Rows]):
+class RowMoments(dict[Tensor, Moments]):
     """The moments at one place, by parameter, and the C++ table by which they move."""
 
     def __init__(self) -> None:
         super().__init__()
         self._table = _C.TensorTable()
-        self._listed: list[Rows] = []
+        self._listed: list[Moments] = []
         self._planned: tuple[Step, Plan] | None = None
 
     def rebuild(
@@ -91,7 +117,7 @@ class RowMoments(dict[Tensor, Rows]):
             ):  # fmt: skip
                 following = torch.zeros_like(moment)
             parts = [] if is_dtensor(param) else spec.division.matrices(following)
-            self[param] = Rows(moment, following, parts, moment.data_ptr())
+            self[param] = Moments(moment, following, parts, moment.data_ptr())
 
     def are_current(self, states: Mapping[Tensor, dict[str, Any]]) -> bool:
         """Whether the moments are those of the parameters' states, where they were listed."""

@@ -18,8 +18,8 @@ from fusedstep.optim.batches import Item, Matrix, batches_among
 from fusedstep.optim.distributed import is_dtensor
 from fusedstep.optim.exchange import Exchange
 from fusedstep.optim.matrices import Division
-from fusedstep.optim.newton_schulz import Iteration, orthogonalize_
-from fusedstep.optim.normuon import Rows, normalize_
+from fusedstep.optim.newton_schulz import Iteration
+from fusedstep.optim.normuon import Moments, Scaled, orthogonalize_batch_
 from fusedstep.optim.state import compute_dtype
 
 
@@ -48,7 +48,7 @@ class WholeMatrices:
         self,
         groups: Sequence[MatrixGroup],
         directions: Mapping[Tensor, list[Tensor]],
-        rows: Mapping[Tensor, Rows],
+        moments: Mapping[Tensor, Moments],
         version: int,
     ) -> None:
         """Replaces directions by orthogonal ones. All ranks of a DTensor's mesh must call this.
@@ -58,7 +58,7 @@ class WholeMatrices:
                 agree on.
             directions: For the parameters that have a gradient here, the matrices of the direction
                 as views, or, for a DTensor, the local part of the direction alone; overwritten.
-            rows: For the parameters that have them, NorMuon's moments; the next ones are written.
+            moments: NorMuon's, for the parameters that have them; the next ones are written.
             version: Another number whenever the parameters, their shapes or places have changed.
         """
         known = version, [group[1:] for group in groups]
@@ -67,7 +67,8 @@ class WholeMatrices:
             self._known = known
         for plan, params in self._plans.values():
             plan.orthogonalize_(
-                [directions.get(param) for param in params], [rows.get(param) for param in params]
+                [directions.get(param) for param in params],
+                [moments.get(param) for param in params],
             )
 
     def _plan(self, groups: Sequence[MatrixGroup]) -> None:
@@ -102,8 +103,8 @@ _GROUPS: WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = WeakKeyDictionary(
 def group_of(mesh: Any) -> Any:
     """The process group of all ranks of a mesh. All of them must call this.
 
-    A mesh has groups for its dimensions. One for all of several is made once, unless it is the
-    world.
+    A mesh has groups for its dimensions. The group of several dimensions together is made once, if
+    the mesh is not the whole world.
     """
     dims = [dim for dim in range(mesh.ndim) if mesh.size(dim) > 1]
     if len(dims) < 2:
@@ -127,30 +128,27 @@ class Here:
         self._batches = batches_among(items, device)
 
     def orthogonalize_(
-        self, directions: Sequence[list[Tensor] | None], rows: Sequence[Rows | None]
+        self, directions: Sequence[list[Tensor] | None], moments: Sequence[Moments | None]
     ) -> None:
         """Replaces matrices and next moments, by item; a batch of which none is there is left out.
 
         In the others, zeros are in the places of those that are not there.
         """
-        there = [each for each in rows if each is not None]
+        there = [each for each in moments if each is not None]
         if there:
             torch._foreach_copy_([each.next for each in there], [each.moment for each in there])
-        moments = [None if each is None else each.parts for each in rows]
+        parts = [None if each is None else each.parts for each in moments]
+        wide = compute_dtype(self._dtype)
         for batch in self._batches:
             if all(directions[matrix.item] is None for matrix in batch):
                 continue
-            columns = batch[0].kind.columns
-            matrices = [self._part(directions[m.item], m, columns, self._dtype) for m in batch]
-            orthogonalize_(matrices, *batch[0].kind.iteration)
-            wide = compute_dtype(self._dtype)
-            normalize_(
-                [
-                    (matrix, self._part(moments[m.item], m, 1, wide), beta2)
-                    for matrix, m in zip(matrices, batch, strict=True)
-                    if (beta2 := self.items[m.item].beta2) is not None
-                ]
-            )
+            columns, scaled = batch[0].kind.columns, []
+            for m in batch:
+                beta2 = self.items[m.item].beta2
+                matrix = self._part(directions[m.item], m, columns, self._dtype)
+                rows = None if beta2 is None else self._part(parts[m.item], m, 1, wide)
+                scaled.append(Scaled(matrix, rows, beta2))
+            orthogonalize_batch_(scaled, batch[0].kind.iteration)
 
     def _part(
         self, parts: list[Tensor] | None, matrix: Matrix, columns: int, dtype: torch.dtype
