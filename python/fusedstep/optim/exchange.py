@@ -256,7 +256,15 @@ def _taken(messages: Tensor, at: list[int], rank: int, part: Part) -> Tensor:
 
 
 def _copy(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Copies the second of each pair into the first."""
-    pairs = list(pairs)
+    """Copies the second of each pair into the first, bit for bit.
+
+    As integers where they are bfloat16: torch copies that through float32 on a GPU, and writes one
+    NaN for all of them, which words of moments may look like.
+    """
+    pairs = [(_bits(to), _bits(what)) for to, what in pairs]
     if pairs:
         torch._foreach_copy_([to for to, _ in pairs], [what for _, what in pairs])
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
