@@ -87,7 +87,7 @@ test-trainers: setup $(SECOND)/trainers ## train with Lightning, transformers, a
 bench: setup ## time everything against what could be used instead; ARGS="--quick ..."
 	$(PY) -m bench $(ARGS)
 
-# The libraries share one environment; what has no wheel for this machine or needs CUDA is left out.
+# The libraries share one environment. Their extra leaves out what needs CUDA; all others must install.
 .PHONY: bench-peers
 bench-peers: setup $(PEERS)/installed ## the same against all that pip gives to use instead; ARGS="..."
 	PYTHONPATH="$(CURDIR)/python" $(PEERS)/bin/python -m bench $(ARGS)
