@@ -279,6 +279,22 @@ def moments_of_columns_agree_again(ranks: Ranks) -> None:
     assert len(seen) == 4
 
 
+@check(2)
+def moments_that_ranks_share_are_the_owners(ranks: Ranks) -> None:
+    """The first rank owns the only batch; what its replica lacks or has, all go on with."""
+    mesh = init_device_mesh("cpu", (ranks.world,))
+    for changed in (0, 1):
+        twins = Matrices(mesh, [COLUMNS], shapes=[(8, 16)], one_group=True, normuon_beta2=0.9)
+        for step in range(2):
+            twins.set_grads()
+            twins.optimizer.step()
+            moment = local(twins.optimizer.state[twins.spread[0]][MOMENT])
+            if step == 0 and ranks.rank == changed:
+                moment.fill_(1e6)
+        assert_same_on_all_ranks(moment, "moments")
+        assert bool((moment > 1e5).all()) == (changed == 0)
+
+
 @check(2, 3)
 def one_rank_makes_all_skip(ranks: Ranks) -> None:
     mesh = init_device_mesh("cpu", (ranks.world,))
