@@ -43,6 +43,7 @@ class Side:
     state_bytes: Callable[[], int] = no_bytes  # kept between calls, all told; asked after the first
     peak_bytes: Callable[[], int] = no_bytes  # of a process that does nothing else; 0: not measured
     close: Callable[[], None] = nothing  # ends its process
+    process: int = 0  # the number of the one in which it works; 0: this one
 
 
 def side_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from fusedstep import build
 from fusedstep.__main__ import processor_name
 
 LEAST_SAMPLE = 2e-3  # seconds; shorter calls are repeated within a sample
+IDLE = 20e-3  # seconds; OpenMP's threads spin for some milliseconds after their work
 COPIED = 1 << 24  # float64 elements copied for the bandwidth
 Call = Callable[[], object]
 Timer = Callable[[Call, int], float]  # seconds of a call repeated that many times
@@ -76,22 +78,49 @@ def cold_timer_of(device: torch.device) -> Timer:
     return cold_cuda_seconds if device.type == "cuda" else cpu_seconds
 
 
+def repeats_of(sample: Callable[[int], float]) -> int:
+    """How many calls last for LEAST_SAMPLE, twice in a row: one slow call must not decide."""
+    repeats = 1
+    while any(sample(repeats) < LEAST_SAMPLE for _ in range(2)):
+        repeats *= 2
+    return repeats
+
+
 def in_rounds(
-    samplers: Sequence[Callable[[int], float]], seconds: float, least_rounds: int = 7
+    samplers: Sequence[Callable[[int], float]],
+    seconds: float,
+    least_rounds: int = 7,
+    processes: Sequence[int] | None = None,
 ) -> list[list[float]]:
     """Seconds a call of every sampler, a sample a round each, until `seconds` have passed.
 
     samplers: each makes and times so many calls; they must have been warmed up.
+    processes: the one in which each works; by default the same.
 
-    Which one is first rotates: what one leaves in the caches is found by each of the others.
+    The order is drawn anew in each round, the same in every run: each side follows each of the
+    others, and finds in the caches what that one leaves. Where the process changes, all idle until
+    no thread of the last one spins, and an untimed call wakes those of the next.
     """
-    repeats = [max(1, math.ceil(LEAST_SAMPLE / sample(1))) for sample in samplers]
+    places = [0] * len(samplers) if processes is None else processes
+    last: int | None = None
+
+    def take(at: int, calls: int) -> float:
+        nonlocal last
+        if places[at] != last:
+            time.sleep(IDLE)
+            samplers[at](1)
+            last = places[at]
+        return samplers[at](calls)
+
+    order = list(range(len(samplers)))
+    repeats = [repeats_of(partial(take, at)) for at in order]
     taken: list[list[float]] = [[] for _ in samplers]
+    draw = random.Random(0)
     end = time.perf_counter() + seconds
     while len(taken[0]) < least_rounds or time.perf_counter() < end:
-        first = len(taken[0]) % len(samplers)
-        for at in (*range(first, len(samplers)), *range(first)):
-            taken[at].append(samplers[at](repeats[at]) / repeats[at])
+        draw.shuffle(order)
+        for at in order:
+            taken[at].append(take(at, repeats[at]) / repeats[at])
     return taken
 
 

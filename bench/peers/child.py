@@ -3,8 +3,9 @@
     python -m bench.peers.child bench.peers.optax
 
 serves the sides that this module makes: it reads requests from stdin and writes answers to stdout,
-as pickles. Between requests it sleeps, so that the threads of one library never run while another
-is timed. A process is started for the first case and serves all that follow.
+as pickles. Between requests it sleeps, and so do its threads some milliseconds after their work:
+`bench.measure.in_rounds` waits for that, so that they never run while another library is timed. A
+process is started for the first case and serves all that follow.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Child:
             pickle.dump(request, requests)
             requests.flush()
             answer, failure = pickle.load(answers)
-        except (BrokenPipeError, EOFError):
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError):  # the last: half an answer
             status = self.process.wait()
             raise RuntimeError(f"the process of {self.module} ended with {status}") from None
         if failure:
@@ -98,12 +99,19 @@ def sides(module: str, work: Work, device: torch.device) -> Iterator[Side]:
             partial(child.ask, "sample", key),
             partial(result_of, child, key),
             partial(child.ask, "state_bytes", key),
-            close=partial(child.ask, "close", key),
+            close=partial(close, child, key),
+            process=child.process.pid,
         )
 
 
 def result_of(child: Child, key: int) -> list[Tensor]:
     return list(map(torch.from_numpy, child.ask("result", key)))
+
+
+def close(child: Child, key: int) -> None:
+    """Lets the side go, if its process has not ended before."""
+    with suppress(RuntimeError):
+        child.ask("close", key)
 
 
 class Server:
@@ -153,8 +161,8 @@ def main() -> None:
         answer, failure = None, ""
         try:
             answer = getattr(server, method)(*values)
-        except Exception:
-            failure = traceback.format_exc()
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         pickle.dump((answer, failure), answers, protocol=pickle.HIGHEST_PROTOCOL)
         answers.flush()
 

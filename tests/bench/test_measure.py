@@ -14,24 +14,65 @@ import torch
 from bench import load, measure, record
 from bench.record import append_csv, read_csv, text_table, write_json, write_whole
 
+Calls = list[tuple[str, int]]
 
-def test_sides_take_turns_in_a_rotating_order_and_short_calls_are_repeated() -> None:
-    calls: list[tuple[str, int]] = []
 
-    def sampler(side: str, seconds: float) -> Callable[[int], float]:
-        def sample(repeats: int) -> float:
-            calls.append((side, repeats))
-            return repeats * seconds
+def sampler(calls: Calls, side: str, seconds: float) -> Callable[[int], float]:
+    """Notes each call, and says that it took so many seconds for each repetition."""
 
-        return sample
+    def sample(repeats: int) -> float:
+        calls.append((side, repeats))
+        return repeats * seconds
 
+    return sample
+
+
+def test_sides_take_turns_in_a_drawn_order_that_is_the_same_in_every_run() -> None:
+    calls: Calls = []
+    samplers = [sampler(calls, side, 1.0) for side in "abc"]
+    measure.in_rounds(samplers, 0, least_rounds=60)
+    sides = "".join(side for side, _ in calls)
+    before, rounds = sides[:7], [sides[at : at + 3] for at in range(7, len(sides), 3)]
+    assert before == "aaabbcc"  # woken, then how long is a call?
+    assert len(rounds) == 60
+    assert set(rounds) == {"abc", "acb", "bac", "bca", "cab", "cba"}
+    follows = [sides[7:][at : at + 2] for at in range(len(sides) - 8)]
+    assert all(follows.count(pair) > 12 for pair in ("ab", "ac", "ba", "bc", "ca", "cb"))
+    again = list(calls)
+    calls.clear()
+    measure.in_rounds(samplers, 0, least_rounds=60)
+    assert calls == again
+
+
+def test_short_calls_are_repeated_until_a_sample_is_long_enough() -> None:
+    calls: Calls = []
     sides = {"a": 1e-4, "b": 5e-3, "c": 2e-3}
-    taken = measure.in_rounds([sampler(*side) for side in sides.items()], 0, least_rounds=4)
+    taken = measure.in_rounds([sampler(calls, *side) for side in sides.items()], 0, 4)
     for samples, seconds in zip(taken, sides.values(), strict=True):
         assert samples == pytest.approx([seconds] * 4)
-    a, b, c = ("a", 20), ("b", 1), ("c", 1)
-    assert calls[:3] == [("a", 1), b, c]  # how long is a call?
-    assert calls[3:] == [a, b, c, b, c, a, c, a, b, a, b, c]
+    assert set(calls[-12:]) == {("a", 32), ("b", 1), ("c", 1)}
+
+
+def test_a_slow_first_call_does_not_decide_how_many_make_a_sample() -> None:
+    slow = iter([1.0, 1.0])
+    assert measure.repeats_of(lambda repeats: next(slow, repeats * 1e-3)) == 1
+    slow = iter([1.0])
+    assert measure.repeats_of(lambda repeats: next(slow, repeats * 1e-3)) == 2
+
+
+def test_where_the_process_changes_all_idle_and_the_next_is_woken(monkeypatch) -> None:
+    calls: Calls = []
+    monkeypatch.setattr(measure.time, "sleep", lambda seconds: calls.append(("idle", 0)))
+    samplers = [sampler(calls, side, 1e-3) for side in "abc"]
+    measure.in_rounds(samplers, 0, least_rounds=20, processes=[0, 7, 0])
+    places, last, at = {"a": 0, "b": 7, "c": 0}, None, 0
+    while at < len(calls):
+        if calls[at][0] == "idle":
+            (side, repeats), at = calls[at + 1], at + 2
+            assert (repeats, places[side] != last) == (1, True)
+            last = places[side]
+        assert places[calls[at][0]] == last
+        at += 1
 
 
 @pytest.mark.parametrize("n", [*range(6, 40), 500, 5001])
