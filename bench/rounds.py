@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
@@ -92,10 +92,15 @@ def checked(side: Side | Exception, check: Check) -> Outcome:
     try:
         return check.outcome(side)
     except Exception as error:
-        return Outcome(side.provider, f"fails: {told(error)}", False)
+        return Outcome(side.provider, failure(error), False)
 
 
-def told(error: Exception) -> str:
+def failure(error: BaseException | None) -> str:
+    """What a row says of a side that raised."""
+    return f"fails: {told(error)}"
+
+
+def told(error: BaseException | None) -> str:
     """An exception in one line."""
     return f"{type(error).__name__}: {error}".split("\n")[0][:200]
 
@@ -108,17 +113,61 @@ class Effort:
     least_rounds: int = 7  # of fewer than 6 no median has an interval
 
 
+class Stopped(Exception):
+    """A side raised while it was timed; the cause says what."""
+
+    def __init__(self, at: int):
+        super().__init__(at)
+        self.at = at  # which of the sides beside ours
+
+
+def guarded(at: int, side: Side) -> Callable[[int], float]:
+    """The side's sampler, that says whose it was where it raises."""
+
+    def sample(calls: int) -> float:
+        try:
+            return side.sample(calls)
+        except Exception as error:
+            raise Stopped(at) from error
+
+    return sample
+
+
+def take_turns(
+    ours: Side, timed: list[tuple[Side, Outcome]], how: Effort
+) -> tuple[list[float], str]:
+    """Fills in the times of these beside ours; our times, and the load meanwhile.
+
+    A side that raises has failed, and leaves `timed`; the others are timed again without it.
+    """
+    while True:
+        sides = [side for side, _ in timed]
+        samplers = [ours.sample, *(guarded(at, side) for at, side in enumerate(sides))]
+        processes = [side.process for side in (ours, *sides)]
+        load = Load()
+        try:
+            mine, *others = in_rounds(samplers, how.seconds, how.least_rounds, processes)
+            break
+        except Stopped as stopped:
+            _, outcome = timed.pop(stopped.at)
+            outcome.passed, outcome.check = False, failure(stopped.__cause__)
+    said = load.text()
+    for (_, outcome), times in zip(timed, others, strict=True):
+        outcome.times, outcome.load = times, said
+        outcome.ratios = [b / a for a, b in zip(mine, times, strict=True)]
+    return mine, said
+
+
 def measured(case: Case, device: torch.device, how: Effort, room: int) -> list[Outcome]:
     """The outcome of every side, ours first.
 
     room: how many sides may exist at a time. Where there are more, ours stays and meets the others
-    in turn; all its samples count.
+    in turn; all its samples count, and its load is busy if it was once.
     """
     every = made(case.sides(device))
     ours = next(every)
     if isinstance(ours, Exception):
         raise ours
-    load = Load()
     check = Check(ours, case.tolerance)
     outcomes = [Outcome(ours.provider, "", True, ours.state_bytes(), ours.peak_bytes())]
 
@@ -128,12 +177,10 @@ def measured(case: Case, device: torch.device, how: Effort, room: int) -> list[O
         outcomes.extend(outcome for _, outcome in found)
         timed = [(side, o) for side, o in found if isinstance(side, Side) and o.passed]
         if case.timed and (timed or not some):
-            samplers = [side.sample for side in (ours, *(side for side, _ in timed))]
-            mine, *others = in_rounds(samplers, how.seconds, how.least_rounds)
+            mine, said = take_turns(ours, timed, how)
             outcomes[0].times += mine
-            for (_, outcome), times in zip(timed, others, strict=True):
-                outcome.times = times
-                outcome.ratios = [b / a for a, b in zip(mine, times, strict=True)]
+            if not outcomes[0].load.endswith("busy"):
+                outcomes[0].load = said
         for side in some:
             if isinstance(side, Side):
                 side.close()
@@ -145,7 +192,4 @@ def measured(case: Case, device: torch.device, how: Effort, room: int) -> list[O
     if case.timed and not outcomes[0].times:
         meet([])
     ours.close()
-    said = load.text()
-    for outcome in outcomes:
-        outcome.load = said
     return outcomes

@@ -13,6 +13,7 @@ import torch
 from bench import __main__ as program
 from bench import rounds, table
 from bench.case import Case, Side, Work, side_of
+from bench.measure import LEAST_SAMPLE
 from bench.peers import Peer
 from bench.record import ROOT, read_csv
 from bench.rounds import Effort, measured
@@ -202,6 +203,68 @@ def test_a_side_alone_is_timed() -> None:
     assert ours.ratio == (1, 1, 1)
 
 
+def test_a_side_that_stops_while_it_is_timed_has_failed_and_the_others_are_timed() -> None:
+    calls = {"before": 0, "stops": 0, "after": 0}
+
+    def stopping(work: Work, device: torch.device) -> Iterator[Side]:
+        for name in calls:
+            side = sgd(name, work, device)
+
+            def sample(count: int, name: str = name, side: Side = side) -> float:
+                calls[name] += 1
+                if name == "stops" and calls[name] > 20:
+                    raise RuntimeError("no longer\nand more")
+                return max(side.sample(count), LEAST_SAMPLE)
+
+            yield replace(side, sample=sample)
+
+    case = case_of("one", work_of("sgd", ((30,),), clip=False), [Peer("stopping", (), stopping)])
+    ours, *others = measured(case, CPU, Effort(0, 40), room=9)
+    assert [(o.provider, o.passed, len(o.times)) for o in others] == [
+        ("before", True, 40),
+        ("stops", False, 0),
+        ("after", True, 40),
+    ]
+    assert others[1].check == "fails: RuntimeError: no longer"
+    assert len(ours.times) == 40
+    assert calls["after"] > 50  # timed once more
+
+
+def test_a_side_of_ours_that_stops_ends_the_run() -> None:
+    def sides(device: torch.device) -> Iterator[Side]:
+        side = sgd("fusedstep", work_of("sgd", ((30,),)), device)
+        yield replace(side, sample=lambda count: 1 / (count - 1))
+
+    case = replace(case_of("one", work_of("sgd", ((1,),)), []), sides=sides)
+    with pytest.raises(ZeroDivisionError):
+        measured(case, CPU, Effort(0, 7), room=2)
+
+
+def test_the_load_is_that_of_the_timing_and_ours_is_busy_if_it_once_was(monkeypatch) -> None:
+    said = iter(["others 0.01, average 1.00", "others 0.20, average 2.00, busy"] * 2)
+    events: list[str] = []
+
+    class Watch:
+        def __init__(self) -> None:
+            events.append("watch")
+
+        def text(self) -> str:
+            return next(said)
+
+    def counted(work: Work, device: torch.device) -> Iterator[Side]:
+        for name in ("a", "b", "c"):
+            events.append(name)
+            yield sgd(name, work, device, lr=1.5 if name == "b" else 1.0)
+
+    monkeypatch.setattr(rounds, "Load", Watch)
+    case = case_of("one", work_of("sgd", ((30,),), clip=False), [Peer("counted", (), counted)])
+    ours, a, b, c = measured(case, CPU, Effort(0, 7), room=2)
+    assert events == ["a", "watch", "b", "c", "watch"]
+    assert (a.load, b.load) == ("others 0.01, average 1.00", "")
+    assert ours.load == c.load == "others 0.20, average 2.00, busy"
+    assert measured(case, CPU, Effort(0, 7), room=2)[0].load == ours.load
+
+
 def test_ratios_are_taken_pair_by_pair() -> None:
     """A machine that slows down between the rounds changes both sides' times, and no ratio."""
 
@@ -212,7 +275,7 @@ def test_ratios_are_taken_pair_by_pair() -> None:
             def sample(calls: int, times: float = times, moved: list = moved) -> float:
                 moved[0] = torch.ones(1)
                 samples.append(times)
-                return calls * times * (1 + (len(samples) // 2 % 5)
+                return calls * times * (1 + len(samples) // 2 % 5)
 
             yield Side(provider, sample, lambda moved=moved: moved)
 

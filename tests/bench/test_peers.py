@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.case import Work, kept_bytes
-from bench.peers import PEERS, child
+from bench.case import Side, Work, kept_bytes
+from bench.peers import PEERS, Peer, child
 from bench.peers.steps import arguments
+from bench.rounds import Effort, measured
+from bench.step import case_of
 
 CPU = torch.device("cpu")
 MATRICES = ((64, 96), (128, 64))  # of at least 4096 elements: with fewer, state stays in float32
@@ -230,7 +233,32 @@ def test_what_fails_in_a_process_is_reported(served: child.Child) -> None:
     (side,) = child.sides(NUMPY, work_of("muon"), CPU)
     with pytest.raises(RuntimeError, match=f"{NUMPY} ended with 3"):
         side.sample(1)
+    side.close()
     # The next case starts another one.
     (side,) = child.sides(NUMPY, Work("sgd", {"lr": 1.0}, "float32", False, SHAPES), CPU)
     assert side.sample(1) > 0
     child.child_of(NUMPY, torch.get_num_threads()).end()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("samples", [0, 4])
+def test_a_process_that_ends_in_the_check_or_the_rounds_ends_no_run(
+    served: child.Child, samples: int
+) -> None:
+    def sides(work: Work, device: torch.device) -> Iterator[Side]:
+        (side,) = child.sides(NUMPY, work, device)
+        assert side.process == served.process.pid
+        taken = iter(range(samples))
+
+        def sample(calls: int) -> float:
+            if next(taken, None) is None:
+                served.process.kill()
+            return side.sample(calls)
+
+        yield replace(side, sample=sample)
+
+    work = Work("sgd", {"lr": 1.0}, "float32", True, SHAPES)
+    ours, ended = measured(case_of("one", work, [Peer("numpy", (), sides)]), CPU, Effort(0, 7), 9)
+    assert (ended.provider, ended.passed, ended.times) == ("numpy", False, [])
+    assert ended.check == f"fails: RuntimeError: the process of {NUMPY} ended with -9"
+    assert len(ours.times) == 7
