@@ -30,14 +30,14 @@ from bench.case import Case
 from bench.command import InputError, Parser, count, exit_status, positive
 from bench.measure import Quantiles, copy_rate, devices, facts, product_rate
 from bench.peers import PEERS, Peer
-from bench.record import RESULTS, Row, append_csv
+from bench.record import RESULTS, Row, append_csv, check_columns
 from bench.rounds import Effort, Outcome, measured
 from bench.table import show
 
 CSV = RESULTS / "bench.csv"
 SECONDS = 5.0  # of a case
 QUICK_SECONDS, QUICK_ELEMENTS, QUICK_TENSORS = 0.05, 1 << 20, 100
-PRODUCT_SIZE = 1024  # of the matrices whose product gives the rate
+PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product gives the rate
 FREE_PART = 0.9  # of free memory that sides may take
 EVERYTHING = ["*"]
 
@@ -121,7 +121,7 @@ class Roof:
 
     def __init__(self, device: torch.device) -> None:
         self.copied = copy_rate(device)  # bytes a second
-        self._products = cache(lambda dtype: product_rate(device, PRODUCT_SIZE, dtype))
+        self._products = cache(lambda dtype: product_rate(device, PRODUCT_SIZE[device.type], dtype))
 
     def seconds(self, case: Case) -> float:
         """The least time; 0 where neither bytes nor products decide."""
@@ -177,6 +177,16 @@ def row_of(case: Case, outcome: Outcome, where: Row, version: str, roof: float) 
     return row
 
 
+def check_out(path: Path) -> None:
+    """InputError if the results file cannot take our rows, before hours of timing."""
+    case = next(all_cases([]))
+    row = row_of(case, Outcome("", "", True), where_of(torch.device("cpu")), "", 0.0)
+    try:
+        check_columns(list(row), path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--out: {error}") from None
+
+
 # --- the run ---
 
 
@@ -230,11 +240,10 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(case.name for case in cases))
         return 0
     torch.set_num_threads(options.threads)
-    found = [
-        pair
-        for device in devices(options.device)
-        for pair in timed_on(device, cases, options, peers)
-    ]
+    wanted = devices(options.device)
+    if not options.no_record:
+        check_out(options.out)
+    found = [pair for device in wanted for pair in timed_on(device, cases, options, peers)]
     show([row for _, row in found])
     wrong = [(row["case"], outcome) for outcome, row in found if not outcome.passed]
     for case, outcome in wrong:

@@ -46,6 +46,10 @@ class Side:
     process: int = 0  # the number of the one in which it works; 0: this one
 
 
+class NotMade(Exception):
+    """A peer, by its name, has failed to make a side; the cause is what its library raised."""
+
+
 def side_of(
     provider: str,
     call: Call,

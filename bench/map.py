@@ -13,6 +13,7 @@ vary by several percent from run to run.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from torch import Tensor
 
 import fusedstep
 from bench.case import Shape, random_params
+from bench.command import exit_status
 from bench.measure import Call, compare, devices, facts
 from bench.norm import clip, total_norm
 from bench.pinv import Problem as Matrices
@@ -197,7 +199,7 @@ def arguments() -> argparse.Namespace:
     return options.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     chosen = arguments()
     cells = (
         [] if chosen.draw else [c for c in CELLS if not chosen.case or c.function in chosen.case]
@@ -220,7 +222,8 @@ def main() -> None:
         print(text_table([shown, *([str(row[name]) for name in shown] for row in slower)]))
     if chosen.draw or not chosen.no_record:
         draw(read_csv(chosen.csv), chosen.csv.with_suffix(".png"))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status("bench.map", main))

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 
 import fusedstep
+from bench.command import InputError
 from bench.record import commit, driver
 from fusedstep import build
 from fusedstep.__main__ import processor_name
@@ -178,18 +179,24 @@ def compare(
     return Medians(statistics.median(mine), statistics.median(other), len(mine))
 
 
+def least_seconds(call: Call, device: torch.device) -> float:
+    """Of a call: the best of seven samples, each so long that a GPU never waits for a launch."""
+    sample = partial(timer_of(device), call)
+    repeats = repeats_of(sample)
+    return min(sample(repeats) for _ in range(7)) / repeats
+
+
 def product_rate(device: torch.device, size: int, dtype: torch.dtype) -> float:
-    """Operations a second of torch's product of two matrices, the best of seven."""
+    """Operations a second of torch's product of two matrices."""
     A = torch.randn(size, size, dtype=dtype, device=device)
-    return 2 * size**3 / min(timer_of(device)(lambda: A @ A, 1) for _ in range(7))
+    return 2 * size**3 / least_seconds(lambda: A @ A, device)
 
 
 def copy_rate(device: torch.device, elements: int = COPIED) -> float:
-    """Bytes a second that torch's copy of float64 reads and writes, the best of seven."""
+    """Bytes a second that torch's copy of float64 reads and writes."""
     source = torch.randn(elements, dtype=torch.float64, device=device)
     target = torch.zeros_like(source)
-    best = min(timer_of(device)(lambda: target.copy_(source), 1) for _ in range(7))
-    return 2 * source.nbytes / best
+    return 2 * source.nbytes / least_seconds(lambda: target.copy_(source), device)
 
 
 def hardware(device: torch.device) -> str:
@@ -229,9 +236,9 @@ def machine(device: torch.device) -> dict[str, object]:
 
 
 def devices(wanted: str) -> list[torch.device]:
-    """The devices to run on; SystemExit with a sentence if the wanted one cannot be used."""
+    """The devices to run on; InputError if the wanted one cannot be used."""
     lack = build.CUDA_REASON or ("" if torch.cuda.is_available() else "torch sees no GPU")
     if wanted == "cuda" and lack:
-        raise SystemExit(f"bench: no timings on CUDA: {lack}")
+        raise InputError(f"--device: no timings on CUDA: {lack}")
     both = [torch.device("cpu")] + ([] if lack else [torch.device("cuda", 0)])
     return [device for device in both if wanted in ("all", device.type)]

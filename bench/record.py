@@ -52,16 +52,21 @@ def driver() -> str:
     return query.split("\n")[0]
 
 
-def append_csv(rows: Sequence[Row], path: Path) -> None:
-    """Append lines, with the heading in a new file; ValueError if the file has other columns."""
-    columns = list(rows[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    if not fresh:
+def check_columns(columns: list[str], path: Path) -> None:
+    """ValueError if the file exists and has other columns."""
+    if path.exists():
         with path.open(newline="") as file:
             found = next(csv.reader(file), [])
         if found != columns:
             raise ValueError(f"{path.name}: columns must be {columns}, got {found}")
+
+
+def append_csv(rows: Sequence[Row], path: Path) -> None:
+    """Append lines, with the heading in a new file; ValueError if the file has other columns."""
+    columns = list(rows[0])
+    check_columns(columns, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         if fresh:

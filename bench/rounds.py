@@ -12,7 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bench.case import Case, Side
+from bench.case import Case, NotMade, Side
 from bench.load import Load
 from bench.measure import in_rounds, median_interval
 
@@ -88,7 +88,8 @@ def made(sides: Iterator[Side]) -> Iterator[Side | Exception]:
 def checked(side: Side | Exception, check: Check) -> Outcome:
     """What the check says, also where a library raises."""
     if isinstance(side, Exception):
-        return Outcome("a peer", f"not made: {told(side)}", False)
+        name, cause = (str(side), side.__cause__) if isinstance(side, NotMade) else ("a side", side)
+        return Outcome(name, f"not made: {told(cause)}", False)
     try:
         return check.outcome(side)
     except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.case import Case, Shape, Side, Work
+from bench.case import Case, NotMade, Shape, Side, Work
 from bench.peers import Peer
 from bench.step_cases import (
     MODES,
@@ -76,12 +76,20 @@ def selection() -> Iterator[tuple[str, Work]]:
         yield named("adamw", f"{count}x64", ((64,),) * count)
 
 
+def sides_of(peer: Peer, work: Work, device: torch.device) -> Iterator[Side]:
+    """The peer's sides; what it raises in place of one says whose it would have been."""
+    try:
+        yield from peer.sides(work, device)
+    except Exception as error:
+        raise NotMade(peer.name) from error
+
+
 def case_of(name: str, work: Work, peers: Sequence[Peer]) -> Case:
     """The case of a step: fusedstep's side, then every peer's."""
 
     def sides(device: torch.device) -> Iterator[Side]:
         # A chain goes on after a peer that raises; a generator would not.
-        return chain(our_side(work, device), *(peer.sides(work, device) for peer in peers))
+        return chain(our_side(work, device), *(sides_of(peer, work, device) for peer in peers))
 
     return Case(
         group="step",

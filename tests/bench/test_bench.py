@@ -61,7 +61,7 @@ ABSENT = Peer("absent", ("no-such-distribution",), wrong_sides)
 def peers(monkeypatch: pytest.MonkeyPatch) -> None:
     every = {peer.name: peer for peer in (HONEST, WRONG, FAILING, ABSENT)}
     monkeypatch.setattr(program, "PEERS", every)
-    monkeypatch.setattr(program, "PRODUCT_SIZE", 64)
+    monkeypatch.setitem(program.PRODUCT_SIZE, "cpu", 64)
     monkeypatch.setattr(program, "copy_rate", lambda device: 1e9)
 
 
@@ -105,9 +105,10 @@ def test_what_computes_something_else_is_not_timed(peers: None, tmp_path: Path, 
     status, rows = run(tmp_path / "bench.csv", "--cases", SMALLEST)
     assert status == 1
     by_name = {row["provider"]: row for row in rows}
-    wrong, failing = by_name["wrong"], by_name["a peer"]
+    wrong, failing = by_name["wrong"], by_name["failing"]
     assert wrong["check"] == "differs by 5.0e-01"  # half as far again as ours
     assert failing["check"] == "not made: RuntimeError: no such library"
+    assert failing["version"] == wrong["version"] != ""
     for row in (wrong, failing):
         assert (row["rounds"], row["p50_us"], row["ratio"]) == ("0", "", "")
     assert by_name["honest, first"]["ratio"]
@@ -146,6 +147,26 @@ def test_globs_choose_cases_and_quick_the_small_ones(peers: None, capsys) -> Non
 def test_wrong_arguments_are_refused(peers: None, arguments, told: str, capsys) -> None:
     assert program.main(arguments) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_results_file_with_other_columns_is_refused_before_anything_is_timed(
+    peers: None, tmp_path: Path, capsys
+) -> None:
+    path = tmp_path / "other.csv"
+    path.write_text("date,ratio\n1,2\n")
+    status, _ = run(path, "--cases", SMALLEST)
+    told = capsys.readouterr()
+    assert status == 2
+    assert "bench: --out: other.csv: columns must be ['date', " in told.err
+    assert SMALLEST not in told.out
+    assert path.read_text() == "date,ratio\n1,2\n"
+    assert run(path, "--cases", SMALLEST, "--peers", "honest", "--no-record")[0] == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there_is_refused(peers: None, capsys) -> None:
+    assert program.main(["--device", "cuda", "--cases", SMALLEST]) == 2
+    assert "bench: --device: no timings on CUDA: " in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_left_out_with_a_sentence(

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -58,6 +59,27 @@ def test_a_slow_first_call_does_not_decide_how_many_make_a_sample() -> None:
     assert measure.repeats_of(lambda repeats: next(slow, repeats * 1e-3)) == 1
     slow = iter([1.0])
     assert measure.repeats_of(lambda repeats: next(slow, repeats * 1e-3)) == 2
+
+
+@pytest.mark.parametrize(
+    ("rate", "work"),
+    [
+        (partial(measure.product_rate, size=8, dtype=torch.float32), 2 * 8**3),
+        (partial(measure.copy_rate, elements=4), 2 * 4 * 8),
+    ],
+)
+def test_a_rate_is_that_of_the_best_sample_of_many_calls(monkeypatch, rate, work: int) -> None:
+    """A launch of 1 ms comes before calls of 10 µs: it is hardly seen."""
+    samples: list[int] = []
+
+    def timer(call: Callable[[], object], repeats: int) -> float:
+        call()
+        samples.append(repeats)
+        return (1e-3 if len(samples) % 4 else 0) + 1e-5 * repeats
+
+    monkeypatch.setattr(measure, "timer_of", lambda device: timer)
+    assert rate(torch.device("cpu")) == pytest.approx(work / 1e-5)
+    assert samples[-7:] == [256] * 7
 
 
 def test_where_the_process_changes_all_idle_and_the_next_is_woken(monkeypatch) -> None:
