@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from bench.measure import Call, cold_timer_of
 
 MAX_NORM = 1.0
+PERIOD = 65_537  # of the check's second gradients
 Shape = tuple[int, ...]
 Seconds = Callable[[int], float]  # of so many calls in a row
 
@@ -44,6 +45,15 @@ class Side:
     peak_bytes: Callable[[], int] = no_bytes  # of a process that does nothing else; 0: not measured
     close: Callable[[], None] = nothing  # ends its process
     process: int = 0  # the number of the one in which it works; 0: this one
+    # Gives a step other gradients, as `renew_grads`; None: to the parameters that `result` returns.
+    renew: Callable[[], None] | None = None
+
+    def renew_grads(self) -> None:
+        """Gives a step the second gradients of the check."""
+        if self.renew:
+            self.renew()
+        else:
+            renew_grads(self.result())
 
 
 class NotMade(Exception):
@@ -120,6 +130,27 @@ def random_params(
     return params
 
 
+def second_grads(params: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Other gradients, unlike the first in size and sign: their norm is half of MAX_NORM.
+
+    The same numbers again and again, for speed, with a prime period: no rows of a matrix are equal.
+    """
+    generator = torch.Generator().manual_seed(1)
+    scale = MAX_NORM / 2 / math.sqrt(max(1, sum(param.numel() for param in params)))
+    numbers = torch.empty(PERIOD).normal_(generator=generator).mul_(scale)
+    for param in params:
+        times = math.ceil(param.numel() / PERIOD)
+        yield numbers.to(param.device, param.dtype).repeat(times)[: param.numel()].view_as(param)
+
+
+@torch.no_grad()
+def renew_grads(params: Sequence[Tensor]) -> None:
+    """Overwrites the gradients in place, for steps may have kept their addresses."""
+    for param, grad in zip(params, second_grads(params), strict=True):
+        assert param.grad is not None
+        param.grad.copy_(grad)
+
+
 @dataclass(frozen=True)
 class Work:
     """What a step has to do; peers make sides of it."""
@@ -161,5 +192,6 @@ class Case:
     tolerance: float
     side_bytes: int = 0  # what one side holds: how many sides fit into memory at a time
     product: torch.dtype = torch.float32  # in which those matrix products are computed
+    renews: bool = False  # the check renews gradients: a step's, which are the same at each call
     timed: bool = True  # False: sides are compared by their bytes alone
     devices: tuple[str, ...] = ("cpu", "cuda")  # on which it has a meaning

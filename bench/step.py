@@ -104,6 +104,7 @@ def case_of(name: str, work: Work, peers: Sequence[Peer]) -> Case:
         tolerance=MUON_TOLERANCE if work.rule == MUON.name else TOLERANCES[work.mode],
         side_bytes=held_bytes(work),
         product=torch.bfloat16,
+        renews=True,
     )
 
 

@@ -101,6 +101,7 @@ def sides(module: str, work: Work, device: torch.device) -> Iterator[Side]:
             partial(child.ask, "state_bytes", key),
             close=partial(close, child, key),
             process=child.process.pid,
+            renew=partial(child.ask, "renew_grads", key),
         )
 
 
@@ -139,6 +140,9 @@ class Server:
 
     def result(self, key: int) -> list[np.ndarray]:
         return [tensor.detach().numpy() for tensor in self.made[key].result()]
+
+    def renew_grads(self, key: int) -> None:
+        self.made[key].renew_grads()
 
     def state_bytes(self, key: int) -> int:
         return self.made[key].state_bytes()

@@ -18,7 +18,7 @@ import optax
 import optax.contrib
 import torch
 
-from bench.case import MAX_NORM, Side, Work, grads_of
+from bench.case import MAX_NORM, Side, Work, grads_of, second_grads
 from bench.peers.steps import MOST_COMPILED, arguments
 
 Rule: TypeAlias = optax.GradientTransformation
@@ -89,7 +89,9 @@ def sides(work: Work, device: torch.device) -> Iterator[Side]:
     options = arguments(work, *inspect.signature(make).parameters)
     if options is not None and len(work.shapes) <= MOST_COMPILED:
         steps = Steps(work, device, make(**options))
-        yield Side("optax, jitted", steps.sample, steps.result, steps.state_bytes)
+        yield Side(
+            "optax, jitted", steps.sample, steps.result, steps.state_bytes, renew=steps.renew
+        )
 
 
 class Steps:
@@ -109,6 +111,10 @@ class Steps:
             return optax.apply_updates(params, updates), state
 
         self.step = step
+
+    def renew(self) -> None:
+        """Takes the second gradients of the check."""
+        self.grads = [jax.numpy.array(grad.numpy()) for grad in second_grads(self.result())]
 
     def sample(self, calls: int) -> float:
         """Seconds of so many steps, the last of which has ended."""

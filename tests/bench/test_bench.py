@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import fusedstep
 from bench import __main__ as program
 from bench import rounds, table
-from bench.case import Case, Side, Work, side_of
+from bench.case import MAX_NORM, Case, Side, Work, side_of
 from bench.measure import LEAST_SAMPLE
 from bench.peers import Peer
 from bench.record import ROOT, read_csv
@@ -189,6 +190,31 @@ def test_room_counts_sides_beside_the_copies_of_the_check(monkeypatch) -> None:
     assert program.room_for(replace(case, side_bytes=0), CPU) > 100
 
 
+@pytest.mark.parametrize(
+    ("rule", "clip", "arguments"),
+    [
+        ("AdamW", True, {"betas": (0.8, 0.999)}),
+        ("AdamW", True, {"betas": (0.9, 0.5)}),
+        ("AdamW", False, {}),
+        ("Lion", True, {"betas": (0.8, 0.99)}),
+        ("Lion", True, {"betas": (0.9, 0.9)}),
+        ("Lion", False, {}),
+    ],
+)
+def test_the_check_sees_other_averages_and_a_clip_that_is_missing(
+    rule: str, clip: bool, arguments: dict[str, object]
+) -> None:
+    def other(work: Work, device: torch.device) -> Iterator[Side]:
+        params = work.params(device)
+        limit = {"max_norm": MAX_NORM} if clip else {}
+        optimizer = getattr(fusedstep, rule)(params, **{**work.arguments, **arguments}, **limit)
+        yield side_of("other", optimizer.step, device, lambda: params)
+
+    work = work_of(rule.lower(), ((100, 30), (30,)))
+    _, found = measured(case_of("one", work, [Peer("other", (), other)]), CPU, Effort(0, 7), 2)
+    assert "differs by" in found.check
+
+
 def test_with_little_room_ours_meets_the_others_in_turn() -> None:
     alive: list[int] = []
     count = 0
@@ -301,7 +327,7 @@ def test_ratios_are_taken_pair_by_pair() -> None:
             yield Side(provider, sample, lambda moved=moved: moved)
 
     samples: list[float] = []
-    case = replace(case_of("one", work_of("sgd", ((1,),)), []), sides=sides)
+    case = replace(case_of("one", work_of("sgd", ((1,),)), []), sides=sides, renews=False)
     ours, other = measured(case, CPU, Effort(0, 11), room=2)
     assert len(set(ours.times)) > 1
     assert other.ratios == pytest.approx([3.0] * 11)

@@ -19,8 +19,9 @@ def sides(work: Work, device: torch.device) -> Iterator[Side]:
 
 
 def side(work: Work, device: torch.device) -> Side:
-    params = [param.detach().numpy() for param in work.params(device)]
-    grads = [param.grad.numpy() for param in work.params(device)]
+    tensors = work.params(device)
+    params = [tensor.detach().numpy() for tensor in tensors]
+    grads = [tensor.grad.numpy() for tensor in tensors]
 
     def call() -> None:
         if work.rule == "lion":
@@ -32,7 +33,4 @@ def side(work: Work, device: torch.device) -> Side:
         for param, grad in zip(params, grads, strict=True):
             param -= np.float32(work.arguments["lr"] * scale) * grad
 
-    def result() -> list[torch.Tensor]:
-        return list(map(torch.from_numpy, params))
-
-    return side_of("numpy", call, device, result, lambda: 7)
+    return side_of("numpy", call, device, lambda: tensors, lambda: 7)
