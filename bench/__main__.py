@@ -28,7 +28,7 @@ import fusedstep
 from bench import host, least_squares, memory, newton, norm, pinv, share, softmax, step
 from bench.case import Case
 from bench.command import InputError, Parser, count, exit_status, positive
-from bench.measure import Quantiles, copy_rate, devices, facts, product_rate
+from bench.measure import Quantiles, devices, facts, product_rate, stream_rate
 from bench.peers import PEERS, Peer
 from bench.record import RESULTS, Row, append_csv, check_columns
 from bench.rounds import Effort, Outcome, measured
@@ -120,13 +120,13 @@ class Roof:
     """What bounds a case from below on a device: bytes, or products of matrices."""
 
     def __init__(self, device: torch.device) -> None:
-        self.copied = copy_rate(device)  # bytes a second
+        self.streamed = stream_rate(device)  # bytes a second
         self._products = cache(lambda dtype: product_rate(device, PRODUCT_SIZE[device.type], dtype))
 
     def seconds(self, case: Case) -> float:
         """The least time; 0 where neither bytes nor products decide."""
         products = case.operations / self._products(case.product) if case.operations else 0.0
-        return max(case.least_bytes / self.copied, products)
+        return max(case.least_bytes / self.streamed, products)
 
 
 # --- rows ---
@@ -213,7 +213,7 @@ def timed_on(
 ) -> Iterator[tuple[Outcome, Row]]:
     """Every side of every case; each case is recorded when it is done."""
     where, roof = where_of(device), Roof(device)
-    print(f"{device}: {where['machine']}; a copy moves {roof.copied / 1e9:.3g} GB/s")
+    print(f"{device}: {where['machine']}; memory streams {roof.streamed / 1e9:.3g} GB/s")
     effort = Effort(options.seconds or (QUICK_SECONDS if options.quick else SECONDS))
     for case in cases:
         if device.type not in case.devices:

@@ -83,7 +83,7 @@ def cases() -> Iterator[Case]:
                 least_bytes=4 * passes * elements,
                 operations=0,
                 sides=partial(make, shapes),
-                # torch adds up millions of float32 squares in float32: its norms are up to 1e-3 off.
+                # torch adds up millions of squares in float32: its norms are up to 1e-3 off.
                 tolerance=2e-3,
                 side_bytes=12 * elements,
             )

@@ -49,8 +49,8 @@ def models(place: Place, theme: Theme) -> Figure | None:
     heights = [1.2 + max(len(cases[name]) for name in chunk) for chunk in chunks]
     figure = framed(
         1 + 0.24 * sum(heights), "Clip + AdamW: time of a step",
-        ("Medians, with p10 to p90. Dashed, the roof: the time to copy the bytes that no step can "
-         "avoid moving; none where caches hold them", place.note), theme,
+        ("Medians, with p10 to p90. Dashed, the roof: the time in which torch streams the bytes "
+         "that no step can avoid; none where caches hold them", place.note), theme,
     )  # fmt: skip
     grid = figure.add_gridspec(len(chunks), columns, height_ratios=heights)
     for row, chunk in enumerate(chunks):
@@ -112,7 +112,7 @@ def tensors(place: Place, theme: Theme) -> Figure | None:
 
 
 def sizes(place: Place, theme: Theme) -> Figure | None:
-    """GB/s against the size of one tensor, and the rate of a copy."""
+    """GB/s against the size of one tensor, and the rate at which torch streams."""
 
     def rate(row: Timed) -> tuple[float, float, float, float]:
         gigabytes = row.least_bytes / 1e6
@@ -125,10 +125,10 @@ def sizes(place: Place, theme: Theme) -> Figure | None:
     opened(axes, theme, xlabel="elements of the tensor",
            ylabel="GB/s of the bytes that no step can avoid")  # fmt: skip
     ours = place.series(SIZES)[OURS][-1]
-    copy, right = ours.least_bytes / 1e6 / ours.roof, axes.get_xlim()[1]
-    axes.axhline(copy, color=theme.text, lw=1, ls=(0, (4, 3)))
-    note = f"a copy, {copy:.3g} GB/s"
-    axes.text(right, 1.04 * copy, note, fontsize=9, ha="right", va="bottom")
+    roof, right = ours.least_bytes / 1e6 / ours.roof, axes.get_xlim()[1]
+    axes.axhline(roof, color=theme.text, lw=1, ls=(0, (4, 3)))
+    note = f"torch's passes, {roof:.3g} GB/s"
+    axes.text(right, 1.04 * roof, note, fontsize=9, ha="right", va="bottom")
     plain(axes.yaxis)
     label(axes, names, relpos=(0, 0.5))
     return figure

@@ -18,8 +18,8 @@ COLUMNS = {  # and their least widths
 CAPTION = """
 ratio: this side's time / fusedstep's, and the interval that has the true median with 95 %
 ◀ the fastest
-of roof: the time at the rate of a copy, or of a matrix product, / this side's time; above 100 %
-  where caches hold what the copy moves
+of roof: the time at the rate of torch's passes, or of its matrix product, / this side's time;
+  above 100 % for what caches hold, and for steps that read memory faster than torch's passes
 difference: of the results, relative"""
 
 

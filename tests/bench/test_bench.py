@@ -63,7 +63,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> None:
     every = {peer.name: peer for peer in (HONEST, WRONG, FAILING, ABSENT)}
     monkeypatch.setattr(program, "PEERS", every)
     monkeypatch.setitem(program.PRODUCT_SIZE, "cpu", 64)
-    monkeypatch.setattr(program, "copy_rate", lambda device: 1e9)
+    monkeypatch.setattr(program, "stream_rate", lambda device: 1e9)
 
 
 def run(path: Path, *arguments: str) -> tuple[int, list[dict[str, str]]]:
@@ -96,7 +96,7 @@ def test_a_run_records_and_shows_every_side(peers: None, tmp_path: Path, capsys)
     assert first["version"]
     shown = capsys.readouterr().out
     assert "not installed, so not timed: absent" in shown
-    assert "a copy moves 1 GB/s" in shown
+    assert "memory streams 1 GB/s" in shown
     assert shown.count("◀") == 2  # the fastest, and what the mark means
 
     assert run(path, "--cases", SMALLEST, "--peers", "honest")[1][:3] == rows  # appended

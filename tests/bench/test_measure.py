@@ -65,7 +65,7 @@ def test_a_slow_first_call_does_not_decide_how_many_make_a_sample() -> None:
     ("rate", "work"),
     [
         (partial(measure.product_rate, size=8, dtype=torch.float32), 2 * 8**3),
-        (partial(measure.copy_rate, elements=4), 2 * 4 * 8),
+        (partial(measure.stream_rate, elements=4), 2 * 4 * 8),
     ],
 )
 def test_a_rate_is_that_of_the_best_sample_of_many_calls(monkeypatch, rate, work: int) -> None:

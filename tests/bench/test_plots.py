@@ -161,7 +161,7 @@ def test_lines_are_rates_by_size_and_times_by_number(place) -> None:
     drawn = next(line for line in axes.lines if line.get_color() == THEMES[0].ours)
     assert list(drawn.get_xdata()) == [10**power for power in range(3, 10)]
     assert drawn.get_ydata() == pytest.approx([one.least_bytes / 1e6 / one.middle for one in ours])
-    assert "a copy, 24 GB/s" in [text.get_text() for text in axes.texts]
+    assert "torch's passes, 24 GB/s" in [text.get_text() for text in axes.texts]
 
     (axes,) = plots.tensors(place, THEMES[0]).axes
     drawn = next(line for line in axes.lines if line.get_color() == THEMES[0].ours)
