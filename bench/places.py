@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 OURS = "fusedstep"
 PARTS = ("forward", "backward", "optimizer")  # of a training step
@@ -104,14 +105,18 @@ class Place:
         return found
 
     def trainings(self) -> Iterator[Training]:
-        """Whole training steps of which every part was timed with ours and with another."""
+        """Whole training steps of which every part was timed with ours and with another.
+
+        Forward and backward are the same work with any optimizer: all have the mean of their times.
+        """
         for model, rows in self.cases(rf"share/(?P<of>[^/]+)/({'|'.join(PARTS)})").items():
             parts: dict[str, dict[str, float]] = {}
             for row in rows:
                 parts.setdefault(row.provider, {})[row.case.split("/")[-1]] = row.middle
             whole = {name: timed for name, timed in parts.items() if len(timed) == len(PARTS)}
             if OURS in whole and len(whole) > 1:
-                yield Training(model, whole)
+                same = {part: fmean(timed[part] for timed in whole.values()) for part in PARTS[:-1]}
+                yield Training(model, {name: {**timed, **same} for name, timed in whole.items()})
 
 
 def places(rows: Sequence[Mapping[str, str]]) -> Iterator[Place]:
