@@ -49,8 +49,8 @@ def models(place: Place, theme: Theme) -> Figure | None:
     heights = [1.2 + max(len(cases[name]) for name in chunk) for chunk in chunks]
     figure = framed(
         1 + 0.24 * sum(heights), "Clip + AdamW: time of a step",
-        ("Medians, with p10 to p90. Dashed, the roof: the time in which torch streams the bytes "
-         "that no step can avoid; none where caches hold them", place.note), theme,
+        ("Medians, with p10 to p90. Dashed, the roof: torch's time to stream the least bytes of a "
+         "step; none where caches hold them", place.note), theme,
     )  # fmt: skip
     grid = figure.add_gridspec(len(chunks), columns, height_ratios=heights)
     for row, chunk in enumerate(chunks):
