@@ -1,7 +1,7 @@
 """Times everything that fusedstep does against what people could use instead.
 
-    python -m bench                                  every case, about 20 minutes
-    python -m bench --quick                          the small ones, a minute or two
+    python -m bench                                  every case, an hour or more
+    python -m bench --quick                          the small ones, a few minutes
     python -m bench --cases 'step/*/gpt2/*' 'norm/*' --peers torch optax --seconds 20
     python -m bench --list                           only print the cases' names
 
