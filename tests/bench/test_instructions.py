@@ -82,7 +82,7 @@ def expectation(found: float, factor: float = 1.0) -> dict[str, dict[str, float]
 
 @pytest.mark.parametrize(
     ("factor", "named"),
-    [(1, NAMES[:0]), (0.95, NAMES), (1.05, NAMES), (0.975, NAMES[:1]), (1.026, NAMES[:1])],
+    [(1, NAMES[:0]), (0.92, NAMES), (1.08, NAMES), (0.97, NAMES[:1]), (1.03, NAMES[:1])],
 )
 def test_a_path_that_costs_more_or_less_is_named(run, capsys, factor, named) -> None:
     status, _ = run(400_000, expectation(400_000, factor))
@@ -130,13 +130,13 @@ def test_real_counts_are_guarded(monkeypatch, capsys, tmp_path: Path) -> None:
     counted = instructions.count(paths)
     monkeypatch.setattr(instructions, "count", lambda names: counted)
     options = [part for path in paths for part in ("--path", path)]
-    # `make instructions` compares with what is kept; here, with themselves and with 5 % less.
+    # `make instructions` compares with what is kept; here, with themselves and with 8 % less.
     file = tmp_path / "instructions.txt"
     file.write_text("")
     monkeypatch.setattr(sys, "argv", ["instructions.py", *options, "--update"])
     assert instructions.main(file) == 0
     kept = instructions.read_sections(file.read_text())
-    less = {key: {name: 0.95 * n for name, n in counts.items()} for key, counts in kept.items()}
+    less = {key: {name: 0.92 * n for name, n in counts.items()} for key, counts in kept.items()}
     file.write_text(instructions.sections_text(less))
     monkeypatch.setattr(sys, "argv", ["instructions.py", *options])
     capsys.readouterr()

@@ -7,16 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fusedstep.optim.batches import Item, Matrix, batches_among, matrices_of, owners_of
-from fusedstep.optim.exchange import Exchange
 from fusedstep.optim.matrices import Division
 from fusedstep.optim.newton_schulz import Iteration, Kind
-from fusedstep.optim.normuon import Moments
 from fusedstep.optim.whole_matrices import group_of
 from tests.support.tensors import assert_same_bits
 
@@ -103,31 +100,3 @@ def test_optimizers_share_the_group_of_a_mesh_until_the_world_ends() -> None:
             groups.clear()
             distributed.destroy_process_group()
     assert all(group() is None for group in ended)
-
-
-def by_cuda(to: list[Tensor], what: list[Tensor]) -> None:
-    """As torch copies lists on a GPU: bfloat16 by way of float32, which leaves one NaN."""
-    for one, other in zip(to, what, strict=True):
-        real = other.is_floating_point()
-        one.copy_(other.float().where(~other.isnan(), torch.nan) if real else other)
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_moments_keep_every_word(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their low halves look like every bfloat16, 254 of which are NaNs."""
-    if device == "cpu":
-        monkeypatch.setattr(torch, "_foreach_copy_", by_cuda)
-    backend = "gloo" if device == "cpu" else "nccl"
-    store = distributed.HashStore()
-    distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-    try:
-        mesh = DeviceMesh(device, [0])
-        item = item_of((2**16, 1))._replace(placements=(Replicate(),), beta2=1.0)
-        exchange = Exchange(mesh, mesh.get_group(), [item], torch.device(device), torch.bfloat16)
-        words = torch.arange(2**16, dtype=torch.int32, device=device)
-        moment = (words + 0x3F800000).view(torch.float32).view(-1, 1)  # 1 and more
-        then = torch.zeros_like(moment)
-        exchange.orthogonalize_([None], [Moments(moment, then, [], 0)])
-        assert_same_bits(then, moment)
-    finally:
-        distributed.destroy_process_group()

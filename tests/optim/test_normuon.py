@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, distributed
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import fusedstep
+from fusedstep.optim.batches import Item
+from fusedstep.optim.exchange import Exchange
 from fusedstep.optim.matrices import Division
+from fusedstep.optim.newton_schulz import Iteration
+from fusedstep.optim.normuon import Moments
 from tests.reference.normuon import normalize_rows
 from tests.support.optimizers import assert_same_run, params_of
 from tests.support.refusals import Snapshot, refuses
@@ -454,5 +458,40 @@ def test_moments_of_dtensors_lie_where_rows_do() -> None:
         with refuses("Muon", where, must, "a plain tensor", TypeError):
             plain.step()
         snapshot.check()
+    finally:
+        distributed.destroy_process_group()
+
+
+def by_cuda(to: list[Tensor], what: list[Tensor]) -> None:
+    """As torch copies lists on a GPU: bfloat16 by way of float32, which leaves one NaN."""
+    for one, other in zip(to, what, strict=True):
+        real = other.is_floating_point()
+        one.copy_(other.float().where(~other.isnan(), torch.nan) if real else other)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_moments_keep_every_word(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their low halves look like every bfloat16, 254 of which are NaNs."""
+    if device == "cpu":
+        monkeypatch.setattr(torch, "_foreach_copy_", by_cuda)
+    backend = "gloo" if device == "cpu" else "nccl"
+    store = distributed.HashStore()
+    distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    try:
+        mesh = DeviceMesh(device, [0])
+        item = Item(
+            torch.Size((2**16, 1)),
+            (1, 1),
+            (Replicate(),),
+            Division(),
+            Iteration((3.0, -4.0, 2.0), 5, 1e-7),
+            beta2=1.0,
+        )
+        exchange = Exchange(mesh, mesh.get_group(), [item], torch.device(device), torch.bfloat16)
+        words = torch.arange(2**16, dtype=torch.int32, device=device)
+        moment = (words + 0x3F800000).view(torch.float32).view(-1, 1)  # 1 and more
+        then = torch.zeros_like(moment)
+        exchange.orthogonalize_([None], [Moments(moment, then, [], 0)])
+        assert_same_bits(then, moment)
     finally:
         distributed.destroy_process_group()

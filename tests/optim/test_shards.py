@@ -63,14 +63,14 @@ class Case(NamedTuple):
     rank: int = 1
 
     @contextmanager
-    def placed(self, device: str = "cpu") -> Iterator[tuple[Tensor, DTensor]]:
+    def placed(self, where: str = "cpu") -> Iterator[tuple[Tensor, DTensor]]:
         """The whole tensor, whose elements are their numbers in memory, and the DTensor."""
         size, ranks = prod(self.shape), prod(self.mesh)
         distributed.init_process_group("fake", rank=self.rank, world_size=ranks, store=FakeStore())
         try:
             mesh = init_device_mesh("cpu", self.mesh)
-            in_memory = torch.empty(size, device=device, dtype=torch.float64)
-            if device == "cpu":
+            in_memory = torch.empty(device=where, size=(size,), dtype=torch.float64)
+            if where == "cpu":
                 torch.arange(size, out=in_memory)
             inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
             whole = in_memory.view([self.shape[d] for d in self.order]).permute(inverse)
