@@ -43,7 +43,7 @@ def matrices_of(items: Sequence[Item]) -> list[Matrix]:
     """The matrices of all parameters, those of one in the order of `Division.matrices`."""
     matrices = []
     for i, (shape, _, _, division, iteration, _) in enumerate(items):
-        row = 0 if division.flatten else len(shape) - 2
+        row = division.rows(len(shape))
         rows, columns = division.shape(shape)
         sizes = division.sizes(rows)
         ends = list(accumulate(sizes))

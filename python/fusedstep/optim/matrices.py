@@ -74,6 +74,10 @@ class Division(NamedTuple):
         sizes = self.sizes(self.shape(tensor.shape)[0])
         return [matrix for whole in self.whole(tensor) for matrix in whole.split(sizes)]
 
+    def rows(self, dims: int) -> int:
+        """The dimension, of so many, that is rows of matrices."""
+        return 0 if self.flatten else dims - 2
+
     def columns(self, dims: int) -> tuple[int, ...]:
         """The dimensions, of so many, that are columns of matrices."""
         return tuple(range(1, dims)) if self.flatten else (dims - 1,)

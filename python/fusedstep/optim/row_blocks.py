@@ -33,7 +33,7 @@ def blocks_here(param: Tensor, division: Division, sizes: Sequence[int]) -> list
     """The blocks of a parameter's matrices, of `sizes` rows, as far as this rank holds them."""
     if not is_dtensor(param):
         return [Block(n, rows, 0) for n, rows in enumerate(sizes) if rows]
-    shard, dim = local(param), 0 if division.flatten else param.dim() - 2
+    shard, dim = local(param), division.rows(param.dim())
     if not shard.numel():
         return []
     one = (0,) * dim  # matrix of a stack stands for all
