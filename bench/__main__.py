@@ -1,6 +1,6 @@
 """Times everything that fusedstep does against what people could use instead.
 
-    python -m bench                                  every case, an hour or more
+    python -m bench                                  every case, an hour or two
     python -m bench --quick                          the small ones, a few minutes
     python -m bench --cases 'step/*/gpt2/*' 'norm/*' --peers torch optax --seconds 20
     python -m bench --list                           only print the cases' names
@@ -21,14 +21,26 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 
 import torch
 
 import fusedstep
-from bench import host, least_squares, memory, newton, norm, pinv, share, softmax, step
+from bench import (
+    host,
+    least_squares,
+    memory,
+    newton,
+    norm,
+    pinv,
+    share,
+    softmax,
+    step,
+)
+from bench import map as bench_map
 from bench.case import Case
 from bench.command import InputError, Parser, count, exit_status, positive
-from bench.measure import Quantiles, devices, facts, product_rate, stream_rate
+from bench.measure import Quantiles, Stream, devices, facts, product_rate
 from bench.peers import PEERS, Peer
 from bench.record import RESULTS, Row, append_csv, check_columns
 from bench.rounds import Effort, Outcome, measured
@@ -45,7 +57,7 @@ EVERYTHING = ["*"]
 def all_cases(peers: Sequence[Peer]) -> Iterator[Case]:
     """In the order in which they run."""
     yield from step.cases(peers)
-    for group in (norm, pinv, least_squares, newton, softmax, host, memory, share):
+    for group in (norm, pinv, least_squares, newton, softmax, bench_map, host, memory, share):
         yield from group.cases()
 
 
@@ -120,13 +132,16 @@ class Roof:
     """What bounds a case from below on a device: bytes, or products of matrices."""
 
     def __init__(self, device: torch.device) -> None:
-        self.streamed = stream_rate(device)  # bytes a second
+        self.stream = Stream(device)
         self._products = cache(lambda dtype: product_rate(device, PRODUCT_SIZE[device.type], dtype))
 
-    def seconds(self, case: Case) -> float:
-        """The least time; 0 where neither bytes nor products decide."""
+    def seconds(self, case: Case, rates: Sequence[float]) -> float:
+        """The least time; 0 where neither bytes nor products decide.
+
+        rates: at which memory streamed while sides were timed.
+        """
         products = case.operations / self._products(case.product) if case.operations else 0.0
-        return max(case.least_bytes / self.streamed, products)
+        return max(case.least_bytes / (median(rates) if rates else self.stream.rate), products)
 
 
 # --- rows ---
@@ -213,7 +228,7 @@ def timed_on(
 ) -> Iterator[tuple[Outcome, Row]]:
     """Every side of every case; each case is recorded when it is done."""
     where, roof = where_of(device), Roof(device)
-    print(f"{device}: {where['machine']}; memory streams {roof.streamed / 1e9:.3g} GB/s")
+    print(f"{device}: {where['machine']}; memory streams {roof.stream.rate / 1e9:.3g} GB/s")
     effort = Effort(options.seconds or (QUICK_SECONDS if options.quick else SECONDS))
     for case in cases:
         if device.type not in case.devices:
@@ -223,9 +238,9 @@ def timed_on(
             print(f"{case.name}: left out, two sides at a time need {needed:.3g} GB of memory")
             continue
         print(f"{case.name} ...", flush=True)
-        outcomes = measured(case, device, effort, room)
+        outcomes = measured(case, device, effort, room, roof.stream)
         rows = [
-            row_of(case, o, where, version_of(o.provider, peers), roof.seconds(case))
+            row_of(case, o, where, version_of(o.provider, peers), roof.seconds(case, o.rates))
             for o in outcomes
         ]
         if not options.no_record:

@@ -76,14 +76,18 @@ def side_of_function(
     function: Callable[[], Tensor],
     device: torch.device,
     start: Tensor | None = None,
+    beside: Sequence[Tensor] = (),
 ) -> Side:
-    """A side of which every call computes the same anew, from `start`; the latest is kept."""
+    """A side of which every call computes the same anew, from `start`; the latest is kept.
+
+    beside: what a call must leave as it is; part of the result.
+    """
     kept = [] if start is None else [start]
 
     def call() -> None:
         kept[:] = [function()]
 
-    return side_of(provider, call, device, lambda: kept)
+    return side_of(provider, call, device, lambda: [*kept, *beside] if kept else [])
 
 
 def grads_of(params: list[Tensor]) -> list[Tensor]:
@@ -170,6 +174,11 @@ class Work:
         """Of all parameters."""
         return sum(map(math.prod, self.shapes))
 
+    @property
+    def is_float32(self) -> bool:
+        """Parameters and state."""
+        return (self.mode, self.dtype) == ("float32", torch.float32)
+
     def params(self, device: torch.device) -> list[Tensor]:
         """The same parameters with the same gradients in every process."""
         return random_params(self.shapes, self.dtype, device, self.seed)
@@ -179,8 +188,7 @@ class Work:
 class Case:
     """Work that several sides do, and what it takes at least."""
 
-    group: str  # "step", "norm", "solve", "host", "memory", "share"
-    name: str  # unique; what --cases matches: "step/adamw/clip/gpt2/float32"
+    name: str  # unique, its group first; what --cases matches: "step/adamw/clip/gpt2/float32"
     tensors: int
     elements: int
     dtype: str
@@ -195,3 +203,8 @@ class Case:
     renews: bool = False  # the check renews gradients: a step's, which are the same at each call
     timed: bool = True  # False: sides are compared by their bytes alone
     devices: tuple[str, ...] = ("cpu", "cuda")  # on which it has a meaning
+
+    @property
+    def group(self) -> str:
+        """ "step", "norm", "solve", "map", "host", "memory" or "share"."""
+        return self.name.split("/")[0]

@@ -58,7 +58,6 @@ def sides_of(count: int, device: torch.device) -> Iterator[Side]:
 def cases() -> Iterator[Case]:
     for count in COUNTS:
         yield Case(
-            group="host",
             name=f"host/adamw/{count}",
             tensors=count,
             elements=count,

@@ -68,7 +68,6 @@ def sides_of(problem: Problem, device: torch.device) -> Iterator[Side]:
 def cases() -> Iterator[Case]:
     for problem in PROBLEMS:
         yield Case(
-            group="solve",
             name=f"solve/least_squares/{problem.name}",
             tensors=1,
             elements=problem.tokens * problem.width,

@@ -92,11 +92,13 @@ def in_rounds(
     seconds: float,
     least_rounds: int = 7,
     processes: Sequence[int] | None = None,
+    before: Call | None = None,
 ) -> list[list[float]]:
     """Seconds a call of every sampler, a sample a round each, until `seconds` have passed.
 
     samplers: each makes and times so many calls; they must have been warmed up.
     processes: the one in which each works; by default the same.
+    before: called before each round; then an untimed call of the first side fills the caches.
 
     The order is drawn anew in each round, the same in every run: each side follows each of the
     others, and finds in the caches what that one leaves. Where the process changes, all idle until
@@ -120,6 +122,10 @@ def in_rounds(
     end = time.perf_counter() + seconds
     while len(taken[0]) < least_rounds or time.perf_counter() < end:
         draw.shuffle(order)
+        if before:
+            before()
+            if places[order[0]] == last:  # else `take` does the same
+                samplers[order[0]](1)
         for at in order:
             taken[at].append(take(at, repeats[at]) / repeats[at])
     return taken
@@ -192,15 +198,28 @@ def product_rate(device: torch.device, size: int, dtype: torch.dtype) -> float:
     return 2 * size**3 / least_seconds(lambda: A @ A, device)
 
 
-def stream_rate(device: torch.device, elements: int = STREAMED) -> float:
-    """Bytes a second that torch reads and writes: by a copy of float64, or in place if faster.
+class Stream:
+    """torch's pass over memory: a copy of float64, or a pass in place where that is faster.
 
     On a CPU a copy costs more: it reads the target, too, before it writes.
     """
-    source = torch.randn(elements, dtype=torch.float64, device=device)
-    target = torch.zeros_like(source)
-    passes = (lambda: target.copy_(source), lambda: target.mul_(0.5))
-    return 2 * source.nbytes / min(least_seconds(call, device) for call in passes)
+
+    def __init__(self, device: torch.device, elements: int = STREAMED) -> None:
+        source = torch.randn(elements, dtype=torch.float64, device=device)
+        target = torch.zeros_like(source)
+        passes = {
+            least_seconds(call, device): call
+            for call in (partial(target.copy_, source), target.neg_)
+        }
+        fastest = min(passes)
+        self._bytes = 2 * source.nbytes
+        self._sample = partial(timer_of(device), passes[fastest])
+        self._repeats = repeats_of(self._sample)
+        self.rate = self._bytes / fastest  # bytes a second that are read and written
+
+    def sample(self) -> float:
+        """The rate at this moment."""
+        return self._bytes * self._repeats / self._sample(self._repeats)
 
 
 def hardware(device: torch.device) -> str:

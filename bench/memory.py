@@ -104,7 +104,6 @@ def cases() -> Iterator[Case]:
         variant, of, mode = case
         work = work_of(variant, SETS[of](), mode)
         yield Case(
-            group="memory",
             name=f"memory/{variant}/{of}/{mode}",
             tensors=len(work.shapes),
             elements=work.elements,

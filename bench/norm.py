@@ -21,7 +21,6 @@ from bench.case import (
     side_of,
     side_of_function,
 )
-from bench.measure import Call
 from bench.step_cases import SETS
 
 # Of max_norm from call to call, so that every call clips. After 1.4 million calls the gradients
@@ -31,14 +30,15 @@ SIZES = {**{name: SETS[name] for name in ("mlp", "400-small", "gpt2")}, "8M": la
 FORMS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}}  # of torch's functions
 
 
-def clip(namespace: Any, params: list[Tensor], clips: bool, **form: bool) -> Call:
+def clip(namespace: Any, params: list[Tensor], clips: bool, **form: bool) -> Callable[[], Tensor]:
     """clip_grad_norm_ of a namespace where the norm exceeds max_norm at every call, or at none."""
     max_norm = MAX_NORM if clips else 1e9
 
-    def call() -> None:
+    def call() -> Tensor:
         nonlocal max_norm
         max_norm *= SHRINK if clips else 1
-        namespace.clip_grad_norm_(params, max_norm, **form)
+        norm: Tensor = namespace.clip_grad_norm_(params, max_norm, **form)
+        return norm
 
     return call
 
@@ -54,36 +54,60 @@ def providers() -> Iterator[tuple[str, Any, dict[str, bool]]]:
         yield f"torch, {name}", torch.nn.utils, form
 
 
-def norm_sides(shapes: tuple[Shape, ...], device: torch.device) -> Iterator[Side]:
+def norm_sides(
+    shapes: tuple[Shape, ...], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Iterator[Side]:
     for name, namespace, form in providers():
-        norm = total_norm(namespace, random_params(shapes, torch.float32, device), **form)
+        norm = total_norm(namespace, random_params(shapes, dtype, device), **form)
         yield side_of_function(name, norm, device)
 
 
-def clip_sides(shapes: tuple[Shape, ...], device: torch.device) -> Iterator[Side]:
+def clip_sides(
+    shapes: tuple[Shape, ...], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Iterator[Side]:
     for name, namespace, form in providers():
-        params = random_params(shapes, torch.float32, device)
+        params = random_params(shapes, dtype, device)
         call = clip(namespace, params, clips=True, **form)
         yield side_of(name, call, device, partial(grads_of, params))
 
 
+def unclipped_sides(
+    shapes: tuple[Shape, ...], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Iterator[Side]:
+    for name, namespace, form in providers():
+        params = random_params(shapes, dtype, device)
+        call = clip(namespace, params, clips=False, **form)
+        yield side_of_function(name, call, device, beside=grads_of(params))
+
+
+# What each function is called, and its least passes over the gradients: reads, and writes.
+FUNCTIONS = {"norm": (norm_sides, 1), "clip": (clip_sides, 3), "unclipped": (unclipped_sides, 1)}
+# torch adds up millions of squares in float32: its norms are up to 1e-3 off. Norms of bfloat16
+# gradients are bfloat16 numbers there.
+TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 1e-2}
+
+
+def case_of(
+    name: str, function: str, shapes: tuple[Shape, ...], dtype: torch.dtype = torch.float32
+) -> Case:
+    """The case of one of FUNCTIONS."""
+    make, passes = FUNCTIONS[function]
+    elements = sum(map(prod, shapes))
+    return Case(
+        name=name,
+        tensors=len(shapes),
+        elements=elements,
+        dtype=str(dtype).removeprefix("torch."),
+        mode="float32",
+        least_bytes=dtype.itemsize * passes * elements,
+        operations=0,
+        sides=lambda device: make(shapes, device, dtype),
+        tolerance=TOLERANCES[dtype],
+        side_bytes=3 * dtype.itemsize * elements,
+    )
+
+
 def cases() -> Iterator[Case]:
-    # Reads of the gradients, and writes.
-    for function, make, passes in (("norm", norm_sides, 1), ("clip", clip_sides, 3)):
+    for function in FUNCTIONS:
         for name, shapes_of in SIZES.items():
-            shapes = shapes_of()
-            elements = sum(map(prod, shapes))
-            yield Case(
-                group="norm",
-                name=f"norm/{function}/{name}",
-                tensors=len(shapes),
-                elements=elements,
-                dtype="float32",
-                mode="float32",
-                least_bytes=4 * passes * elements,
-                operations=0,
-                sides=partial(make, shapes),
-                # torch adds up millions of squares in float32: its norms are up to 1e-3 off.
-                tolerance=2e-3,
-                side_bytes=12 * elements,
-            )
+            yield case_of(f"norm/{function}/{name}", function, shapes_of())

@@ -91,20 +91,23 @@ def sides_of(problem: Problem, device: torch.device) -> Iterator[Side]:
         yield side_of_function(provider, partial(solve, A), device)
 
 
+def case_of(problem: Problem, group: str) -> Case:
+    """The case of a problem, in a group of this name."""
+    function = "pinv" if problem.columns is None else "lstsq"
+    return Case(
+        name=f"{group}/{function}/{problem.name}",
+        tensors=1,
+        elements=prod(problem.shape),
+        dtype=str(problem.dtype).removeprefix("torch."),
+        mode="",
+        least_bytes=problem.bytes,
+        operations=problem.operations,
+        sides=partial(sides_of, problem),
+        tolerance=1e-2,  # torch's float32 errors where a matrix is ill-conditioned
+        product=torch.float64,
+    )
+
+
 def cases() -> Iterator[Case]:
     for problem in PROBLEMS:
-        function = "pinv" if problem.columns is None else "lstsq"
-        elements = prod(problem.shape)
-        yield Case(
-            group="solve",
-            name=f"solve/{function}/{problem.name}",
-            tensors=1,
-            elements=elements,
-            dtype=str(problem.dtype).removeprefix("torch."),
-            mode="",
-            least_bytes=problem.bytes,
-            operations=problem.operations,
-            sides=partial(sides_of, problem),
-            tolerance=1e-2,  # torch's float32 errors where a matrix is ill-conditioned
-            product=torch.float64,
-        )
+        yield case_of(problem, "solve")

@@ -23,6 +23,7 @@ class Timed:
     low: float
     middle: float
     high: float
+    ratio: float  # to our time in the same round, the median; 0: not taken
     roof: float  # 0: none
     least_bytes: int
     state_bytes: int
@@ -33,12 +34,13 @@ class Timed:
         low, middle, high, roof = (
             float(row[f"{name}_us"] or 0) / 1e3 for name in ("p10", "p50", "p90", "roof")
         )
+        ratio = float(row["ratio"] or 0)
         tensors, elements, least_bytes, state_bytes = (
             int(row[name] or 0) for name in ("tensors", "elements", "least_bytes", "state_bytes")
         )
         return cls(
             row["case"], row["provider"], row["mode"], tensors, elements,
-            low, middle, high, roof, least_bytes, state_bytes,
+            low, middle, high, ratio, roof, least_bytes, state_bytes,
         )  # fmt: skip
 
 

@@ -3,9 +3,9 @@
     python -m bench.plots                       from bench/results/bench.csv
     python -m bench.plots --csv my.csv --out figures
 
-Of each machine, device and number of threads, four figures of clip + AdamW and one of whole
-training steps, from the latest row of each case and provider. Each is drawn for light and for dark
-pages: bench/results/<machine>-<figure>-light.svg and -dark.svg.
+Of each machine, device and number of threads, four figures of clip + AdamW, one of whole training
+steps and the map, from the latest row of each case and provider. Each is drawn for light and for
+dark pages: bench/results/<machine>-<figure>-light.svg and -dark.svg.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from bench import map_figure
 from bench.command import InputError, Parser, exit_status, make_folder
 from bench.drawing import Line, curve, label, plain
 from bench.places import OURS, PARTS, Place, Timed, places
@@ -242,7 +243,7 @@ def share(place: Place, theme: Theme) -> Figure | None:
     return figure
 
 
-FIGURES = (models, tensors, sizes, state, share)
+FIGURES = (models, tensors, sizes, state, share, map_figure.map)
 
 
 def drawn(place: Place, theme: Theme) -> dict[str, Figure]:

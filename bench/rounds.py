@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.case import Case, NotMade, Side
 from bench.load import Load
-from bench.measure import in_rounds, median_interval
+from bench.measure import Stream, in_rounds, median_interval
 
 CALLS = 3  # of each side before its result is compared: state, tables and caches are warm then
 
@@ -30,6 +30,7 @@ class Outcome:
     peak_bytes: int = 0
     times: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)  # to our time in the same round
+    rates: list[float] = field(default_factory=list)  # bytes a second that torch streamed then
     load: str = ""
 
     @property
@@ -142,36 +143,43 @@ def guarded(at: int, side: Side) -> Callable[[int], float]:
 
 
 def take_turns(
-    ours: Side, timed: list[tuple[Side, Outcome]], how: Effort
-) -> tuple[list[float], str]:
-    """Fills in the times of these beside ours; our times, and the load meanwhile.
+    ours: Side, timed: list[tuple[Side, Outcome]], how: Effort, stream: Stream | None
+) -> Outcome:
+    """Fills in the times of these beside ours, the load and the rate of memory; ours anew.
 
     A side that raises has failed, and leaves `timed`; the others are timed again without it.
     """
+    rates: list[float] = []
+    before = (lambda: rates.append(stream.sample())) if stream else None
     while True:
+        rates.clear()
         sides = [side for side, _ in timed]
         samplers = [ours.sample, *(guarded(at, side) for at, side in enumerate(sides))]
         processes = [side.process for side in (ours, *sides)]
         load = Load()
         try:
-            mine, *others = in_rounds(samplers, how.seconds, how.least_rounds, processes)
+            mine, *others = in_rounds(samplers, how.seconds, how.least_rounds, processes, before)
             break
         except Stopped as stopped:
             _, outcome = timed.pop(stopped.at)
             outcome.passed, outcome.check = False, failure(stopped.__cause__)
     said = load.text()
     for (_, outcome), times in zip(timed, others, strict=True):
-        outcome.times, outcome.load = times, said
+        outcome.times, outcome.load, outcome.rates = times, said, rates
         outcome.ratios = [b / a for a, b in zip(mine, times, strict=True)]
-    return mine, said
+    return Outcome(ours.provider, "", True, times=mine, load=said, rates=rates)
 
 
-def measured(case: Case, device: torch.device, how: Effort, room: int) -> list[Outcome]:
+def measured(
+    case: Case, device: torch.device, how: Effort, room: int, stream: Stream | None = None
+) -> list[Outcome]:
     """The outcome of every side, ours first.
 
     room: how many sides may exist at a time. Where there are more, ours stays and meets the others
     in turn; all its samples count, and its load is busy if it was once.
+    stream: sampled in each round where the case counts bytes.
     """
+    stream = stream if case.least_bytes else None
     every = made(case.sides(device))
     ours = next(every)
     if isinstance(ours, Exception):
@@ -185,10 +193,11 @@ def measured(case: Case, device: torch.device, how: Effort, room: int) -> list[O
         outcomes.extend(outcome for _, outcome in found)
         timed = [(side, o) for side, o in found if isinstance(side, Side) and o.passed]
         if case.timed and (timed or not some):
-            mine, said = take_turns(ours, timed, how)
-            outcomes[0].times += mine
+            turns = take_turns(ours, timed, how, stream)
+            outcomes[0].times += turns.times
+            outcomes[0].rates += turns.rates
             if not outcomes[0].load.endswith("busy"):
-                outcomes[0].load = said
+                outcomes[0].load = turns.load
         for side in some:
             if isinstance(side, Side):
                 side.close()

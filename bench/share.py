@@ -132,7 +132,6 @@ def cases() -> Iterator[Case]:
         work = Work(ADAMW.name, ADAMW.arguments, "float32", clip=True, shapes=shapes)
         for part in PARTS:
             yield Case(
-                group="share",
                 name=f"share/{task.name}/{part}",
                 tensors=len(shapes),
                 elements=work.elements,

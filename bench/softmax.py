@@ -94,7 +94,6 @@ def sides_of(problem: Problem, device: torch.device) -> Iterator[Side]:
 def cases() -> Iterator[Case]:
     for problem in PROBLEMS:
         yield Case(
-            group="solve",
             name=f"solve/softmax/{problem.name}",
             tensors=1,
             elements=problem.rows * problem.vocabulary,

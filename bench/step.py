@@ -92,7 +92,6 @@ def case_of(name: str, work: Work, peers: Sequence[Peer]) -> Case:
         return chain(our_side(work, device), *(sides_of(peer, work, device) for peer in peers))
 
     return Case(
-        group="step",
         name=name,
         tensors=len(work.shapes),
         elements=work.elements,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.record import Row
+from bench.record import Row, text_table
 
 COLUMNS = {  # and their least widths
     "": 28, "p50": 8, "p10 – p90": 17, "ratio": 8, "95 %": 13,
@@ -96,3 +96,18 @@ def show(rows: Sequence[Row]) -> None:
             if row not in measured(lines):
                 console.print(f"  {row['provider']} {row['check']}", style="red", highlight=False)
     console.print(CAPTION, highlight=False)
+    faster = list(lost(rows))
+    count = len({(row["device"], row["case"]) for row in rows})
+    print(f"\nanother side is faster in {len(faster)} of {count} cases")
+    if faster:
+        print(text_table([("case", "side", "ratio"), *faster]))
+
+
+def lost(rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
+    """The cases in which a side is faster than fusedstep's, the fastest, and its ratio."""
+    for (_, case), sides in groupby(rows, lambda row: (row["device"], row["case"])):
+        timed = [row for row in sides if row["ratio"] != ""]
+        if timed:
+            best = min(timed, key=lambda row: float(str(row["ratio"])))
+            if float(str(best["ratio"])) < 1:
+                yield str(case), str(best["provider"]), str(best["ratio"])

@@ -28,6 +28,7 @@ class Theme:
     faint: str  # notes, axes, roofs
     ours: str
     on_ours: str  # text
+    slower: str  # than torch
     peers: tuple[str, ...]
     grid: str
 
@@ -53,13 +54,13 @@ class Theme:
 
 THEMES = (
     Theme(
-        "light", "#24292f", "#6e7781", "#0b5cd5", "white", grid="#d8dee4",
+        "light", "#24292f", "#6e7781", "#0b5cd5", "white", "#c0392b", grid="#d8dee4",
         peers=("#8a8f98", "#b0803a", "#5c8f6a", "#8f73a8", "#b5686b", "#3f949b", "#7d7358",
                "#c2728f", "#8a9a2f", "#5f7fa3", "#a4643f", "#6b6f8f",
                "#b946b9", "#3fa650", "#1c4a42", "#593181"),
     ),
     Theme(
-        "dark", "#d6dbe1", "#8d96a0", "#6cb6ff", "#10151c", grid="#3a414b",
+        "dark", "#d6dbe1", "#8d96a0", "#6cb6ff", "#10151c", "#ff8a7a", grid="#3a414b",
         peers=("#9aa1ab", "#c8a063", "#84b08f", "#b09ac6", "#cf8f91", "#7fb5ba", "#aaa084",
                "#d79ab2", "#b3c063", "#93aac6", "#c79473", "#9a9ebd",
                "#c76bc7", "#46b946", "#509550", "#7e7ece"),

@@ -18,7 +18,7 @@ from torch import Tensor
 import fusedstep
 from bench.gpu.checks import Check, Reporter, Scale, options, run
 from bench.least_squares import Problem as LastLayer
-from bench.measure import Call, product_rate, stream_rate, timer_of
+from bench.measure import Call, Stream, product_rate, timer_of
 from bench.newton import PROBLEMS as NEWTON_PROBLEMS
 from bench.newton import Problem as Newton
 from bench.pinv import Problem
@@ -118,7 +118,7 @@ class ClosedForm:
     @cached_property
     def bandwidth(self) -> float:
         """Bytes a second that torch reads and writes at best."""
-        return stream_rate(DEVICE, STREAMED[self.scale])
+        return Stream(DEVICE, STREAMED[self.scale]).rate
 
     def bounds(self) -> None:
         result = f"{self.operations / 1e12:.3g} TFLOP/s, copy {self.bandwidth / 1e9:.0f} GB/s"

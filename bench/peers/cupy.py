@@ -12,7 +12,7 @@ import cupy
 import torch
 
 from bench.case import MAX_NORM, Side, Work, grads_of, side_of
-from bench.peers.steps import arguments
+from bench.peers.steps import ADAM, arguments
 
 norm_squared = cupy.ReductionKernel("T x", "T y", "x * x", "a + b", "y = a", "0", "norm_squared")
 adamw = cupy.ElementwiseKernel(
@@ -32,7 +32,7 @@ def sides(work: Work, device: torch.device) -> Iterator[Side]:
     """AdamW in float32."""
     if (work.rule, work.mode, device.type) != ("adamw", "float32", "cuda"):
         return
-    options = arguments(work, "lr", "betas", "eps", "weight_decay")
+    options = arguments(work, *ADAM)
     if options is not None and work.dtype == torch.float32:
         yield side(work, device, **options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,31 +12,27 @@ import torch
 from deepspeed.ops.adagrad import DeepSpeedCPUAdagrad
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.ops.lion import DeepSpeedCPULion
-from torch.optim import Optimizer
 
 from bench.case import Side, Work
-from bench.peers.steps import arguments, optimizer_side
+from bench.peers.steps import ADAM, Classes, made, optimizer_side
 from bench.record import ROOT
 
 BUILT = ROOT / "build" / "deepspeed" / f"{sys.implementation.cache_tag}-torch-{torch.__version__}"
-ADAM = ("lr", "betas", "eps", "weight_decay")
-RULES: dict[str, tuple[str, Callable[..., Optimizer], tuple[str, ...]]] = {
-    "adamw": ("DeepSpeed CPUAdam", DeepSpeedCPUAdam, ADAM),
-    "adam": ("DeepSpeed CPUAdam", partial(DeepSpeedCPUAdam, adamw_mode=False), ADAM),
-    "adagrad": ("DeepSpeed CPUAdagrad", DeepSpeedCPUAdagrad, ("lr", "eps", "weight_decay")),
-    "lion": ("DeepSpeed CPULion", DeepSpeedCPULion, ("lr", "betas", "weight_decay")),
+CLASSES: Classes = {
+    "adamw": (DeepSpeedCPUAdam, ADAM),
+    "adam": (partial(DeepSpeedCPUAdam, adamw_mode=False), ADAM),
+    "adagrad": (DeepSpeedCPUAdagrad, ("lr", "eps", "weight_decay")),
+    "lion": (DeepSpeedCPULion, ("lr", "betas", "weight_decay")),
 }
 
 
 def sides(work: Work, device: torch.device) -> Iterator[Side]:
     """Nothing but float32 on a CPU."""
-    if work.rule not in RULES or device.type != "cpu":
-        return
-    name, make, names = RULES[work.rule]
-    options = arguments(work, *names)
-    if options is not None and (work.mode, work.dtype) == ("float32", torch.float32):
+    make = made(CLASSES, work)
+    if make and work.is_float32 and device.type == "cpu":
         make_compilable()
-        yield optimizer_side(name, work, device, partial(make, **options))
+        name = make.func.__name__.removeprefix("DeepSpeed")
+        yield optimizer_side(f"DeepSpeed {name}", work, device, make)
 
 
 def make_compilable() -> None:

@@ -6,27 +6,22 @@ Written from FlashOptim's documentation; it has not been run yet.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
-import flashoptim
 import torch
+from flashoptim import FlashAdam, FlashAdamW, FlashLion
 
 from bench.case import Side, Work
-from bench.peers.steps import arguments, optimizer_side
+from bench.peers.steps import ADAM, Classes, made, optimizer_side
 
-RULES = {
-    "adamw": ("FlashAdamW", ("lr", "betas", "eps", "weight_decay")),
-    "adam": ("FlashAdam", ("lr", "betas", "eps", "weight_decay")),
-    "lion": ("FlashLion", ("lr", "betas", "weight_decay")),
+CLASSES: Classes = {
+    "adamw": (FlashAdamW, ADAM),
+    "adam": (FlashAdam, ADAM),
+    "lion": (FlashLion, ("lr", "betas", "weight_decay")),
 }
 
 
 def sides(work: Work, device: torch.device) -> Iterator[Side]:
     """float32 parameters with 8-bit state, on a GPU."""
-    if work.rule not in RULES or device.type != "cuda":
-        return
-    title, names = RULES[work.rule]
-    options = arguments(work, *names)
-    if options is not None and (work.mode, work.dtype) == ("int8", torch.float32):
-        make = partial(getattr(flashoptim, title), **options)
-        yield optimizer_side(f"FlashOptim, {title}", work, device, make)
+    make = made(CLASSES, work)
+    if make and (work.mode, work.dtype, device.type) == ("int8", torch.float32, "cuda"):
+        yield optimizer_side(f"FlashOptim, {make.func.__name__}", work, device, make)

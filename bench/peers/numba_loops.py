@@ -147,7 +147,7 @@ RULES = {
 
 def sides(work: Work, device: torch.device) -> Iterator[Side]:
     """Nothing but float32; SGD with momentum, RMSprop with momentum and centered."""
-    if work.rule not in RULES or (work.mode, work.dtype) != ("float32", torch.float32):
+    if work.rule not in RULES or not work.is_float32:
         return
     rule = RULES[work.rule]
     _, *names = inspect.signature(rule.numbers).parameters

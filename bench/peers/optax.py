@@ -84,7 +84,7 @@ RULES: dict[str, Callable[..., Rule]] = {
 def sides(work: Work, device: torch.device) -> Iterator[Side]:
     """Nothing but float32."""
     make = RULES.get(work.rule)
-    if make is None or (work.mode, work.dtype) != ("float32", torch.float32):
+    if make is None or not work.is_float32:
         return
     options = arguments(work, *inspect.signature(make).parameters)
     if options is not None and len(work.shapes) <= MOST_COMPILED:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,12 @@ from torch.optim import Optimizer
 from bench.case import MAX_NORM, Side, Work, kept_bytes, side_of
 from bench.step_cases import RULES
 
+ADAM = ("lr", "betas", "eps", "weight_decay")
 MOST_COMPILED = 500  # tensors, of one function: each makes code, and more take minutes
 Make = Callable[[list[Tensor]], Optimizer]
 Clip = Callable[[list[Tensor], float], object]
+# Of a library, by rule: its class, and all arguments that this has, by torch's names.
+Classes = Mapping[str, tuple[Callable[..., Optimizer], tuple[str, ...]]]
 
 
 def arguments(work: Work, *names: str) -> dict[str, Any] | None:
@@ -28,6 +31,15 @@ def arguments(work: Work, *names: str) -> dict[str, Any] | None:
         return None
     known = inspect.signature(RULES[work.rule].ours).parameters
     return {name: work.arguments.get(name, known[name].default) for name in names}
+
+
+def made(classes: Classes, work: Work) -> partial[Optimizer] | None:
+    """A library's class for the rule with its arguments; None where it has not all of these."""
+    if work.rule not in classes:
+        return None
+    make, names = classes[work.rule]
+    options = arguments(work, *names)
+    return None if options is None else partial(make, **options)
 
 
 def optimizer_side(

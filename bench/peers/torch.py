@@ -24,7 +24,7 @@ def sides(work: Work, device: torch.device) -> Iterator[Side]:
     make: Callable[..., Optimizer] = partial(optimizer, **work.arguments)
     if work.mode == "master":
         yield on_a_copy(work, device, partial(make, **ways.get("fused", {})))
-    if (work.mode, work.dtype) != ("float32", torch.float32):
+    if not work.is_float32:
         return
     for name, options in ways.items():
         yield optimizer_side(f"torch, {name}", work, device, partial(make, **options))

@@ -12,7 +12,7 @@ import torch
 import torchao.optim
 
 from bench.case import Side, Work
-from bench.peers.steps import arguments, optimizer_side
+from bench.peers.steps import ADAM, arguments, optimizer_side
 
 TITLES = {"adamw": "AdamW", "adam": "Adam"}
 SMALLER = {"8-bit": "8bit", "4-bit": "4bit", "float8": "Fp8"}
@@ -20,7 +20,7 @@ SMALLER = {"8-bit": "8bit", "4-bit": "4bit", "float8": "Fp8"}
 
 def sides(work: Work, device: torch.device) -> Iterator[Side]:
     """Of `int8` cases; 4 bits and float8 are the nearest that there is to fusedstep's 8."""
-    options = arguments(work, "lr", "betas", "eps", "weight_decay") if work.rule in TITLES else None
+    options = arguments(work, *ADAM) if work.rule in TITLES else None
     if options is None or work.mode != "int8":
         return
     for name, suffix in SMALLER.items():

@@ -5,34 +5,29 @@ Written from TransformerEngine's documentation and source; it has not been run y
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch.optim import Optimizer
 from transformer_engine.pytorch.optimizers import FusedAdam, FusedSGD
 
 from bench.case import Side, Work
-from bench.peers.steps import arguments, optimizer_side
+from bench.peers.steps import ADAM, Classes, made, optimizer_side
 
-ADAM = ("lr", "betas", "eps", "weight_decay")
-RULES: dict[str, tuple[str, Callable[..., Optimizer], tuple[str, ...]]] = {
-    "adamw": ("FusedAdam", FusedAdam, ADAM),
-    "adam": ("FusedAdam", partial(FusedAdam, adam_w_mode=False), ADAM),
-    "sgd": ("FusedSGD", FusedSGD, ("lr", "momentum", "dampening", "weight_decay", "nesterov")),
+CLASSES: Classes = {
+    "adamw": (FusedAdam, ADAM),
+    "adam": (partial(FusedAdam, adam_w_mode=False), ADAM),
+    "sgd": (FusedSGD, ("lr", "momentum", "dampening", "weight_decay", "nesterov")),
 }
 
 
 def sides(work: Work, device: torch.device) -> Iterator[Side]:
     """float32 parameters; or bfloat16 ones with a float32 master, which Adam alone keeps."""
-    if work.rule not in RULES or device.type != "cuda":
+    make = made(CLASSES, work)
+    if make is None or device.type != "cuda":
         return
-    name, make, names = RULES[work.rule]
-    options = arguments(work, *names)
-    if options is None:
+    if work.mode == "master" and make.func is FusedAdam:
+        make = partial(make, master_weights=True)
+    elif not work.is_float32:
         return
-    if work.mode == "master" and name == "FusedAdam":
-        options["master_weights"] = True
-    elif (work.mode, work.dtype) != ("float32", torch.float32):
-        return
-    yield optimizer_side(f"TransformerEngine, {name}", work, device, partial(make, **options))
+    yield optimizer_side(f"TransformerEngine, {make.func.__name__}", work, device, make)

