@@ -89,7 +89,9 @@ def draw(axes: Axes, shown: Panel, theme: Theme) -> None:
     for at in range(1, len(groups)):
         if groups[at] != groups[at - 1]:
             axes.axvline(at - 0.5, color=theme.text, lw=1)
-    axes.set_xticks(range(len(groups)), [name for _, name in shown.columns], fontsize=7.5)
+    names = [name for _, name in shown.columns]
+    wide = max(len(name) for name in names) > 9
+    axes.set_xticks(range(len(names)), names, fontsize=6.5 if wide else 7.5)
     axes.set_yticks(range(len(shown.rows)), shown.rows, fontsize=8.5)
     axes.tick_params(length=0)
     axes.xaxis.tick_top()
