@@ -26,17 +26,7 @@ from statistics import median
 import torch
 
 import fusedstep
-from bench import (
-    host,
-    least_squares,
-    memory,
-    newton,
-    norm,
-    pinv,
-    share,
-    softmax,
-    step,
-)
+from bench import host, least_squares, memory, newton, norm, pinv, share, softmax, step
 from bench import map as bench_map
 from bench.case import Case
 from bench.command import InputError, Parser, count, exit_status, positive
