@@ -126,10 +126,10 @@ def sizes(place: Place, theme: Theme) -> Figure | None:
     opened(axes, theme, xlabel="elements of the tensor",
            ylabel="GB/s of the bytes that no step can avoid")  # fmt: skip
     ours = place.series(SIZES)[OURS][-1]
-    roof, right = ours.least_bytes / 1e6 / ours.roof, axes.get_xlim()[1]
+    roof, left = ours.least_bytes / 1e6 / ours.roof, axes.get_xlim()[0]
     axes.axhline(roof, color=theme.text, lw=1, ls=(0, (4, 3)))
     note = f"torch's passes, {roof:.3g} GB/s"
-    axes.text(right, 1.04 * roof, note, fontsize=9, ha="right", va="bottom")
+    axes.text(1.1 * left, 1.04 * roof, note, fontsize=9, va="bottom")
     plain(axes.yaxis)
     label(axes, names, relpos=(0, 0.5))
     return figure
