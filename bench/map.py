@@ -18,15 +18,13 @@ from bench import norm, pinv, step
 from bench.case import Case, Shape, Side, Work
 from bench.peers import Peer
 from bench.peers.steps import optimizer_side
-from bench.step_cases import ADAMW, MLP, MUON, RULES, SMALL, gpt2_shapes
+from bench.step_cases import ADAMW, MUON, RULES
 
 SETS: dict[str, tuple[Shape, ...]] = {
     "10": ((10,),),
-    "mlp": MLP,
+    "mlp": norm.SIZES["mlp"](),
     "148-small": ((128, 128), (128,)) * 74,
-    "400-small": SMALL,
-    "8M": ((1 << 23,),),
-    "gpt2": gpt2_shapes(),
+    **{name: norm.SIZES[name]() for name in ("400-small", "8M", "gpt2")},
 }
 HIDDEN: dict[str, tuple[Shape, ...]] = {  # for Muon, which takes matrices
     "64x64": ((64, 64),),

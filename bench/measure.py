@@ -207,15 +207,12 @@ class Stream:
     def __init__(self, device: torch.device, elements: int = STREAMED) -> None:
         source = torch.randn(elements, dtype=torch.float64, device=device)
         target = torch.zeros_like(source)
-        passes = {
-            least_seconds(call, device): call
-            for call in (partial(target.copy_, source), target.neg_)
-        }
-        fastest = min(passes)
+        passes: tuple[Call, ...] = (partial(target.copy_, source), target.neg_)
+        fastest = min(passes, key=lambda call: least_seconds(call, device))
         self._bytes = 2 * source.nbytes
-        self._sample = partial(timer_of(device), passes[fastest])
+        self._sample = partial(timer_of(device), fastest)
         self._repeats = repeats_of(self._sample)
-        self.rate = self._bytes / fastest  # bytes a second that are read and written
+        self.rate = max(self.sample() for _ in range(7))  # bytes a second, read and written
 
     def sample(self) -> float:
         """The rate at this moment."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from math import prod
 from typing import Any
@@ -26,72 +26,69 @@ from bench.step_cases import SETS
 # Of max_norm from call to call, so that every call clips. After 1.4 million calls the gradients
 # would vanish: the norm would be below the 1e-6 that clip_grad_norm_ adds to it.
 SHRINK = 0.99999
+LARGE = 1e9  # a max_norm that no norm exceeds
 SIZES = {**{name: SETS[name] for name in ("mlp", "400-small", "gpt2")}, "8M": lambda: ((1 << 23,),)}
 FORMS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}}  # of torch's functions
+Form = dict[str, bool]  # arguments
 
 
-def clip(namespace: Any, params: list[Tensor], clips: bool, **form: bool) -> Callable[[], Tensor]:
-    """clip_grad_norm_ of a namespace where the norm exceeds max_norm at every call, or at none."""
-    max_norm = MAX_NORM if clips else 1e9
-
-    def call() -> Tensor:
-        nonlocal max_norm
-        max_norm *= SHRINK if clips else 1
-        norm: Tensor = namespace.clip_grad_norm_(params, max_norm, **form)
-        return norm
-
-    return call
-
-
-def total_norm(namespace: Any, params: list[Tensor], **form: bool) -> Callable[[], Tensor]:
-    return partial(namespace.get_total_norm, grads_of(params), **form)
-
-
-def providers() -> Iterator[tuple[str, Any, dict[str, bool]]]:
-    """Names, where the functions are, and their arguments."""
+def providers() -> Iterator[tuple[str, Any, Form]]:
+    """Names, where the functions are, and how they are called."""
     yield "fusedstep", fusedstep, {}
     for name, form in FORMS.items():
         yield f"torch, {name}", torch.nn.utils, form
 
 
-def norm_sides(
-    shapes: tuple[Shape, ...], device: torch.device, dtype: torch.dtype = torch.float32
-) -> Iterator[Side]:
-    for name, namespace, form in providers():
-        norm = total_norm(namespace, random_params(shapes, dtype, device), **form)
-        yield side_of_function(name, norm, device)
+def norm_side(
+    provider: str, namespace: Any, form: Form, params: list[Tensor], device: torch.device
+) -> Side:
+    norm = partial(namespace.get_total_norm, grads_of(params), **form)
+    return side_of_function(provider, norm, device)
 
 
-def clip_sides(
-    shapes: tuple[Shape, ...], device: torch.device, dtype: torch.dtype = torch.float32
-) -> Iterator[Side]:
-    for name, namespace, form in providers():
-        params = random_params(shapes, dtype, device)
-        call = clip(namespace, params, clips=True, **form)
-        yield side_of(name, call, device, partial(grads_of, params))
+def clip_side(
+    provider: str, namespace: Any, form: Form, params: list[Tensor], device: torch.device
+) -> Side:
+    """The norm exceeds max_norm at every call."""
+    max_norm = MAX_NORM
+
+    def call() -> None:
+        nonlocal max_norm
+        max_norm *= SHRINK
+        namespace.clip_grad_norm_(params, max_norm, **form)
+
+    return side_of(provider, call, device, partial(grads_of, params))
 
 
-def unclipped_sides(
-    shapes: tuple[Shape, ...], device: torch.device, dtype: torch.dtype = torch.float32
-) -> Iterator[Side]:
-    for name, namespace, form in providers():
-        params = random_params(shapes, dtype, device)
-        call = clip(namespace, params, clips=False, **form)
-        yield side_of_function(name, call, device, beside=grads_of(params))
+def unclipped_side(
+    provider: str, namespace: Any, form: Form, params: list[Tensor], device: torch.device
+) -> Side:
+    """It does at none."""
+    clip = partial(namespace.clip_grad_norm_, params, LARGE, **form)
+    return side_of_function(provider, clip, device, beside=grads_of(params))
 
 
 # What each function is called, and its least passes over the gradients: reads, and writes.
-FUNCTIONS = {"norm": (norm_sides, 1), "clip": (clip_sides, 3), "unclipped": (unclipped_sides, 1)}
+FUNCTIONS = {"norm": (norm_side, 1), "clip": (clip_side, 3), "unclipped": (unclipped_side, 1)}
 # torch adds up millions of squares in float32: its norms are up to 1e-3 off. Norms of bfloat16
 # gradients are bfloat16 numbers there.
 TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 1e-2}
+
+
+def sides_of(
+    function: str, shapes: tuple[Shape, ...], dtype: torch.dtype, device: torch.device
+) -> Iterator[Side]:
+    """Of one of FUNCTIONS: fusedstep's, and torch's in each of its forms."""
+    make, _ = FUNCTIONS[function]
+    for provider, namespace, form in providers():
+        yield make(provider, namespace, form, random_params(shapes, dtype, device), device)
 
 
 def case_of(
     name: str, function: str, shapes: tuple[Shape, ...], dtype: torch.dtype = torch.float32
 ) -> Case:
     """The case of one of FUNCTIONS."""
-    make, passes = FUNCTIONS[function]
+    _, passes = FUNCTIONS[function]
     elements = sum(map(prod, shapes))
     return Case(
         name=name,
@@ -101,7 +98,7 @@ def case_of(
         mode="float32",
         least_bytes=dtype.itemsize * passes * elements,
         operations=0,
-        sides=lambda device: make(shapes, device, dtype),
+        sides=partial(sides_of, function, shapes, dtype),
         tolerance=TOLERANCES[dtype],
         side_bytes=3 * dtype.itemsize * elements,
     )

@@ -66,6 +66,7 @@ def _model(axes: Axes, name: str, rows: list[Timed], room: float, theme: Theme) 
     """A bar for each row, from fast to slow; `room`: for how many."""
     ours = next(row for row in rows if row.provider == OURS)
     longest = min(LONGEST * ours.middle, max(row.high for row in rows))
+    right = 1.6 * longest  # with room for the times beside the bars
     share = ours.roof / ours.middle
     for at, row in enumerate(rows):
         mine, cut, high = row is ours, row.middle > longest, min(row.high, longest)
@@ -83,14 +84,14 @@ def _model(axes: Axes, name: str, rows: list[Timed], room: float, theme: Theme) 
             va="center", fontsize=9, fontweight="bold" if mine else "normal",
             color=theme.on_ours if inside else colour if mine else theme.text,
         )  # fmt: skip
-    if ours.roof < 1.6 * longest:
+    if ours.roof < right:
         axes.axvline(ours.roof, color=theme.text, lw=1, ls=(0, (4, 3)))
     bars(
         axes,
         [row.provider for row in rows],
         [theme.ours if row is ours else theme.text for row in rows],
     )
-    axes.set(xlim=(0, 1.6 * longest), ylim=(room - 0.5, -0.5))
+    axes.set(xlim=(0, right), ylim=(room - 0.5, -0.5))
     tensors = "1 tensor" if ours.tensors == 1 else f"{ours.tensors:,} tensors"
     title = f"{name}: {amount(ours.elements)}, {tensors}"
     axes.set_title(title, loc="left", fontsize=9)

@@ -98,7 +98,7 @@ def test_the_least_bytes_of_pinv_are_the_matrix_and_what_is_computed() -> None:
 
 
 def test_every_call_clips() -> None:
-    for side in norm.clip_sides(((3, 5), (7,)), CPU):
+    for side in norm.sides_of("clip", ((3, 5), (7,)), torch.float32, CPU):
         before = torch.cat([grad.flatten() for grad in side.result()]).clone()
         for _ in range(3):
             side.sample(1)

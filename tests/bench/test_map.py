@@ -58,8 +58,8 @@ def test_both_sides_of_every_kind_of_cell_do_the_same(small) -> None:
 @pytest.mark.parametrize("clips", [False, True])
 def test_a_clip_scales_gradients_or_leaves_them(clips: bool) -> None:
     before = torch.cat([p.grad.flatten() for p in random_params(SHAPES, torch.float32, CPU)])
-    sides = norm.clip_sides if clips else norm.unclipped_sides
-    for side in sides(SHAPES, CPU):
+    function = "clip" if clips else "unclipped"
+    for side in norm.sides_of(function, SHAPES, torch.float32, CPU):
         side.sample(3)
         *_, a, b = side.result()  # behind the norm, where nothing was clipped
         after = torch.cat([a.flatten(), b])
